@@ -1,0 +1,190 @@
+"""CrystalDataset: crystals packed into flat arrays, a few hundred bytes each, read from one .npz without pickle.
+
+Arrays in the file (N crystals, S sites in all):
+
+    formula (N,) str    reduced formula; polymorphs share it and splits keep it together
+    natoms (N,) int16   sites per crystal; site arrays are split at cumsum(natoms)
+    e_form (N,) f32     formation energy, eV/atom (NaN: unknown)
+    sg (N,) uint8       space-group number (0: unknown)
+    lattice (N, 3, 3)   f32, row vectors, angstrom
+    numbers (S,) uint8  atomic numbers
+    frac (S, 3) f32     fractional coordinates
+    id, source (N,) str optional labels; prototype (N,) str optional
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastcrystal.crystal import MAX_ATOMIC_NUMBER, CrystalBatch
+
+#: data sets shipped in the package
+SHIPPED = {"prototypes": "prototypes.npz"}
+_REQUIRED = ("formula", "natoms", "e_form", "sg", "lattice", "numbers", "frac")
+_LABELS = ("id", "source", "prototype")
+
+
+@dataclass(frozen=True)
+class CrystalDataset:
+    """Crystals as flat arrays; see the module's docstring for shapes and units.
+
+    Attributes
+    ----------
+    formula, natoms, e_form, sg, lattice, numbers, frac
+        As in the file.
+    labels : dict of str to ndarray
+        Optional per-crystal strings: "id", "source", "prototype".
+    name : str
+        Where it came from, for run folders and tables.
+    """
+
+    formula: NDArray[np.str_]
+    natoms: NDArray[np.int64]
+    e_form: NDArray[np.float32]
+    sg: NDArray[np.int64]
+    lattice: NDArray[np.float32]
+    numbers: NDArray[np.int64]
+    frac: NDArray[np.float32]
+    labels: dict[str, NDArray[np.str_]] = field(default_factory=dict)
+    name: str = ""
+
+    def __len__(self) -> int:
+        return len(self.natoms)
+
+    @property
+    def offsets(self) -> NDArray[np.int64]:
+        """Crystal i owns sites offsets[i]:offsets[i + 1]; shape (N + 1,)."""
+        return np.concatenate([[0], np.cumsum(self.natoms)])
+
+    def select(self, index: NDArray[np.integer] | NDArray[np.bool_] | Sequence[int]) -> CrystalDataset:
+        """The crystals at `index` (positions or a mask), in that order."""
+        index = np.asarray(index)
+        index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
+        offsets, count = self.offsets, self.natoms[index]
+        sites = np.repeat(offsets[index] - np.concatenate([[0], np.cumsum(count)[:-1]]), count) + np.arange(count.sum())
+        return CrystalDataset(
+            self.formula[index],
+            count,
+            self.e_form[index],
+            self.sg[index],
+            self.lattice[index],
+            self.numbers[sites],
+            self.frac[sites],
+            {k: v[index] for k, v in self.labels.items()},
+            self.name,
+        )
+
+    def batch(self, max_sites: int | None = None) -> CrystalBatch:
+        """All crystals as one padded batch on the CPU (select first for a part)."""
+        n = int(self.natoms.max()) if max_sites is None else max_sites
+        rows = np.repeat(np.arange(len(self)), self.natoms)
+        columns = np.arange(len(self.numbers)) - np.repeat(self.offsets[:-1], self.natoms)
+        species = np.zeros((len(self), n), dtype=np.int64)
+        frac = np.zeros((len(self), n, 3), dtype=np.float32)
+        species[rows, columns], frac[rows, columns] = self.numbers, self.frac
+        return CrystalBatch(
+            torch.from_numpy(species),
+            torch.from_numpy(frac),
+            torch.from_numpy(self.lattice.copy()),
+            torch.from_numpy(self.natoms.copy()),
+            torch.from_numpy(self.sg.copy()),
+            torch.from_numpy(self.e_form.copy()),
+        )
+
+    def save(self, path: str | Path) -> Path:
+        """Write a compressed .npz (no pickle); returns the path."""
+        path = Path(path)
+        arrays = {
+            "formula": self.formula,
+            "natoms": self.natoms.astype(np.int16),
+            "e_form": self.e_form.astype(np.float32),
+            "sg": self.sg.astype(np.uint8),
+            "lattice": self.lattice.astype(np.float32),
+            "numbers": self.numbers.astype(np.uint8),
+            "frac": self.frac.astype(np.float32),
+            **self.labels,
+        }
+        partial = path.with_name(path.name + ".partial")
+        with partial.open("wb") as f:
+            np.savez_compressed(f, **arrays)  # type: ignore[arg-type]
+        partial.replace(path)
+        return path
+
+
+def load_dataset(name_or_path: str | Path = "prototypes", source: str | None = None) -> CrystalDataset:
+    """Open a data set by name or path.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        "prototypes" (shipped with the package), or an .npz file in this module's layout.
+    source : str, optional
+        Keep only crystals whose "source" label is this (for files that hold several collections).
+
+    Raises
+    ------
+    ValueError
+        If the file is missing, damaged, lacks an array, or holds bad values: one line naming the file and the value.
+    """
+    if str(name_or_path) in SHIPPED:
+        path = Path(str(resources.files("fastcrystal.data").joinpath(SHIPPED[str(name_or_path)])))
+    else:
+        path = Path(name_or_path)
+    if not path.is_file():
+        raise ValueError(f"no data set at {path}: give an .npz file, or one of {', '.join(SHIPPED)}")
+    try:
+        with np.load(path, allow_pickle=False) as f:
+            arrays = {k: f[k] for k in f.files}
+    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
+        raise ValueError(f"{path} is not a readable .npz data set: {error}") from None
+    missing = [k for k in _REQUIRED if k not in arrays]
+    if missing:
+        raise ValueError(f"{path} lacks the arrays {', '.join(missing)}; has {', '.join(sorted(arrays))}")
+    data = CrystalDataset(
+        arrays["formula"],
+        arrays["natoms"].astype(np.int64),
+        arrays["e_form"].astype(np.float32),
+        arrays["sg"].astype(np.int64),
+        arrays["lattice"].astype(np.float32),
+        arrays["numbers"].astype(np.int64),
+        arrays["frac"].astype(np.float32),
+        {k: arrays[k] for k in _LABELS if k in arrays},
+        path.stem,
+    )
+    _check(data, path)
+    if source is None:
+        return data
+    if "source" not in data.labels or source not in data.labels["source"]:
+        have = ", ".join(np.unique(data.labels["source"])) if "source" in data.labels else "no source labels"
+        raise ValueError(f"{path} has no crystals from source {source!r} (has: {have})")
+    return data.select(data.labels["source"] == source)
+
+
+def _check(data: CrystalDataset, path: Path) -> None:
+    """Raise ValueError at the first thing that could not be a crystal."""
+    n = len(data)
+    if n == 0:
+        raise ValueError(f"{path} holds no crystals")
+    shapes = {"formula": (n,), "e_form": (n,), "sg": (n,), "lattice": (n, 3, 3)}
+    sites = int(data.natoms.sum())
+    for name, shape in {**shapes, "numbers": (sites,), "frac": (sites, 3)}.items():
+        if getattr(data, name).shape != shape:
+            raise ValueError(f"{path}: {name} must have shape {shape}, got {getattr(data, name).shape}")
+    for name, low, high in (("natoms", 1, None), ("sg", 0, 230), ("numbers", 1, MAX_ATOMIC_NUMBER)):
+        value = getattr(data, name)
+        bad = np.flatnonzero((value < low) | (value > (high if high is not None else value)))
+        if len(bad):
+            raise ValueError(f"{path}: {name} must be in {low}..{high or ''}, got {value[bad[0]]} at index {bad[0]}")
+    for name in ("lattice", "frac"):
+        value = getattr(data, name)
+        bad = np.flatnonzero(~np.isfinite(value.reshape(len(value), -1)).all(1))
+        if len(bad):
+            raise ValueError(f"{path}: {name} is not finite at index {bad[0]}")

@@ -1,0 +1,1 @@
+"""Generated crystals against true ones, and against chance and lookup."""

@@ -1,0 +1,1 @@
+"""The denoiser: a 1-D UNet and its condition block."""

@@ -1,0 +1,1 @@
+"""One file per operator: formula, reference, operator, fake, backward, choice of path."""
