@@ -1,0 +1,371 @@
+"""The canonical form of a crystal: one matrix per crystal, whatever cell, origin, site order or rotation it came in.
+
+The generative model is not invariant, so two descriptions of a crystal are two targets to it. `canonicalise` undoes
+the choice in five steps:
+
+1. a primitive cell at a tight tolerance, so that what follows sees the same input for a cell and its supercells;
+2. spglib's symmetrised primitive cell at `symprec`: coordinates fixed by symmetry become exact;
+3. every right-handed basis that is Niggli-reduced within a tolerance (1 for most triclinic cells, 24 for cubic);
+4. for each of those, every origin on an atom of the first species;
+5. of all these the one with the highest `_score`, its sites sorted by species, then x, y, z.
+
+Step 5 compares a smooth function of the whole crystal, not rounded coordinates: noise of size eps can only flip a
+choice between two descriptions whose scores lie within about eps, and there is no bin boundary to fall off. Bases are
+related by proper rotations only: a crystal and its mirror image stay two crystals.
+
+Species come in the order of `species_order`: fewest sites first, then lower Pauling electronegativity (cations before
+anions), then lower atomic number. It depends on the composition alone, so it is known before the crystal is.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastcrystal.lattice import standard_lattice, wrap
+from fastcrystal.symmetry import Cell, reduced, reduced_bases, symmetrised, unimodular
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+    from fastcrystal.data.dataset import CrystalDataset
+
+#: largest number of sites in a primitive cell, and heaviest element (as in `crystal`, which would import torch)
+MAX_SITES = 60
+MAX_ATOMIC_NUMBER = 103
+#: two sites nearer than this (angstrom) are one site written twice
+MIN_DISTANCE = 0.5
+#: larger inputs are refused before any pair of sites is compared
+MAX_INPUT_SITES = 2000
+
+#: tolerance (angstrom) of the first, tight search for a primitive cell
+_TIGHT = 0.01
+#: fractional coordinates of one species nearer than this are sorted by the next axis
+_SAME = 1e-3
+#: coordinates within this below 1 sort as if below 0, so that noise at 0 does not move a site to the end
+_BELOW_ONE = 0.0137
+#: `_score`: where the bump sits, and how steep it is on each axis. Generic numbers, so that no symmetry operation that
+#: the crystal lacks leaves the score unchanged
+_BUMP = np.array([0.1973, 0.2617, 0.3389])
+_STEEP = np.array([1.0, 0.83, 0.67])
+
+#: Pauling electronegativities of elements 1..103; 9 for the noble gases without one, which sort last
+# fmt: off
+_PAULING = np.array([
+    0, 2.20, 9, 0.98, 1.57, 2.04, 2.55, 3.04, 3.44, 3.98, 9, 0.93, 1.31, 1.61, 1.90, 2.19, 2.58, 3.16, 9, 0.82, 1.00,
+    1.36, 1.54, 1.63, 1.66, 1.55, 1.83, 1.88, 1.91, 1.90, 1.65, 1.81, 2.01, 2.18, 2.55, 2.96, 3.00, 0.82, 0.95, 1.22,
+    1.33, 1.60, 2.16, 1.90, 2.20, 2.28, 2.20, 1.93, 1.69, 1.78, 1.96, 2.05, 2.10, 2.66, 2.60, 0.79, 0.89, 1.10, 1.12,
+    1.13, 1.14, 1.13, 1.17, 1.20, 1.20, 1.10, 1.22, 1.23, 1.24, 1.25, 1.10, 1.27, 1.30, 1.50, 2.36, 1.90, 2.20, 2.20,
+    2.28, 2.54, 2.00, 1.62, 2.33, 2.02, 2.00, 2.20, 2.20, 0.70, 0.90, 1.10, 1.30, 1.50, 1.38, 1.36, 1.28, 1.30, 1.30,
+    1.30, 1.30, 1.30, 1.30, 1.30, 1.30, 1.30,
+])
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """A crystal in canonical form.
+
+    Attributes
+    ----------
+    species : ndarray, shape (n,), int64
+        Atomic numbers, in the order of `species_order`.
+    frac : ndarray, shape (n, 3), float64
+        Fractional coordinates in [0, 1); the first site is at exactly (0, 0, 0).
+    lattice : ndarray, shape (3, 3), float64
+        Row vectors in angstrom, standard orientation (lower-triangular), Niggli-reduced.
+    space_group : int
+        International number at the tolerance asked for.
+    """
+
+    species: NDArray[np.int64]
+    frac: NDArray[np.float64]
+    lattice: NDArray[np.float64]
+    space_group: int
+
+
+def species_order(species: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Distinct elements in canonical order: fewest sites, then lower Pauling electronegativity, then lower number.
+
+    Parameters
+    ----------
+    species : ndarray, shape (n,), integer
+        Atomic numbers 1..103, one per site.
+
+    Returns
+    -------
+    ndarray, shape (distinct elements,), int64
+    """
+    element, count = np.unique(np.asarray(species, dtype=np.int64), return_counts=True)
+    return element[np.lexsort((element, _PAULING[element], count))]
+
+
+def canonicalise(
+    species: NDArray[np.integer], frac: NDArray[np.floating], lattice: NDArray[np.floating], symprec: float = 0.1
+) -> Canonical:
+    """The canonical form of a crystal.
+
+    Parameters
+    ----------
+    species : ndarray, shape (n,), integer
+        Atomic numbers 1..103.
+    frac : ndarray, shape (n, 3), floating
+        Fractional coordinates, in any range.
+    lattice : ndarray, shape (3, 3), floating
+        Row vectors in angstrom.
+    symprec : float
+        Tolerance of the symmetry search, angstrom.
+
+    Returns
+    -------
+    Canonical
+        At most 60 sites, in a symmetrised, Niggli-reduced primitive cell.
+
+    Raises
+    ------
+    ValueError
+        One line naming the value: wrong shapes, no sites or too many, an unknown atomic number, coordinates or lattice
+        not finite, a lattice without volume, two sites nearer than 0.5 angstrom, or no symmetry found at any tolerance.
+    """
+    if not symprec > 0:
+        raise ValueError(f"symprec must be positive (angstrom), got {symprec}")
+    cell = check_crystal(species, frac, lattice)
+    tight, _ = symmetrised(cell, min(_TIGHT, symprec))
+    tight = _best_description(reduced(tight))
+    cell, group = symmetrised(tight, symprec)
+    if len(cell.species) > MAX_SITES:
+        raise ValueError(f"a primitive cell must have 1..{MAX_SITES} sites, got {len(cell.species)}")
+    best = _best_description(reduced(cell))
+    return Canonical(best.species, best.frac, best.lattice, group)
+
+
+def canonicalise_structure(structure: Structure, symprec: float = 0.1) -> Canonical:
+    """The canonical form of an ordered pymatgen structure; see `canonicalise`.
+
+    Raises
+    ------
+    ValueError
+        As `canonicalise`, and if the structure has partial occupancies or a species that is no element.
+    """
+    from pymatgen.core import DummySpecies
+
+    if not structure.is_ordered:
+        raise ValueError(f"{structure.formula} has partial occupancies: order it first")
+    for site in structure:
+        if isinstance(site.specie, DummySpecies):  # a placeholder such as X has a Z, but an arbitrary one
+            raise ValueError(f"unknown element {site.specie}")
+    numbers = [site.specie.Z for site in structure]
+    return canonicalise(np.array(numbers, dtype=np.int64), structure.frac_coords, structure.lattice.matrix, symprec)
+
+
+def check_crystal(species: NDArray[np.integer], frac: NDArray[np.floating], lattice: NDArray[np.floating]) -> Cell:
+    """The same crystal in a reduced right-handed cell, or ValueError as `canonicalise` if it cannot be a crystal."""
+    cell = reduced(_checked(species, frac, lattice))
+    _check_distances(cell)
+    return cell
+
+
+def _checked(species: NDArray[Any], frac: NDArray[Any], lattice: NDArray[Any]) -> Cell:
+    """The input as a right-handed float64 cell, or ValueError naming what is wrong with it."""
+    species = np.asarray(species, dtype=np.int64)
+    frac, lattice = np.asarray(frac, dtype=np.float64), np.asarray(lattice, dtype=np.float64)
+    n = len(species) if species.ndim == 1 else -1
+    if n < 0 or frac.shape != (n, 3) or lattice.shape != (3, 3):
+        raise ValueError(
+            f"species, frac and lattice must have shapes (n,), (n, 3), (3, 3), got {species.shape}, {frac.shape}, "
+            f"{lattice.shape}"
+        )
+    if not 1 <= n <= MAX_INPUT_SITES:
+        raise ValueError(f"a crystal must have 1..{MAX_INPUT_SITES} sites, got {n}")
+    bad = np.flatnonzero((species < 1) | (species > MAX_ATOMIC_NUMBER))
+    if len(bad):
+        raise ValueError(f"atomic numbers must be in 1..{MAX_ATOMIC_NUMBER}, got {species[bad[0]]} at site {bad[0]}")
+    bad = np.flatnonzero(~np.isfinite(frac).all(1))
+    if len(bad):
+        raise ValueError(f"coordinates must be finite, got {frac[bad[0]].tolist()} at site {bad[0]}")
+    if not np.isfinite(lattice).all():
+        raise ValueError(f"lattice must be finite, got {lattice.tolist()}")
+    volume = float(np.linalg.det(lattice))
+    # the second test finds flat cells of any size; a skewed but sound cell has a ratio well above 1e-6
+    if abs(volume) < 0.1 or abs(volume) < 1e-6 * np.linalg.norm(lattice, axis=1).prod():
+        raise ValueError(f"lattice has no volume ({abs(volume):.3g} cubic angstrom): {lattice.tolist()}")
+    if volume < 0:  # the same crystal in a right-handed basis
+        frac, lattice = -frac, -lattice
+    return Cell(species, frac - np.floor(frac), lattice)
+
+
+def _check_distances(cell: Cell) -> None:
+    """Raise ValueError if two sites of a reduced cell, or a site and its image, are nearer than MIN_DISTANCE."""
+    lengths = np.linalg.norm(cell.lattice, axis=1)
+    if lengths.min() < MIN_DISTANCE:
+        nearest = lengths.min()
+        raise ValueError(f"sites are {nearest:.3f} angstrom from their own images; at least {MIN_DISTANCE} needed")
+    for i in range(len(cell.species) - 1):
+        step = cell.frac[i + 1 :] - cell.frac[i]
+        distance = np.linalg.norm((step - np.round(step)) @ cell.lattice, axis=1)
+        j = int(distance.argmin())
+        if distance[j] < MIN_DISTANCE:
+            raise ValueError(
+                f"sites {i} and {i + 1 + j} (atomic numbers {cell.species[i]} and {cell.species[i + 1 + j]}) are "
+                f"{distance[j]:.3f} angstrom apart; at least {MIN_DISTANCE} needed"
+            )
+
+
+def _score(frac: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A smooth, periodic function of a whole crystal, (..., n, 3) -> (...): sum of w_i exp(k . cos 2 pi (x_i - p)).
+
+    Highest when sites, the first species above all, lie near the point p. All harmonics are present in the
+    exponential, so it tells apart arrangements that any few structure factors would not.
+    """
+    height: NDArray[np.float64] = np.exp(np.cos(2 * np.pi * (frac - _BUMP)) @ _STEEP) @ weight
+    return height
+
+
+def _best_description(cell: Cell) -> Cell:
+    """The description of a reduced cell with the highest score: basis, origin and site order; standard orientation."""
+    order = species_order(cell.species)
+    rank = np.argsort(order)[np.searchsorted(np.sort(order), cell.species)]
+    w, w_inverse, _ = unimodular()
+    bases = reduced_bases(cell.lattice)
+    origins = np.flatnonzero(rank == 0)
+    from_origin = cell.frac - cell.frac[origins, None]  # (origins, n, 3)
+    described = from_origin[None] @ w_inverse[bases][:, None]  # (bases, origins, n, 3)
+    best_basis, best_origin = divmod(int(_score(described, 1 / (1 + 0.618 * rank)).argmax()), len(origins))
+    # near-ties are decided by the score alone, so any rounding of the coordinates comes only after the choice
+    frac = wrap(described[best_basis, best_origin]).astype(np.float64)
+    sites = _site_order(frac, rank, int(origins[best_origin]))
+    return Cell(cell.species[sites], frac[sites], standard_lattice(w[bases[best_basis]] @ cell.lattice))
+
+
+def _site_order(frac: NDArray[np.float64], rank: NDArray[np.int64], origin: int) -> NDArray[np.int64]:
+    """Sites by species rank, then x, y, z, the origin first; coordinates that differ by noise count as equal."""
+    key = (frac + _BELOW_ONE) % 1.0
+    for axis in range(2):
+        for r in range(int(rank.max()) + 1):
+            own = np.flatnonzero(rank == r)
+            ordered = own[np.argsort(key[own, axis], kind="stable")]
+            # a new group starts at every gap: unlike a grid, it splits equal values only where they truly differ
+            key[ordered, axis] = np.cumsum(np.diff(key[ordered, axis], prepend=key[ordered[0], axis]) > _SAME)
+    return np.lexsort((key[:, 2], key[:, 1], key[:, 0], np.arange(len(rank)) != origin, rank))
+
+
+def canonicalise_dataset(
+    data: CrystalDataset, symprec: float = 0.1, jobs: int | None = None, progress: bool = True
+) -> tuple[CrystalDataset, list[tuple[str, str]]]:
+    """Canonicalise every crystal of a data set, in parallel processes, in order.
+
+    Parameters
+    ----------
+    data : CrystalDataset
+        Crystals in any form.
+    symprec : float
+        Tolerance of the symmetry search, angstrom.
+    jobs : int, optional
+        Number of processes; all usable cores where not given.
+    progress : bool
+        Show a progress bar on stderr.
+
+    Returns
+    -------
+    CrystalDataset
+        The crystals that have a canonical form, in their order, with new sites, lattices and space groups.
+    list of (str, str)
+        Id and reason of every crystal left out. The two together hold every input.
+
+    Raises
+    ------
+    ValueError
+        If `jobs` is less than 1.
+    """
+    from fastcrystal.data.dataset import CrystalDataset
+
+    n = len(data)
+    names = data.labels["id"].tolist() if "id" in data.labels else [str(i) for i in range(n)]
+    kept: list[int] = []
+    forms: list[Canonical] = []
+    rejects: list[tuple[str, str]] = []
+    ends = data.offsets
+    cells = ((data.numbers[a:b], data.frac[a:b], data.lattice[i]) for i, (a, b) in enumerate(itertools.pairwise(ends)))
+    for i, result in enumerate(canonicalise_many(cells, n, symprec, jobs, progress)):
+        if isinstance(result, Canonical):
+            kept.append(i)
+            forms.append(result)
+        else:
+            rejects.append((names[i], result))
+    part = data.select(np.array(kept, dtype=np.int64))
+    out = CrystalDataset(
+        part.formula,
+        np.array([len(c.species) for c in forms], dtype=np.int64),
+        part.e_form,
+        np.array([c.space_group for c in forms], dtype=np.int64),
+        np.array([c.lattice for c in forms], dtype=np.float32).reshape(-1, 3, 3),
+        np.concatenate([np.zeros(0, dtype=np.int64), *(c.species for c in forms)]),
+        np.concatenate([np.zeros((0, 3)), *(c.frac for c in forms)]).astype(np.float32),
+        part.labels,
+        data.name,
+    )
+    return out, rejects
+
+
+def canonicalise_many(
+    cells: Iterable[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]],
+    total: int | None = None,
+    symprec: float = 0.1,
+    jobs: int | None = None,
+    progress: bool = False,
+) -> Iterator[Canonical | str]:
+    """Canonicalise a stream of (species, frac, lattice) in processes: a Canonical, or the reason for none, in order.
+
+    Parameters as `canonicalise_dataset`; `total` is the length of the stream, for the progress bar. At most a few
+    chunks per process are in flight, so an endless stream stays in bounded memory.
+
+    Raises
+    ------
+    ValueError
+        If `jobs` is less than 1.
+    """
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
+    from tqdm import tqdm
+
+    results = _results(iter(cells), symprec, jobs or _usable_cores())
+    yield from tqdm(results, total=total, disable=not progress, unit="crystal", desc="canonical form", smoothing=0.1)
+
+
+def _results(cells: Iterator[tuple[Any, Any, Any]], symprec: float, jobs: int) -> Iterator[Canonical | str]:
+    """`canonicalise_many` without the bar."""
+    chunks = iter(lambda: list(itertools.islice(cells, 32)), [])
+    if jobs == 1:
+        for chunk in chunks:
+            yield from _chunk(chunk, symprec)
+        return
+    with ProcessPoolExecutor(jobs) as pool:
+        waiting = [pool.submit(_chunk, chunk, symprec) for chunk in itertools.islice(chunks, 4 * jobs)]
+        while waiting:
+            yield from waiting.pop(0).result()
+            waiting += [pool.submit(_chunk, chunk, symprec) for chunk in itertools.islice(chunks, 1)]
+
+
+def _chunk(cells: list[tuple[Any, Any, Any]], symprec: float) -> list[Canonical | str]:
+    """Work of one process: module level, so that spawned processes find it."""
+    return [_attempt(cell, symprec) for cell in cells]
+
+
+def _attempt(cell: tuple[Any, Any, Any], symprec: float) -> Canonical | str:
+    """A canonical form, or the reason for none."""
+    try:
+        return canonicalise(*cell, symprec=symprec)
+    except ValueError as error:
+        return str(error)
+
+
+def _usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,184 @@
+"""The `fastcrystal` command: train, sample, evaluate, data. Errors that a user can mend are one line and exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import fastcrystal
+from fastcrystal.config import ALGORITHMS, LATTICES, NOISES, PRECISIONS, RECIPES, TASKS, TrainConfig
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="fastcrystal", description=fastcrystal.__doc__)
+    parser.add_argument("--version", action="version", version=fastcrystal.__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_train, _add_sample, _add_evaluate, _add_data):
+        add(commands)
+    args = parser.parse_args(argv)
+    try:
+        args.run_command(args)
+    except (ValueError, FloatingPointError, FileExistsError, ImportError) as error:
+        print(f"fastcrystal {args.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"fastcrystal {args.command}: interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def script(command: str) -> int:
+    """Entry of scripts/<command>.py: the subcommand with the script's arguments."""
+    return main([command, *sys.argv[1:]])
+
+
+def _add_train(commands: Any) -> None:
+    p = commands.add_parser("train", help="train a model and judge it", formatter_class=argparse.RawTextHelpFormatter)
+    p.set_defaults(run_command=_train)
+    p.add_argument("--algo", choices=ALGORITHMS, default="cfm", help="cfm: conditional flow matching")
+    p.add_argument("--noise", choices=NOISES, default="uniform", help="source of the sites")
+    p.add_argument("--task", choices=TASKS, default="generate")
+    p.add_argument("--data", default="prototypes", help="shipped set (prototypes) or an .npz from `fastcrystal data import`")
+    p.add_argument("--source", help="use only crystals with this source label")
+    p.add_argument("--preset", choices=tuple(RECIPES), default="slim", help="slim: 1 M parameters; paper: 305 M")
+    p.add_argument("--out", type=Path, help="run folder (default: runs/<what>-<when>)")
+    p.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
+    p.add_argument("--precision", choices=PRECISIONS, default="auto", help="auto: fp16 on a GPU, fp32 on a CPU")
+    # None: the preset decides
+    p.add_argument("--max-steps", type=int)
+    p.add_argument("--batch-size", type=int)
+    p.add_argument("--lr", type=float, help="peak learning rate")
+    p.add_argument("--warmup", type=int)
+    p.add_argument("--ema", type=float, help="decay of the averaged weights")
+    p.add_argument("--seed", type=int)
+    p.add_argument("--max-sites", type=int, help="leave out larger cells")
+    p.add_argument("--length", type=int, help="rows of the crystal matrix (0: shortest that holds the data)")
+    p.add_argument("--lattice", choices=LATTICES, help="composition: in units known from the formula; raw: angstrom")
+    p.add_argument("--site-scale", type=float)
+    p.add_argument("--lattice-weight", type=float)
+    p.add_argument("--site-species", action=argparse.BooleanOptionalAction, default=None, help="species at each site")
+    p.add_argument("--torus", action="store_true", default=None, help="coordinates go the short way around the cell")
+    p.add_argument("--sampling-steps", type=int)
+    p.add_argument("--max-test", type=int, help="most test crystals of the closing evaluation")
+    p.add_argument("--checkpoint-every", type=int)
+    p.add_argument("--validate-every", type=int)
+    p.add_argument("--jobs", type=int, help="processes that match crystals (default: all cores)")
+
+
+def _train(args: argparse.Namespace) -> None:
+    from fastcrystal.runs import train_and_evaluate
+
+    names = set(TrainConfig.__dataclass_fields__) - {"preset"}
+    given = {k: v for k, v in vars(args).items() if k in names and v is not None}
+    train_and_evaluate(TrainConfig.from_preset(args.preset, **given), args.out, resume=args.resume, jobs=args.jobs)
+
+
+def _add_sample(commands: Any) -> None:
+    p = commands.add_parser("sample", help="generate crystals for a formula as CIF and extxyz")
+    p.set_defaults(run_command=_sample)
+    p.add_argument("--checkpoint", type=Path, required=True, help="run folder of a training")
+    p.add_argument("--formula", required=True, help="for example TaB2")
+    p.add_argument("--space-group", type=int, required=True, help="1..230")
+    p.add_argument("--energy", type=float, required=True, help="formation energy, eV/atom")
+    p.add_argument("--formula-units", type=int, help="per primitive cell (default: as most often in the training data)")
+    p.add_argument("--count", type=int, default=8, help="crystals to generate")
+    p.add_argument("--steps", type=int, default=100, help="Euler steps")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--device", default="auto")
+    p.add_argument("--out", type=Path, help="folder (default: samples/<formula>_<group>)")
+
+
+def _sample(args: argparse.Namespace) -> None:
+    from fastcrystal.requests import Request, generate
+
+    request = Request(args.formula, args.space_group, args.energy, args.count, args.formula_units)
+    out = args.out or Path("samples") / f"{args.formula}_{args.space_group}"
+    print(generate(args.checkpoint, request, out, steps=args.steps, seed=args.seed, device=args.device))
+
+
+def _add_evaluate(commands: Any) -> None:
+    p = commands.add_parser("evaluate", help="judge a trained model on its test formulas, beside the baselines")
+    p.set_defaults(run_command=_evaluate)
+    p.add_argument("--checkpoint", type=Path, required=True, help="run folder of a training")
+    p.add_argument("--max-test", type=int, help="most test crystals")
+    p.add_argument("--steps", type=int, help="Euler steps")
+    p.add_argument("--seed", type=int, default=0)
+    p.add_argument("--device", default="auto")
+    p.add_argument("--jobs", type=int)
+    p.add_argument("--json", action="store_true", help="print result.json instead of the table")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    from fastcrystal.runs import evaluate_run
+
+    result = evaluate_run(args.checkpoint, args.max_test, args.steps, args.seed, args.device, args.jobs)
+    print(result.to_json() if args.json else result.table())
+
+
+def _add_data(commands: Any) -> None:
+    p = commands.add_parser("data", help="build, import and describe data sets")
+    kinds = p.add_subparsers(dest="kind", required=True, metavar="KIND")
+    b = kinds.add_parser("build", help="make the default data set anew (extra: mlip)")
+    b.set_defaults(run_command=_data_build)
+    b.add_argument("name", choices=("prototypes",))
+    b.add_argument("--work", type=Path, default=Path("prototypes-build"), help="folder of partial results")
+    b.add_argument("--out", type=Path, default=Path("prototypes.npz"))
+    b.add_argument("--jobs", type=int, help="processes (default: all cores)")
+    b.add_argument("--formula", action="append", help="only these formulas (repeatable)")
+    b.add_argument("--max-sites", type=int, help="largest primitive cell")
+    b.add_argument("--max-prototypes", type=int, help="most prototypes a formula")
+    b.add_argument("--finish-only", action="store_true", help="make the set from what is relaxed so far")
+    i = kinds.add_parser("import", help="CIF, POSCAR, archives or csv of them, or .npz -> canonical .npz")
+    i.set_defaults(run_command=_data_import)
+    i.add_argument("path", type=Path)
+    i.add_argument("--out", type=Path, required=True)
+    i.add_argument("--energies", type=Path, help="csv with an id and an energy column (eV/atom)")
+    i.add_argument("--id-column")
+    i.add_argument("--energy-column")
+    i.add_argument("--select", help="keep only this source label of an .npz")
+    i.add_argument("--max-sites", type=int, default=60)
+    i.add_argument("--symprec", type=float, default=0.1, help="angstrom")
+    i.add_argument("--jobs", type=int)
+    n = kinds.add_parser("info", help="what a data set holds")
+    n.set_defaults(run_command=_data_info)
+    n.add_argument("path", nargs="?", default="prototypes")
+    n.add_argument("--json", action="store_true")
+
+
+def _data_build(args: argparse.Namespace) -> None:
+    from fastcrystal.data.build import BuildConfig, build
+
+    given = {k: v for k in ("max_sites", "max_prototypes") if (v := getattr(args, k)) is not None}
+    print(build(args.work, args.out, BuildConfig(**given), args.formula, args.jobs, finish_only=args.finish_only))
+
+
+def _data_import(args: argparse.Namespace) -> None:
+    from fastcrystal.data.readers import import_structures
+
+    report = import_structures(
+        args.path,
+        args.out,
+        energies=args.energies,
+        id_column=args.id_column,
+        energy_column=args.energy_column,
+        select_source=args.select,
+        symprec=args.symprec,
+        max_sites=args.max_sites,
+        jobs=args.jobs,
+    )
+    print(report)
+
+
+def _data_info(args: argparse.Namespace) -> None:
+    from fastcrystal.data.info import describe
+
+    print(describe(args.path, as_json=args.json))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,193 @@
+"""`fastcrystal data build prototypes`: decorate, relax, reference, deduplicate, and write the default data set.
+
+Every finished relaxation is one line in WORK/relaxed.jsonl, written at once: a killed build goes on where it was, and
+`--finish-only` makes a data set of what is there. Rejected candidates keep their reason in the same file.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from fastcrystal.data.prototypes import Candidate, candidates, default_formulas, library
+from fastcrystal.relax import MISSING_EXTRA, POTENTIALS, load_potential, relax, single_point
+
+#: cells up to this size are relaxed first, so that an interrupted build covers every formula
+SMALL_CELL = 6
+#: larger elemental references (up to 100 sites, relaxed with PBE already) get a single point
+MAX_RELAXED_REFERENCE = 16
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """What a build depends on; written to WORK/build.json and checked when it is resumed.
+
+    Attributes
+    ----------
+    potential : str
+        Name of the interatomic potential.
+    max_sites : int
+        Largest primitive cell among the prototypes.
+    max_prototypes : int
+        Most decorations of a formula.
+    steps : int
+        Most FIRE steps.
+    max_force : float
+        Convergence threshold, eV/angstrom.
+    window : float
+        Keep polymorphs within this of their formula's lowest, eV/atom.
+    symprec : float
+        Tolerance of spglib, angstrom.
+    """
+
+    potential: str = "sevennet-0"
+    max_sites: int = 12
+    max_prototypes: int = 26
+    steps: int = 50
+    max_force: float = 0.1
+    window: float = 1.5
+    symprec: float = 0.1
+
+
+def relax_all(work: Path, config: BuildConfig, formulas: Sequence[str], jobs: int) -> None:
+    """Relax every candidate of `formulas` and every elemental reference that WORK/relaxed.jsonl lacks.
+
+    Raises
+    ------
+    ValueError
+        If WORK holds a build with other settings.
+    ImportError
+        If the potential is not installed.
+    """
+    work.mkdir(parents=True, exist_ok=True)
+    _check_same_build(work / "build.json", config)
+    done = {record["key"] for record in read_records(work)}
+    shapes = library(config.max_sites)
+    tasks = [c for f in formulas for c in candidates(f, shapes, config.max_prototypes)]
+    tasks.sort(key=lambda c: len(c.species) > SMALL_CELL)
+    tasks = [c for c in [*elemental_references(formulas), *tasks] if c.key not in done]
+    if done:
+        tqdm.write(f"resuming {work}: {len(done)} done, {len(tasks)} to go")
+    context = multiprocessing.get_context("spawn")
+    with (
+        (work / "relaxed.jsonl").open("a", encoding="utf-8") as out,
+        ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=(config,)) as pool,
+        tqdm(total=len(tasks), unit="crystal", desc=f"relaxing with {POTENTIALS[config.potential]}") as bar,
+    ):
+        waiting = set()
+        queue = iter(tasks)
+        for candidate in queue:
+            waiting.add(pool.submit(_relax_one, asdict(candidate), candidate.key))
+            if len(waiting) >= 4 * jobs:
+                waiting -= _drain(next(as_completed(waiting)), out, bar)
+        for future in as_completed(waiting):
+            _drain(future, out, bar)
+
+
+def _drain(future: Any, out: Any, bar: Any) -> set[Any]:
+    out.write(json.dumps(future.result()) + "\n")
+    out.flush()
+    bar.update()
+    return {future}
+
+
+def read_records(work: Path) -> Iterator[dict[str, Any]]:
+    """The records of WORK/relaxed.jsonl; a last line cut short by a kill is left out and will be made again."""
+    path = work / "relaxed.jsonl"
+    if not path.is_file():
+        return
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if len(whole) != len(text):
+        path.write_text(whole, encoding="utf-8")
+    for line in whole.splitlines():
+        yield json.loads(line)
+
+
+def elemental_references(formulas: Sequence[str]) -> list[Candidate]:
+    """Ground states of the elements in `formulas` (PBE, from matcalc), to be relaxed like everything else.
+
+    Raises
+    ------
+    ImportError
+        If matcalc is not installed.
+    """
+    import gzip
+    from importlib import resources
+
+    from pymatgen.core import Composition, Structure
+
+    try:
+        path = resources.files("matcalc").joinpath("elemental_refs/MP-PBE-Element-Refs.json.gz")
+    except ModuleNotFoundError:
+        raise ImportError(MISSING_EXTRA) from None
+    table = json.loads(gzip.decompress(path.read_bytes()))
+    elements = sorted({e.symbol for f in formulas for e in Composition(f).elements})
+    out = []
+    for symbol in elements:
+        entry = table[symbol]["structure"]
+        s = Structure.from_dict(entry[0] if isinstance(entry, list) else entry).get_primitive_structure()
+        out.append(
+            Candidate(symbol, "reference", list(s.atomic_numbers), s.frac_coords.tolist(), s.lattice.matrix.tolist())
+        )
+    return out
+
+
+_potential: Any = None
+_config: BuildConfig | None = None
+
+
+def _start_worker(config: BuildConfig) -> None:
+    global _potential, _config
+    _potential, _config = load_potential(config.potential), config
+
+
+def _relax_one(candidate: dict[str, Any], key: str) -> dict[str, Any]:
+    """One record: the relaxed crystal, or the reason why there is none."""
+    assert _config is not None
+    record: dict[str, Any] = {"key": key, "formula": candidate["formula"], "prototype": candidate["prototype"]}
+    try:
+        crystal = (np.array(candidate["species"]), np.array(candidate["frac"]), np.array(candidate["lattice"]))
+        if candidate["prototype"] == "reference" and len(crystal[0]) > MAX_RELAXED_REFERENCE:
+            done = single_point(*crystal, _potential)
+        else:
+            done = relax(*crystal, _potential, steps=_config.steps, max_force=_config.max_force)
+    except Exception as error:  # one bad structure never stops the rest; its reason is kept
+        return {**record, "reason": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+    return {
+        **record,
+        "species": candidate["species"],
+        "frac": np.round(done.frac, 7).tolist(),
+        "lattice": np.round(done.lattice, 7).tolist(),
+        "energy": done.energy,
+        "max_force": done.max_force,
+        "converged": done.converged,
+        "steps": done.steps,
+    }
+
+
+def _check_same_build(path: Path, config: BuildConfig) -> None:
+    if not path.is_file():
+        path.write_text(json.dumps(asdict(config), indent=2) + "\n", encoding="utf-8")
+        return
+    before = json.loads(path.read_text(encoding="utf-8"))
+    changed = {k: (before.get(k), v) for k, v in asdict(config).items() if before.get(k) != v}
+    if changed:
+        what = ", ".join(f"{k} was {a}, now {b}" for k, (a, b) in changed.items())
+        raise ValueError(
+            f"{path.parent} holds a build with other settings ({what}): use another folder or these settings"
+        )
+
+
+def main_formulas() -> list[str]:
+    """The default set's formulas, each once, in building order."""
+    return list(Counter(f for group in default_formulas().values() for f in group))

@@ -1,0 +1,247 @@
+"""What a model must beat: chance, looking a template up, and the noise of the labels.
+
+chance      the true lattice with uniformly random sites
+retrieval   a training crystal of the same kind with its elements exchanged: what a chemist does without any model
+self-match  how often training crystals of one formula match each other (labels that say the same twice), and how
+            often a test crystal survives the way through the crystal matrix (the upper bound of any rate)
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastcrystal.crystal import CrystalBatch
+from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.metrics.match import match_many, round_trip
+
+#: how a template was found, by `Retrieved.level`
+LEVELS = ("none", "formula type and sites", "formula type, sites and space group")
+
+
+@dataclass(frozen=True)
+class Retrieved:
+    """Crystals made from training templates.
+
+    Attributes
+    ----------
+    batch : CrystalBatch
+        One crystal for each of the B test crystals, with the test crystal's species, in its order of sites; the chance
+        baseline where there is no template.
+    template : ndarray, shape (B,), int64
+        Index in the training set; -1 where there is none.
+    level : ndarray, shape (B,), int64
+        Index into `LEVELS`.
+    """
+
+    batch: CrystalBatch
+    template: NDArray[np.int64]
+    level: NDArray[np.int64]
+
+    @property
+    def found(self) -> NDArray[np.bool_]:
+        """Where there is a template, shape (B,), bool."""
+        return self.level > 0
+
+
+@dataclass(frozen=True)
+class SelfMatch:
+    """How much the labels agree with themselves.
+
+    Attributes
+    ----------
+    redundancy_fit, redundancy_rms : float
+        Share of the sampled training crystals that match another training crystal of the same formula.
+    n_sampled, n_with_partner : int
+        Training crystals sampled, and those of them whose formula has another crystal at all.
+    round_trip_fit, round_trip_rms : float
+        Share of test crystals that match themselves after packing and unpacking the crystal matrix in float32.
+    n_timeouts : int
+        Pairs, of both kinds, that ran out of time.
+    """
+
+    redundancy_fit: float
+    redundancy_rms: float
+    n_sampled: int
+    n_with_partner: int
+    round_trip_fit: float
+    round_trip_rms: float
+    n_timeouts: int
+
+
+def chance(test: CrystalBatch | CrystalDataset, seed: int = 0) -> CrystalBatch:
+    """The true lattice with every site uniformly random in the cell.
+
+    Parameters
+    ----------
+    test : CrystalBatch or CrystalDataset
+        B crystals.
+    seed : int
+        The same seed gives the same crystals.
+    """
+    batch = (test.batch() if isinstance(test, CrystalDataset) else test).to("cpu")
+    rng = np.random.default_rng(seed)
+    frac = torch.from_numpy(rng.random(tuple(batch.frac.shape), dtype=np.float32)).to(batch.frac.dtype)
+    return replace(batch, frac=frac.masked_fill(~batch.site_mask[..., None], 0))
+
+
+def retrieval(train: CrystalDataset, test: CrystalDataset, seed: int = 0) -> CrystalBatch:
+    """The crystals of `retrieve`, without the account of where they came from."""
+    return retrieve(train, test, seed).batch
+
+
+def retrieve(train: CrystalDataset, test: CrystalDataset, seed: int = 0) -> Retrieved:
+    """Template retrieval with element exchange.
+
+    The template is the training crystal with the same formula type (ABX3), number of sites and space group whose energy
+    is nearest; without one of that space group, the nearest in energy of the same formula type and number of sites.
+    A template with another number of formula units is no candidate: primitive cells of different sizes cannot match.
+    Elements are paired by amount, then by Pauling electronegativity, and the cell is scaled to the ratio of the summed
+    cubes of the covalent radii. Ties go to the earlier training crystal.
+
+    Parameters
+    ----------
+    train, test : CrystalDataset
+        Where templates come from, and the crystals to imitate: of a test crystal only the conditions are used (species,
+        number of sites, space group, energy).
+    seed : int
+        For the chance crystals that stand in where there is no template.
+    """
+    from fastcrystal.features.elements import covalent_radius
+
+    cube = np.nan_to_num(np.asarray(covalent_radius(), dtype=np.float64)) ** 3
+    rank = _electronegativity_rank()
+    narrow, wide = _index(train)
+    out = chance(test, seed)
+    frac, lattice = out.frac.clone().numpy(), out.lattice.clone().numpy()
+    template, level = np.full(len(test), -1, dtype=np.int64), np.zeros(len(test), dtype=np.int64)
+    ours, theirs = test.offsets, train.offsets
+    for i in range(len(test)):
+        numbers = test.numbers[ours[i] : ours[i + 1]]
+        kind = _kind(numbers)
+        group = int(test.sg[i])
+        candidates = narrow.get((kind, group)) if group else None
+        level[i] = 2 if candidates else 1
+        candidates = candidates or wide.get(kind)
+        if not candidates:
+            level[i] = 0
+            continue
+        j = template[i] = candidates[_nearest_energy(train.e_form[candidates], test.e_form[i])]
+        sites = slice(theirs[j], theirs[j + 1])
+        old = train.numbers[sites]
+        # sites of the k-th element of the template become sites of the k-th element of the test crystal, in its order
+        at = np.argsort(_element_order(numbers, rank), kind="stable")
+        source = np.argsort(_element_order(old, rank), kind="stable")
+        frac[i, at] = train.frac[sites][source]
+        lattice[i] = train.lattice[j] * np.cbrt(_ratio(cube[numbers].sum(), cube[old].sum()))
+    batch = replace(out, frac=torch.from_numpy(frac), lattice=torch.from_numpy(lattice))
+    return Retrieved(batch, template, level)
+
+
+def self_match(
+    train: CrystalDataset,
+    test: CrystalDataset,
+    *,
+    sample: int = 200,
+    partners: int = 20,
+    seed: int = 0,
+    jobs: int | None = None,
+    time_limit: float = 10.0,
+    progress: bool = True,
+) -> SelfMatch:
+    """Redundancy of the training set and round trip of the test set.
+
+    Parameters
+    ----------
+    train, test : CrystalDataset
+        Test crystals have at most 60 sites.
+    sample : int
+        Training crystals drawn (all, where there are fewer).
+    partners : int
+        Crystals of the same formula tried for each, drawn where there are more; the redundancy is then a lower bound.
+    seed : int
+        For both draws.
+    jobs, time_limit, progress
+        As for `fastcrystal.metrics.match.match_pairs`.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = np.sort(rng.choice(len(train), min(sample, len(train)), replace=False))
+    by_formula: dict[str, list[int]] = defaultdict(list)
+    for i, formula in enumerate(train.formula.tolist()):
+        by_formula[formula].append(i)
+    left, right, owner = [], [], []
+    for position, i in enumerate(drawn.tolist()):
+        others = [j for j in by_formula[str(train.formula[i])] if j != i]
+        if len(others) > partners:
+            others = [others[k] for k in np.sort(rng.choice(len(others), partners, replace=False))]
+        left += [i] * len(others)
+        right += others
+        owner += [position] * len(others)
+    by_fit, by_rms = np.zeros(len(drawn), dtype=bool), np.zeros(len(drawn), dtype=bool)
+    true = test.batch()
+    known = [(train.select(left).batch(), train.select(right).batch())] if left else []
+    *pairs, back = match_many([*known, (round_trip(true), true)], jobs=jobs, time_limit=time_limit, progress=progress)
+    for result in pairs:
+        np.logical_or.at(by_fit, owner, result.fit)
+        np.logical_or.at(by_rms, owner, result.match_rms)
+    return SelfMatch(
+        float(by_fit.mean()) if len(drawn) else float("nan"),
+        float(by_rms.mean()) if len(drawn) else float("nan"),
+        len(drawn),
+        len(set(owner)),
+        back.rate_fit(),
+        back.rate_rms(),
+        sum(result.counts()["timeout"] for result in (*pairs, back)),
+    )
+
+
+def _kind(numbers: NDArray[np.int64]) -> tuple[int, ...]:
+    """Amounts of the elements in the cell, ascending: formula type and number of sites in one."""
+    return tuple(sorted(np.unique(numbers, return_counts=True)[1].tolist()))
+
+
+def _index(
+    train: CrystalDataset,
+) -> tuple[dict[tuple[tuple[int, ...], int], list[int]], dict[tuple[int, ...], list[int]]]:
+    """Training crystals by kind and space group, and by kind."""
+    narrow: dict[tuple[tuple[int, ...], int], list[int]] = defaultdict(list)
+    wide: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    offsets = train.offsets
+    for j in range(len(train)):
+        kind = _kind(train.numbers[offsets[j] : offsets[j + 1]])
+        wide[kind].append(j)
+        if train.sg[j]:
+            narrow[kind, int(train.sg[j])].append(j)
+    return dict(narrow), dict(wide)
+
+
+def _nearest_energy(energies: NDArray[np.float32], energy: np.float32) -> int:
+    gap = np.abs(energies.astype(np.float64) - float(energy))
+    return int(np.argmin(np.where(np.isnan(gap), np.inf, gap)))
+
+
+def _electronegativity_rank() -> NDArray[np.int64]:
+    """Rank of each atomic number by Pauling electronegativity; unknown (noble gases) last, ties by atomic number."""
+    from fastcrystal.features.elements import pauling_electronegativity
+
+    value = np.asarray(pauling_electronegativity(), dtype=np.float64)
+    rank = np.empty(len(value), dtype=np.int64)
+    rank[np.argsort(np.where(np.isnan(value) | (value <= 0), np.inf, value), kind="stable")] = np.arange(len(value))
+    return rank
+
+
+def _element_order(numbers: NDArray[np.int64], rank: NDArray[np.int64]) -> NDArray[np.int64]:
+    """For each site the position of its element by amount, then by electronegativity."""
+    elements, inverse, amount = np.unique(numbers, return_inverse=True, return_counts=True)
+    position = np.empty(len(elements), dtype=np.int64)
+    position[np.lexsort((rank[elements], amount))] = np.arange(len(elements))
+    return position[inverse.reshape(-1)]
+
+
+def _ratio(ours: float, theirs: float) -> float:
+    """Ratio of volumes; 1 where a radius is unknown."""
+    return ours / theirs if ours > 0 and theirs > 0 else 1.0

@@ -1,0 +1,225 @@
+"""A small pool of worker processes with a hard wall-clock limit per task.
+
+`multiprocessing.Pool` and `ProcessPoolExecutor` can neither kill one task nor survive the death of one worker, and both
+fork or re-import the caller. Here every worker is `python -m ...` with one task at a time; one that exceeds the limit
+is killed and replaced, and only its task is lost. One thread in the caller watches all pipes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import selectors
+import signal
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+#: seconds a worker may take to import its libraries (cold, shared file systems are slow)
+STARTUP_LIMIT = 300.0
+#: one thread per worker: the pool has a worker per core already
+_ONE_THREAD = dict.fromkeys(
+    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS"), "1"
+)
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def available_cores() -> int:
+    """Cores this process may run on (not the cores of the machine)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class _Worker:
+    """A child process, what it is doing, and until when it may."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        # the child finds the packages where we found them, whatever put them on sys.path here
+        path = [str(_ROOT), *(os.path.abspath(p) for p in sys.path)]
+        env = {**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(path)}
+        self.stderr = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the worker; closed in stop)
+        # a session of its own: Ctrl-C reaches the caller only, which then stops the workers
+        self.process = subprocess.Popen(
+            [sys.executable, *command],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self.stderr,
+            bufsize=0,
+            cwd=_ROOT,
+            env=env,
+            start_new_session=True,
+        )
+        assert self.process.stdin is not None  # for the type checker: PIPE above
+        assert self.process.stdout is not None
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
+        self.buffer = b""
+        self.ready = False
+        self.task: int | None = None
+        self.deadline = time.monotonic() + STARTUP_LIMIT
+
+    def send(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self.stdin.write(view) :]
+
+    def receive(self) -> tuple[list[dict[str, Any]], bool]:
+        """Whole messages that have arrived, and whether the pipe is still open."""
+        chunk = os.read(self.stdout.fileno(), 1 << 16)
+        self.buffer += chunk
+        messages = []
+        while len(self.buffer) >= 4 and len(self.buffer) >= 4 + (size := struct.unpack("<I", self.buffer[:4])[0]):
+            messages.append(json.loads(self.buffer[4 : 4 + size]))
+            self.buffer = self.buffer[4 + size :]
+        return messages, bool(chunk)
+
+    def stop(self) -> str:
+        """Reap and close a worker that is killed or dying; returns how it ended and its last words."""
+        if self.process.poll() is None:
+            try:  # its pipe closes a moment before it is gone: let it tell its own exit code
+                self.process.wait(1.0)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        code = self.process.wait()
+        self.stderr.seek(0)
+        lines = self.stderr.read().decode(errors="replace").strip().splitlines()
+        for stream in (self.stdin, self.stdout, self.stderr):
+            stream.close()
+        try:
+            how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        except ValueError:
+            how = f"killed by signal {-code}"
+        return f"{how}: {lines[-1][:200]}" if lines else how
+
+
+def run_tasks(
+    encode_task: Callable[[int], bytes],
+    count: int,
+    command: Sequence[str],
+    *,
+    jobs: int | None = None,
+    time_limit: float = 10.0,
+    progress: bool = False,
+    label: str = "matching",
+) -> list[dict[str, Any]]:
+    """Answer tasks 0 .. count-1, each within `time_limit` seconds of wall-clock time.
+
+    Parameters
+    ----------
+    encode_task : callable
+        Task number -> the message for a worker, encoded (`fastcrystal.metrics.worker.encode`).
+    count : int
+        Number of tasks.
+    command : sequence of str
+        Arguments after the Python interpreter that start a worker.
+    jobs : int, optional
+        Worker processes; every core available to this process by default.
+    time_limit : float
+        Seconds per task, counted from when a ready worker receives it.
+    progress : bool
+        Show a progress bar.
+    label : str
+        Its title.
+
+    Returns
+    -------
+    list of dict
+        Answers in task order, whichever worker gave them. A task that ran out of time is {"status": "timeout"}; one
+        whose worker died is {"status": "crashed: ..."}.
+
+    Raises
+    ------
+    ValueError
+        If `jobs` or `time_limit` is not positive.
+    RuntimeError
+        If no worker can be started: its last words are in the message.
+    """
+    jobs = available_cores() if jobs is None else jobs
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
+    if not 0 < time_limit < float("inf"):
+        raise ValueError(f"time_limit must be a positive, finite number of seconds, got {time_limit}")
+    from tqdm import tqdm
+
+    answers: dict[int, dict[str, Any]] = {}
+    pending, sent_twice = deque(range(count)), set[int]()
+    workers: set[_Worker] = set()
+    # tqdm's own `disable` keeps one code path for both
+    with selectors.DefaultSelector() as selector, tqdm(total=count, desc=label, disable=not progress) as bar:
+
+        def start() -> None:
+            worker = _Worker(command)
+            workers.add(worker)
+            selector.register(worker.stdout, selectors.EVENT_READ, worker)
+
+        def retire(worker: _Worker) -> str:
+            selector.unregister(worker.stdout)
+            workers.remove(worker)
+            return worker.stop()
+
+        def answer(task: int, reply: dict[str, Any]) -> None:
+            answers[task] = reply
+            bar.update()
+
+        def give(worker: _Worker) -> None:
+            """Hand the worker its next task; one found dead before it got the task is replaced, the task kept."""
+            worker.task = None
+            worker.deadline = float("inf")
+            if not pending:
+                return
+            task = pending.popleft()
+            try:
+                worker.deadline = time.monotonic() + time_limit
+                worker.send(encode_task(task))
+                worker.task = task
+            except BrokenPipeError:
+                why = retire(worker)
+                if task in sent_twice:
+                    answer(task, {"status": f"crashed: {why}"})
+                else:
+                    sent_twice.add(task)
+                    pending.appendleft(task)
+
+        def lose(worker: _Worker, status: str) -> None:
+            """A worker died or was too slow: record its task. One that never came up is not tried again."""
+            nonlocal jobs
+            task, ready = worker.task, worker.ready
+            why = retire(worker)
+            if task is not None:
+                answer(task, {"status": status if status == "timeout" else f"crashed: {why}"})
+            elif not ready:
+                jobs -= 1
+                if not workers:
+                    raise RuntimeError(f"no worker could be started with {' '.join(command)}: {why}")
+
+        try:
+            while len(answers) < count:
+                while len(workers) < min(max(jobs, 1), count - len(answers)) and (pending or not workers):
+                    start()
+                now = time.monotonic()
+                wait = max(0.0, min(w.deadline for w in workers) - now)
+                for key, _ in selector.select(None if wait == float("inf") else wait):
+                    worker: _Worker = key.data
+                    messages, is_open = worker.receive()
+                    for message in messages:
+                        if worker.ready and worker.task is not None:
+                            answer(worker.task, message)
+                        worker.ready = True
+                        give(worker)
+                    if not is_open and worker in workers:
+                        lose(worker, "crashed")
+                now = time.monotonic()
+                for worker in [w for w in workers if w.deadline <= now]:
+                    worker.process.kill()
+                    lose(worker, "timeout")
+        finally:
+            for worker in list(workers):
+                worker.process.kill()
+                retire(worker)
+    return [answers[i] for i in range(count)]

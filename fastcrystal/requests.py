@@ -1,0 +1,260 @@
+"""`fastcrystal sample`: a formula, a space group and an energy in, CIF and extxyz files and a table out."""
+
+from __future__ import annotations
+
+import csv
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from fastcrystal.canonical import species_order
+from fastcrystal.crystal import CrystalBatch
+from fastcrystal.sampling import Generator
+from fastcrystal.training import anonymise
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
+
+#: tolerances (angstrom) at which the obtained space group is determined
+SYMPRECS = (0.01, 0.1, 0.3)
+#: largest number of crystals in one request
+MAX_COUNT = 100_000
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for.
+
+    Attributes
+    ----------
+    formula : str
+        For example "TaB2"; kept exactly.
+    space_group : int
+        International number 1..230.
+    energy : float
+        Formation energy, eV/atom.
+    count : int
+        Crystals to generate.
+    formula_units : int, optional
+        Formula units in the primitive cell. Where not given: as most often among training crystals of the same
+        anonymous formula and space group; as written where there are none.
+    """
+
+    formula: str
+    space_group: int
+    energy: float
+    count: int = 8
+    formula_units: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be asked."""
+        if not 1 <= self.space_group <= 230:
+            raise ValueError(f"space group must be in 1..230, got {self.space_group}")
+        if not np.isfinite(self.energy):
+            raise ValueError(f"energy must be a finite number of eV/atom, got {self.energy}")
+        if not 1 <= self.count <= MAX_COUNT:
+            raise ValueError(f"count must be in 1..{MAX_COUNT}, got {self.count}")
+        if self.formula_units is not None and self.formula_units < 1:
+            raise ValueError(f"formula units must be at least 1, got {self.formula_units}")
+
+
+def parse_formula(formula: str) -> list[int]:
+    """Atomic numbers of a formula as written: "TaB2" -> [73, 5, 5].
+
+    Raises
+    ------
+    ValueError
+        If it does not parse, has an unknown element or one heavier than 103, or an amount that is no whole number.
+    """
+    from pymatgen.core import Composition
+
+    from fastcrystal.features.elements import atomic_number
+
+    try:
+        amounts = Composition(formula).get_el_amt_dict()
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"formula {formula!r} does not parse: write it like TaB2 or SrTiO3 ({error})") from None
+    if not amounts:
+        raise ValueError("the formula is empty: write it like TaB2 or SrTiO3")
+    out: list[int] = []
+    for symbol, amount in amounts.items():
+        if amount != int(amount) or amount < 1:
+            raise ValueError(f"amounts in {formula!r} must be whole numbers, got {amount:g} of {symbol}")
+        out += [atomic_number(symbol)] * int(amount)
+    return out
+
+
+def conditions(request: Request, sampler: Generator) -> tuple[CrystalBatch, str]:
+    """The request as the model's input, and a line on how the cell's size was chosen.
+
+    Raises
+    ------
+    ValueError
+        If the formula does not parse or the cell has more sites than the model's matrix.
+    """
+    written = parse_formula(request.formula)
+    units, why = _choose_units(request, written, sampler)
+    species = np.array(written * units)
+    if len(species) > sampler.max_sites:
+        raise ValueError(
+            f"{request.formula} x {units} has {len(species)} sites; this model's matrix holds 1..{sampler.max_sites}"
+        )
+    species = species[species_order(species)]
+    b, n = request.count, len(species)
+    batch = CrystalBatch(
+        torch.from_numpy(species).expand(b, n).contiguous(),
+        torch.zeros(b, n, 3),
+        torch.eye(3).expand(b, 3, 3),
+        torch.full((b,), n),
+        torch.full((b,), request.space_group),
+        torch.full((b,), request.energy, dtype=torch.float32),
+    )
+    return batch, why
+
+
+def _choose_units(request: Request, written: list[int], sampler: Generator) -> tuple[int, str]:
+    if request.formula_units is not None:
+        return request.formula_units, f"{request.formula_units} formula units, as asked"
+    anonymous, own_units = anonymise(written)
+    seen = sampler.config["data"]["formula_units"].get(f"{anonymous}:{request.space_group}", {})
+    fitting = {int(u): n for u, n in seen.items() if int(u) % own_units == 0}
+    if not fitting:
+        return 1, (
+            f"as written: no training crystal of type {anonymous} has space group {request.space_group}, "
+            "so expect little (--formula-units sets the cell's size)"
+        )
+    best = max(fitting, key=lambda u: (fitting[u], -u))
+    return best // own_units, f"as in {fitting[best]} of {sum(seen.values())} training crystals of type {anonymous}"
+
+
+def generate(
+    checkpoint: Path, request: Request, out: Path, *, steps: int = 100, seed: int = 0, device: str = "auto"
+) -> str:
+    """Generate, write and describe crystals.
+
+    Parameters
+    ----------
+    checkpoint : Path
+        Run folder.
+    request : Request
+    out : Path
+        Folder: 000.cif ..., crystals.extxyz, crystals.csv, crystals.json, crystals.png.
+    steps, seed, device
+        As for `fastcrystal.sampling.Generator.sample`.
+
+    Returns
+    -------
+    str
+        The table, for people.
+
+    Raises
+    ------
+    ValueError
+        If the request or the checkpoint cannot be used.
+    """
+    from fastcrystal.metrics import validity
+
+    sampler = Generator.from_run(checkpoint, device)
+    batch, why = conditions(request, sampler)
+    crystals = sampler.sample(batch, steps=steps, seed=seed)
+    state = validity.check(crystals)
+    structures = _structures(crystals, state.valid)
+    rows = [
+        {
+            "file": f"{i:03d}.cif" if s is not None else None,
+            "formula": request.formula,
+            "requested_group": request.space_group,
+            **{f"group_{p:g}": obtained_group(s, p) for p in SYMPRECS},
+            "requested_energy": request.energy,
+            "num_sites": int(crystals.num_sites[i]),
+            "volume_per_atom": _rounded(state.volume_per_atom[i]),
+            "min_distance": _rounded(state.min_distance[i]),
+            "state": str(state.reason[i]),
+        }
+        for i, s in enumerate(structures)
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    _write(out, structures, rows)
+    about = {"request": asdict(request), "cell": why, "checkpoint": str(checkpoint), "step": sampler.step, "seed": seed}
+    text = json.dumps({**about, "steps": steps, "crystals": rows}, indent=2, allow_nan=False) + "\n"
+    (out / "crystals.json").write_text(text, encoding="utf-8")
+    return _table(request, why, rows, out)
+
+
+def _structures(crystals: CrystalBatch, usable: Any) -> list[Structure | None]:
+    """pymatgen structures; None where coordinates or lattice are no crystal at all (not finite, flat cell)."""
+    out: list[Structure | None] = []
+    for i in range(len(crystals)):
+        one = crystals[i : i + 1]
+        flat = not (one.lattice.isfinite().all() and one.frac.isfinite().all()) or abs(float(one.lattice.det())) < 1e-3
+        out.append(None if flat else one.to_structures()[0])
+    return out
+
+
+def obtained_group(structure: Structure | None, symprec: float) -> int | None:
+    """Space-group number of a structure at a tolerance (angstrom); None where spglib finds none."""
+    if structure is None:
+        return None
+    import spglib
+
+    cell = (structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers)
+    try:
+        data = spglib.get_symmetry_dataset(cell, symprec=symprec)
+    except Exception:  # spglib raises its own errors since 2.7 and returned None before
+        return None
+    return None if data is None else int(data.number)
+
+
+def _rounded(value: float) -> float | None:
+    return round(float(value), 3) if np.isfinite(value) else None
+
+
+def _write(out: Path, structures: list[Structure | None], rows: list[dict[str, Any]]) -> None:
+    """CIFs, one extxyz, a csv and a picture."""
+    from ase.io import write
+    from pymatgen.io.ase import AseAtomsAdaptor
+    from pymatgen.io.cif import CifWriter
+
+    from fastcrystal.plotting import draw_crystals
+
+    frames = []
+    for structure, row in zip(structures, rows, strict=True):
+        if structure is None:
+            continue
+        CifWriter(structure).write_file(out / row["file"])
+        atoms = AseAtomsAdaptor.get_atoms(structure, msonable=False)
+        atoms.info = {k: v for k, v in row.items() if v is not None}
+        frames.append(atoms)
+    if frames:
+        write(out / "crystals.extxyz", frames, format="extxyz")
+    with (out / "crystals.csv").open("w", newline="", encoding="utf-8") as f:
+        writer = csv.DictWriter(f, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    shown = [(s, r) for s, r in zip(structures, rows, strict=True) if s is not None][:8]
+    titles = [f"{r['file']}\ngroup {r['group_0.1']} (asked {r['requested_group']})" for _, r in shown]
+    if shown:
+        draw_crystals([s for s, _ in shown], titles, out / "crystals.png")
+
+
+def _table(request: Request, why: str, rows: list[dict[str, Any]], out: Path) -> str:
+    head = "file      group asked  found at " + "  ".join(f"{p:g} A" for p in SYMPRECS) + "   A^3/atom  shortest A  state"
+    lines = [f"{request.formula}, space group {request.space_group}, {request.energy:g} eV/atom; cell {why}", head]
+    for r in rows:
+        groups = "".join(f"{_or_dash(r[f'group_{p:g}']):>7}" for p in SYMPRECS)
+        lines.append(
+            f"{_or_dash(r['file']):9} {r['requested_group']:>11}      {groups}   {_or_dash(r['volume_per_atom']):>8}  "
+            f"{_or_dash(r['min_distance']):>10}  {r['state']}"
+        )
+    hits = {p: sum(r[f"group_{p:g}"] == request.space_group for r in rows) for p in SYMPRECS}
+    shares = ", ".join(f"{n} of {len(rows)} at {p:g} A" for p, n in hits.items())
+    lines += [f"space group obtained: {shares}", f"written to {out}: CIF, crystals.extxyz, .csv, .json, .png"]
+    return "\n".join(lines)
+
+
+def _or_dash(value: Any) -> str:
+    return "-" if value is None else str(value)

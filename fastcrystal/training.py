@@ -1,0 +1,344 @@
+"""The training loop (A.3): Adam, warm-up and cosine decay, averaged weights, checkpoints, one JSON line a step.
+
+The data set is small (a few hundred bytes a crystal), so it lies on the device whole; a step gathers its batch there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import fastcrystal
+from fastcrystal.checkpoint import (
+    latest_checkpoint,
+    load_weights,
+    read_config,
+    read_state,
+    read_tensors,
+    save_checkpoint,
+    write_config,
+)
+from fastcrystal.config import TrainConfig
+from fastcrystal.crystal import CrystalBatch, matrix_length
+from fastcrystal.data.dataset import CrystalDataset, load_dataset
+from fastcrystal.data.splits import Split, split_by_formula
+from fastcrystal.model.scaling import LatticeScaling
+from fastcrystal.model.unet import PRESETS, CrystalUNet, UNetConfig
+from fastcrystal.process.flow import FlowMatching
+from fastcrystal.sampling import Generator, make_flow, pick_device
+
+#: shares of train, validation and test, by formula
+FRACTIONS = (0.8, 0.05, 0.15)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set, split and ready to train on.
+
+    Attributes
+    ----------
+    data : CrystalDataset
+    split : Split
+    length : int
+        L of the crystal matrix.
+    """
+
+    data: CrystalDataset
+    split: Split
+    length: int
+
+
+def prepare(config: TrainConfig) -> Prepared:
+    """Open the data set of `config`, leave out what cannot be used, and split it by formula.
+
+    Raises
+    ------
+    ValueError
+        If the data set cannot be read, or a side of the split is empty.
+    """
+    data = load_dataset(config.data, config.source)
+    usable = (data.natoms <= config.max_sites) & torch.from_numpy(data.e_form).isfinite().numpy() & (data.sg > 0)
+    if not usable.any():
+        raise ValueError(f"{config.data} has no crystal of up to {config.max_sites} sites with energy and space group")
+    data = data.select(usable)
+    length = config.length or matrix_length(int(data.natoms.max()))
+    data = data.select(data.natoms <= length - 4)
+    split = split_by_formula(data, FRACTIONS, config.seed)
+    for side in ("train", "val", "test"):
+        if not len(getattr(split, side)):
+            raise ValueError(f"{config.data}: too few formulas to split, none is left for {side}")
+    return Prepared(data, split, length)
+
+
+class Trainer:
+    """One run: a folder, a model, and the loop between them.
+
+    Parameters
+    ----------
+    config : TrainConfig
+    run : Path
+        Run folder; made if absent. A folder with checkpoints is resumed only by `resume`.
+    """
+
+    def __init__(self, config: TrainConfig, run: Path) -> None:
+        self.config, self.run = config, run
+        self.device = pick_device(config.device)
+        self.prepared = prepare(config)
+        data, split = self.prepared.data, self.prepared.split
+        self.train = data.select(split.train).batch().to(self.device)
+        self.val = data.select(split.val).batch().to(self.device)
+        self.scaling = self._fit_scaling()
+        self.flow = make_flow(config, self.scaling)
+        torch.manual_seed(config.seed)
+        self.model = CrystalUNet(self._model_config()).to(self.device)
+        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=config.lr, betas=(0.9, 0.999), eps=1e-8)
+        half = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": None}
+        precision = config.precision
+        if precision == "auto":
+            precision = "fp16" if self.device.type == "cuda" else "fp32"
+        self.half = half[precision]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half is torch.float16)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.step = 0
+        self.x_1 = self.scaling.encode(self.train, self.prepared.length)
+        self.x_1_val = self.scaling.encode(self.val, self.prepared.length)
+
+    def _fit_scaling(self) -> LatticeScaling:
+        if self.config.lattice == "raw":
+            return LatticeScaling()
+        return LatticeScaling.fit(self.train.to("cpu"), self.config.site_scale, 0.5)
+
+    def _model_config(self) -> UNetConfig:
+        energy = self.train.energy.double()
+        return replace(
+            PRESETS[self.config.preset],
+            length=self.prepared.length,
+            site_species=self.config.site_species,
+            energy_mean=float(energy.mean()),
+            energy_std=max(float(energy.std(correction=0)), 1e-3),
+        )
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then cosine decay to zero at the last step."""
+        c = self.config
+        warmup = min(c.warmup, c.max_steps // 2)
+        if step < warmup:
+            return c.lr * (step + 1) / warmup
+        return c.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, c.max_steps - warmup)))
+
+    def fit(self) -> None:
+        """Train to `max_steps`; writes config.json, metrics.jsonl, TensorBoard events and checkpoints."""
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.run.mkdir(parents=True, exist_ok=True)
+        write_config(self.run, self.description())
+        board = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.step)
+        bar = tqdm(
+            total=self.config.max_steps * self.config.batch_size,
+            initial=self.step * self.config.batch_size,
+            desc="training",
+            unit="crystal",
+            unit_scale=True,
+            file=sys.stderr,
+            mininterval=1.0,
+        )
+        with (self.run / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
+            try:
+                while self.step < self.config.max_steps:
+                    lr = self.learning_rate(self.step)
+                    loss = self.train_step(lr)
+                    self.step += 1
+                    record = {"step": self.step, "loss": loss, "lr": lr}
+                    last = self.step == self.config.max_steps
+                    if self.step % self.config.validate_every == 0 or last:
+                        record["val_loss"] = self.validate()
+                        bar.set_postfix(loss=f"{loss:.3f}", val=f"{record['val_loss']:.3f}", refresh=False)
+                    metrics.write(json.dumps(record) + "\n")
+                    for name in ("loss", "val_loss", "lr"):
+                        if name in record:
+                            board.add_scalar(name, record[name], self.step)
+                    if self.step % self.config.checkpoint_every == 0 or last:
+                        metrics.flush()
+                        self.save()
+                    bar.update(self.config.batch_size)
+            finally:
+                bar.close()
+                board.close()
+
+    def train_step(self, lr: float) -> float:
+        """One optimiser step; returns the mean loss of the batch.
+
+        Raises
+        ------
+        FloatingPointError
+            If the loss is not finite.
+        """
+        index = torch.randint(len(self.train), (self.config.batch_size,), generator=self.generator).to(self.device)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        loss = self._loss(self.model, self.train[index], self.x_1[index], self.generator)
+        self.optimiser.zero_grad(set_to_none=True)
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"the loss is {value} at step {self.step + 1}: lower --lr, or resume from the last checkpoint"
+            )
+        # a young average forgets faster, so that a short run does not carry its initial weights
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            own = self.model.state_dict()
+            torch._foreach_lerp_([self.average[k] for k in own], list(own.values()), 1 - decay)
+        return value
+
+    @torch.no_grad()
+    def validate(self) -> float:
+        """Loss of the averaged weights on validation formulas, with the same noise every time."""
+        from torch.func import functional_call
+
+        generator = torch.Generator().manual_seed(self.config.seed)
+        self.model.eval()
+
+        def averaged(x: Tensor, t: Tensor, cond: Any) -> Tensor:
+            out: Tensor = functional_call(self.model, self.average, (x, t, cond))
+            return out
+
+        batch = self.val
+        cond = functional_call(_Conditions(self.model), {f"model.{k}": v for k, v in self.average.items()}, (batch,))
+        loss = self.flow.loss(averaged, self.x_1_val, batch.num_sites, cond, generator)
+        self.model.train()
+        return float(loss)
+
+    def _loss(self, model: CrystalUNet, batch: CrystalBatch, x_1: Tensor, generator: torch.Generator) -> Tensor:
+        with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
+            cond = model.condition(batch.species, batch.num_sites, batch.space_group, batch.energy)
+            return self.flow.loss(model, x_1, batch.num_sites, cond, generator)
+
+    def description(self) -> dict[str, Any]:
+        """What config.json says of the run."""
+        data, split = self.prepared.data, self.prepared.split
+        return {
+            "fastcrystal": fastcrystal.__version__,
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {self.device}",
+            "train": self.config.to_dict(),
+            "model": self.model.config.to_dict(),
+            "scaling": self.scaling.to_dict(),
+            "length": self.prepared.length,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "data": {
+                "name": data.name,
+                "n_train": len(split.train),
+                "n_val": len(split.val),
+                "n_test": len(split.test),
+                "formula_units": formula_units(data.select(split.train)),
+            },
+        }
+
+    def save(self) -> Path:
+        """Write a checkpoint of the present step."""
+        moments = self.optimiser.state_dict()["state"]
+        optimiser = {f"{i}.{k}": torch.as_tensor(v) for i, entry in moments.items() for k, v in entry.items()}
+        tensors = {
+            "model": self.model.state_dict(),
+            "ema": self.average,
+            "optimizer": {**optimiser, "generator": self.generator.get_state(), "torch": torch.get_rng_state()},
+        }
+        return save_checkpoint(self.run, self.step, tensors, {"scaler": self.scaler.state_dict()})
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint of the run folder.
+
+        Raises
+        ------
+        ValueError
+            If there is none, or it belongs to other settings; names the first that differs.
+        """
+        before = read_config(self.run)
+        for name in ("model", "scaling", "length"):
+            if before[name] != json.loads(json.dumps(self.description()[name])):
+                raise ValueError(f"{self.run} was trained with another {name}: resume with the settings in its config.json")
+        folder = latest_checkpoint(self.run)
+        state = read_state(folder)
+        load_weights(self.model, read_tensors(folder, "model", self.device), folder)
+        average = read_tensors(folder, "ema", self.device)
+        self.average = {k: average[k] for k in self.average}
+        saved = read_tensors(folder, "optimizer")
+        self.generator.set_state(saved.pop("generator"))
+        torch.set_rng_state(saved.pop("torch"))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for key, value in saved.items():
+            index, name = key.split(".")
+            moments.setdefault(int(index), {})[name] = value
+        self.optimiser.load_state_dict({"state": moments, "param_groups": self.optimiser.state_dict()["param_groups"]})
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.step = state["step"]
+        _cut_metrics(self.run / "metrics.jsonl", self.step)
+
+    def sampler(self) -> Generator:
+        """The averaged weights, ready to generate."""
+        model = CrystalUNet(self.model.config).to(self.device).eval()
+        model.load_state_dict(self.average)
+        out = Generator(model, self.flow, self.scaling, self.prepared.length)
+        out.config, out.step = self.description(), self.step
+        return out
+
+
+class _Conditions(torch.nn.Module):
+    """Makes `CrystalUNet.condition` reachable for functional_call."""
+
+    def __init__(self, model: CrystalUNet) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, batch: CrystalBatch) -> Any:
+        return self.model.condition(batch.species, batch.num_sites, batch.space_group, batch.energy)
+
+
+def formula_units(data: CrystalDataset) -> dict[str, dict[str, int]]:
+    """How many formula units the cells have, by "anonymous formula:space group": {"AB2:191": {"1": 12}}."""
+    out: dict[str, dict[str, int]] = {}
+    offsets = data.offsets
+    for i in range(len(data)):
+        anonymous, units = anonymise(data.numbers[offsets[i] : offsets[i + 1]].tolist())
+        counts = out.setdefault(f"{anonymous}:{data.sg[i]}", {})
+        counts[str(units)] = counts.get(str(units), 0) + 1
+    return out
+
+
+def anonymise(species: list[int]) -> tuple[str, int]:
+    """Reduced anonymous formula and number of formula units: [5, 5, 5, 5, 73, 73] -> ("AB2", 2)."""
+    amounts = sorted(species.count(z) for z in set(species))
+    units = math.gcd(*amounts)
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    reduced = [a // units for a in amounts]
+    return "".join(f"{letters[i]}{n if n > 1 else ''}" for i, n in enumerate(reduced)), units
+
+
+def _cut_metrics(path: Path, step: int) -> None:
+    """Drop the lines after `step`, which training is about to write again."""
+    if path.is_file():
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+        kept = [line for line in lines if json.loads(line)["step"] <= step]
+        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+
+def new_run_folder(config: TrainConfig, root: Path = Path("runs")) -> Path:
+    """A folder name that says what the run is and when it began."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    return root / f"{config.algo}-{config.noise}-{Path(config.data).stem}-{config.preset}-{stamp}"
