@@ -56,18 +56,6 @@ _BELOW_ONE = 0.0137
 _BUMP = np.array([0.1973, 0.2617, 0.3389])
 _STEEP = np.array([1.0, 0.83, 0.67])
 
-#: Pauling electronegativities of elements 1..103; 9 for the noble gases without one, which sort last
-# fmt: off
-_PAULING = np.array([
-    0, 2.20, 9, 0.98, 1.57, 2.04, 2.55, 3.04, 3.44, 3.98, 9, 0.93, 1.31, 1.61, 1.90, 2.19, 2.58, 3.16, 9, 0.82, 1.00,
-    1.36, 1.54, 1.63, 1.66, 1.55, 1.83, 1.88, 1.91, 1.90, 1.65, 1.81, 2.01, 2.18, 2.55, 2.96, 3.00, 0.82, 0.95, 1.22,
-    1.33, 1.60, 2.16, 1.90, 2.20, 2.28, 2.20, 1.93, 1.69, 1.78, 1.96, 2.05, 2.10, 2.66, 2.60, 0.79, 0.89, 1.10, 1.12,
-    1.13, 1.14, 1.13, 1.17, 1.20, 1.20, 1.10, 1.22, 1.23, 1.24, 1.25, 1.10, 1.27, 1.30, 1.50, 2.36, 1.90, 2.20, 2.20,
-    2.28, 2.54, 2.00, 1.62, 2.33, 2.02, 2.00, 2.20, 2.20, 0.70, 0.90, 1.10, 1.30, 1.50, 1.38, 1.36, 1.28, 1.30, 1.30,
-    1.30, 1.30, 1.30, 1.30, 1.30, 1.30, 1.30,
-])
-# fmt: on
-
 
 @dataclass(frozen=True)
 class Canonical:
@@ -103,8 +91,10 @@ def species_order(species: NDArray[np.integer]) -> NDArray[np.int64]:
     -------
     ndarray, shape (distinct elements,), int64
     """
+    from fastcrystal.features.elements import pauling_electronegativity
+
     element, count = np.unique(np.asarray(species, dtype=np.int64), return_counts=True)
-    return element[np.lexsort((element, _PAULING[element], count))]
+    return element[np.lexsort((element, pauling_electronegativity()[element], count))]
 
 
 def canonicalise(

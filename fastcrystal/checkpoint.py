@@ -1,10 +1,10 @@
 """Checkpoints: safetensors and JSON, written beside the goal and renamed, so that a kill never leaves half of one.
 
-    RUN/config.json                          what was asked for, and what it decided (network, scaling, data)
-    RUN/checkpoints/step_00006000/
-        model.safetensors  ema.safetensors   weights, and their running average
-        optimizer.safetensors                Adam's moments and the state of the random generators
-        state.json                           format, step, loss scale
+RUN/config.json                          what was asked for, and what it decided (network, scaling, data)
+RUN/checkpoints/step_00006000/
+    model.safetensors  ema.safetensors   weights, and their running average
+    optimizer.safetensors                Adam's moments and the state of the random generators
+    state.json                           format, step, loss scale
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The `fastcrystal` command: train, sample, evaluate, data. Errors that a user can mend are one line and exit status 2."""
+"""The `fastcrystal` command: train, sample, evaluate, data. What a user can mend is one line and exit status 2."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _add_train(commands: Any) -> None:
     p.add_argument("--algo", choices=ALGORITHMS, default="cfm", help="cfm: conditional flow matching")
     p.add_argument("--noise", choices=NOISES, default="uniform", help="source of the sites")
     p.add_argument("--task", choices=TASKS, default="generate")
-    p.add_argument("--data", default="prototypes", help="shipped set (prototypes) or an .npz from `fastcrystal data import`")
+    p.add_argument("--data", default="prototypes", help="prototypes (shipped), or .npz of `fastcrystal data import`")
     p.add_argument("--source", help="use only crystals with this source label")
     p.add_argument("--preset", choices=tuple(RECIPES), default="slim", help="slim: 1 M parameters; paper: 305 M")
     p.add_argument("--out", type=Path, help="run folder (default: runs/<what>-<when>)")
@@ -75,7 +75,8 @@ def _train(args: argparse.Namespace) -> None:
 
     names = set(TrainConfig.__dataclass_fields__) - {"preset"}
     given = {k: v for k, v in vars(args).items() if k in names and v is not None}
-    train_and_evaluate(TrainConfig.from_preset(args.preset, **given), args.out, resume=args.resume, jobs=args.jobs)
+    config = TrainConfig.from_preset(args.preset, **given)
+    print(train_and_evaluate(config, args.out, resume=args.resume, jobs=args.jobs))
 
 
 def _add_sample(commands: Any) -> None:

@@ -53,7 +53,7 @@ def _draw(axis: Any, structure: Structure) -> None:
                 end = tuple(1 if j == k else v for j, v in enumerate(start))
                 axis.plot(*(np.array([start, end]) @ lattice).T, color="0.6", linewidth=0.8)
     for number in sorted(set(structure.atomic_numbers)):
-        own = [s.frac_coords for s in structure if s.specie.Z == number]
+        own = [s.frac_coords for s in structure if number == s.specie.Z]
         # atoms on a face, edge or corner appear on its copies too, as crystallographers draw them
         shown = [f + s for f in own for s in product((0, 1), repeat=3) if ((f + s) < 1.02).all()]
         xyz = np.array(shown) @ lattice

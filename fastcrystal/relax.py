@@ -68,7 +68,7 @@ def load_potential(name: str = "sevennet-0", device: str = "cpu") -> Any:
     torch.set_num_threads(1)
     # TorchScript's profiling executor re-specialises whenever the number of edges changes, which is every step here:
     # without it a step of a small cell is a third faster (measured: 75 -> 53 ms on 2 atoms)
-    torch._C._jit_set_profiling_executor(False)  # type: ignore[attr-defined]
+    torch._C._jit_set_profiling_executor(False)
     return SevenNetCalculator("7net-0", device=device)
 
 
@@ -149,7 +149,8 @@ def single_point(
 def _relax_volume(atoms: Any, evaluations: int = 7, tolerance: float = 0.03) -> None:
     """Scale the cell in place until the pressure (eV per cubic angstrom) is small: a bounded secant search in ln V."""
     cell = np.array(atoms.cell)
-    x, previous = 0.0, None
+    x = 0.0
+    previous: tuple[float, float] | None = None
     for _ in range(evaluations):
         atoms.set_cell(cell * math.exp(x / 3), scale_atoms=True)
         pressure = -float(atoms.get_stress()[:3].mean())

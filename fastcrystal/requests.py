@@ -103,7 +103,7 @@ def conditions(request: Request, sampler: Generator) -> tuple[CrystalBatch, str]
         raise ValueError(
             f"{request.formula} x {units} has {len(species)} sites; this model's matrix holds 1..{sampler.max_sites}"
         )
-    species = species[species_order(species)]
+    species = np.concatenate([np.full((species == z).sum(), z) for z in species_order(species)])
     b, n = request.count, len(species)
     batch = CrystalBatch(
         torch.from_numpy(species).expand(b, n).contiguous(),
@@ -242,7 +242,9 @@ def _write(out: Path, structures: list[Structure | None], rows: list[dict[str, A
 
 
 def _table(request: Request, why: str, rows: list[dict[str, Any]], out: Path) -> str:
-    head = "file      group asked  found at " + "  ".join(f"{p:g} A" for p in SYMPRECS) + "   A^3/atom  shortest A  state"
+    head = (
+        "file      group asked  found at " + "  ".join(f"{p:g} A" for p in SYMPRECS) + "   A^3/atom  shortest A  state"
+    )
     lines = [f"{request.formula}, space group {request.space_group}, {request.energy:g} eV/atom; cell {why}", head]
     for r in rows:
         groups = "".join(f"{_or_dash(r[f'group_{p:g}']):>7}" for p in SYMPRECS)

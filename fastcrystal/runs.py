@@ -16,8 +16,11 @@ from fastcrystal.metrics.evaluate import Evaluation, evaluate
 from fastcrystal.sampling import Generator
 from fastcrystal.training import Prepared, Trainer, new_run_folder, prepare
 
+#: training crystals whose labels are checked for repeats at the end of a run: half a minute's matching
+REDUNDANCY_SAMPLE = 50
 
-def train_and_evaluate(config: TrainConfig, out: Path | None, *, resume: bool = False, jobs: int | None = None) -> Path:
+
+def train_and_evaluate(config: TrainConfig, out: Path | None, *, resume: bool = False, jobs: int | None = None) -> str:
     """Train as `config` says, evaluate, and leave everything in a run folder.
 
     Parameters
@@ -32,8 +35,9 @@ def train_and_evaluate(config: TrainConfig, out: Path | None, *, resume: bool = 
 
     Returns
     -------
-    Path
-        The run folder: config.json, metrics.jsonl, checkpoints/, tensorboard/, curves.png, result.json, table.md.
+    str
+        The table, and where the run folder is. The folder holds config.json, metrics.jsonl, checkpoints/, tensorboard/,
+        curves.png, result.json and table.md.
 
     Raises
     ------
@@ -55,9 +59,8 @@ def train_and_evaluate(config: TrainConfig, out: Path | None, *, resume: bool = 
     trainer.fit()
     draw_curves(run)
     result = _judge(trainer.sampler(), trainer.prepared, config, run, jobs)
-    print(result.table())
-    print(f"\nrun folder: {run}  ({(time.perf_counter() - started) / 60:.1f} min in all)")
-    return run
+    minutes = (time.perf_counter() - started) / 60
+    return f"{result.table()}\n\nrun folder: {run}  ({minutes:.1f} min in all)"
 
 
 def evaluate_run(
@@ -75,7 +78,7 @@ def evaluate_run(
     prepared = prepare(config)
     found, trained = len(prepared.split.train), sampler.config["data"]["n_train"]
     if found != trained:
-        raise ValueError(f"{config.data} has changed since {run} was trained: {found} training crystals, then {trained}")
+        raise ValueError(f"{config.data} has changed since {run} was trained: {trained} training crystals, now {found}")
     overrides = {"max_test": max_test, "sampling_steps": steps}
     config = TrainConfig.from_dict({**config.to_dict(), **{k: v for k, v in overrides.items() if v is not None}})
     folder = latest_checkpoint(run).parent.parent if run.parent.name != "checkpoints" else run.parent.parent
@@ -97,7 +100,14 @@ def _judge(
     started = time.perf_counter()
     generated = sampler.sample(test.batch(), steps=config.sampling_steps, seed=seed, progress=True)
     seconds = (time.perf_counter() - started) / len(test)
-    result = evaluate(generated, test, prepared.data.select(prepared.split.train), jobs=jobs, seed=seed)
+    result = evaluate(
+        generated,
+        test,
+        prepared.data.select(prepared.split.train),
+        jobs=jobs,
+        seed=seed,
+        redundancy_sample=REDUNDANCY_SAMPLE,
+    )
     values = {**json.loads(result.to_json()), "seconds_per_crystal": seconds, "step": sampler.step}
     write_json(run / "result.json", values)
     (run / "table.md").write_text(result.table() + "\n", encoding="utf-8")
@@ -122,7 +132,7 @@ def draw_curves(run: Path) -> Path:
     axis.plot(step[width - 1 :], smooth, color="tab:blue", label="training")
     validation = [(r["step"], r["val_loss"]) for r in records if "val_loss" in r]
     if validation:
-        axis.plot(*zip(*validation, strict=True), color="tab:orange", marker=".", label="unseen formulas (averaged weights)")
+        axis.plot(*zip(*validation, strict=True), color="tab:orange", marker=".", label="unseen formulas (EMA)")
     axis.set(xlabel="step", ylabel="L1 loss of the velocity", ylim=(0, float(np.quantile(loss, 0.99)) * 1.1))
     rate = axis.twinx()
     rate.plot(step, [r["lr"] for r in records], color="0.7", linestyle=":", linewidth=1)
@@ -140,8 +150,8 @@ def _opening(trainer: Trainer) -> str:
     what = trainer.description()
     data = what["data"]
     return (
-        f"{data['name']}: {data['n_train']} crystals to train on, {data['n_val']} to validate, {data['n_test']} to test "
-        f"(no formula on two sides)\n{trainer.config.preset}: {what['parameters']:,} parameters, matrix "
+        f"{data['name']}: {data['n_train']} crystals to train on, {data['n_val']} to validate, {data['n_test']} to "
+        f"test, no formula on two sides\n{trainer.config.preset}: {what['parameters']:,} parameters, matrix "
         f"{what['length']}x3, {trainer.device}; step {trainer.step} of {trainer.config.max_steps}; {trainer.run}"
     )
 

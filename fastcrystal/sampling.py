@@ -46,7 +46,7 @@ def pick_device(name: str) -> torch.device:
     except RuntimeError:
         raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name} was asked for, but this torch ({torch.__version__}) sees no GPU: use --device cpu")
+        raise ValueError(f"device {name} was asked for, but torch {torch.__version__} sees no GPU: use --device cpu")
     return device
 
 

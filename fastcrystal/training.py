@@ -34,7 +34,6 @@ from fastcrystal.data.dataset import CrystalDataset, load_dataset
 from fastcrystal.data.splits import Split, split_by_formula
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import PRESETS, CrystalUNet, UNetConfig
-from fastcrystal.process.flow import FlowMatching
 from fastcrystal.sampling import Generator, make_flow, pick_device
 
 #: shares of train, validation and test, by formula
@@ -271,7 +270,7 @@ class Trainer:
         before = read_config(self.run)
         for name in ("model", "scaling", "length"):
             if before[name] != json.loads(json.dumps(self.description()[name])):
-                raise ValueError(f"{self.run} was trained with another {name}: resume with the settings in its config.json")
+                raise ValueError(f"{self.run} was trained with another {name}: resume with its config.json's settings")
         folder = latest_checkpoint(self.run)
         state = read_state(folder)
         load_weights(self.model, read_tensors(folder, "model", self.device), folder)

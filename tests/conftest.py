@@ -29,8 +29,3 @@ def poison() -> Iterator[None]:
     """NaN in every fresh torch.empty."""
     with poisoned_buffers():
         yield
-
-
-def pytest_configure(config: pytest.Config) -> None:
-    """Markers of tests that are left out in a hurry: pytest -m "not slow"."""
-    config.addinivalue_line("markers", "slow: takes more than ten seconds")

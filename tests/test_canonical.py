@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from shared_data import dft_file
 
 from fastcrystal.canonical import (
     Canonical,
@@ -23,6 +22,7 @@ from fastcrystal.canonical import (
 )
 from fastcrystal.data.dataset import CrystalDataset, load_dataset
 from fastcrystal.lattice import lattice_from_parameters, volume
+from tests.shared_data import dft_file
 
 Cell = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 

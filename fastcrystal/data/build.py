@@ -21,8 +21,8 @@ from tqdm import tqdm
 from fastcrystal.data.prototypes import Candidate, candidates, default_formulas, library
 from fastcrystal.relax import MISSING_EXTRA, POTENTIALS, load_potential, relax, single_point
 
-#: cells up to this size are relaxed first, so that an interrupted build covers every formula
-SMALL_CELL = 6
+#: formulas take turns, this many prototypes (smallest cells first) at a time: an interrupted build covers them all
+ROUND = 6
 #: larger elemental references (up to 100 sites, relaxed with PBE already) get a single point
 MAX_RELAXED_REFERENCE = 16
 
@@ -72,9 +72,14 @@ def relax_all(work: Path, config: BuildConfig, formulas: Sequence[str], jobs: in
     _check_same_build(work / "build.json", config)
     done = {record["key"] for record in read_records(work)}
     shapes = library(config.max_sites)
-    tasks = [c for f in formulas for c in candidates(f, shapes, config.max_prototypes)]
-    tasks.sort(key=lambda c: len(c.species) > SMALL_CELL)
-    tasks = [c for c in [*elemental_references(formulas), *tasks] if c.key not in done]
+    ranked = [
+        (rank // ROUND, candidate)
+        for formula in formulas
+        for rank, candidate in enumerate(candidates(formula, shapes, config.max_prototypes))
+    ]
+    ranked.sort(key=lambda pair: pair[0])
+    tasks = [*elemental_references(formulas), *(candidate for _, candidate in ranked)]
+    tasks = [c for c in tasks if c.key not in done]
     if done:
         tqdm.write(f"resuming {work}: {len(done)} done, {len(tasks)} to go")
     context = multiprocessing.get_context("spawn")
@@ -191,3 +196,56 @@ def _check_same_build(path: Path, config: BuildConfig) -> None:
 def main_formulas() -> list[str]:
     """The default set's formulas, each once, in building order."""
     return list(Counter(f for group in default_formulas().values() for f in group))
+
+
+def build(
+    work: Path,
+    out: Path,
+    config: BuildConfig,
+    formulas: Sequence[str] | None = None,
+    jobs: int | None = None,
+    *,
+    finish_only: bool = False,
+) -> str:
+    """Build the data set and its card.
+
+    Parameters
+    ----------
+    work : Path
+        Folder of partial results; a build that was killed goes on there.
+    out : Path
+        .npz to write; the card goes beside it as .md.
+    config : BuildConfig
+    formulas : sequence of str, optional
+        The default set's where not given.
+    jobs : int, optional
+        Processes; all cores where not given.
+    finish_only : bool
+        Relax nothing more.
+
+    Returns
+    -------
+    str
+        What was written, for people.
+
+    Raises
+    ------
+    ValueError, ImportError
+        As `relax_all` and `fastcrystal.data.finish.finish`.
+    """
+    from importlib.metadata import version
+
+    from fastcrystal.data.finish import card, finish
+
+    if not finish_only:
+        relax_all(work, config, formulas or main_formulas(), jobs or multiprocessing.cpu_count())
+    elif not (work / "relaxed.jsonl").is_file():
+        raise ValueError(f"{work} holds no relaxed crystals: build without --finish-only first")
+    done = finish(read_records(work), window=config.window, symprec=config.symprec)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    done.data.save(out)
+    versions = {name: version(name) for name in ("sevenn", "ase", "matcalc", "pymatgen", "spglib", "torch")}
+    page = out.with_suffix(".md")
+    page.write_text(card(done, asdict(config), versions), encoding="utf-8")
+    summary = ", ".join(f"{n} {what}" for what, n in done.counts.items())
+    return f"{summary}\nwritten: {out} ({out.stat().st_size / 1e3:.0f} kB) and {page}"

@@ -58,7 +58,7 @@ def default_formulas() -> dict[str, list[str]]:
 
 
 def library(max_sites: int) -> list[tuple[str, Any]]:
-    """The bundled prototypes as (AFLOW label, primitive pymatgen Structure), up to `max_sites` sites, in a fixed order."""
+    """Bundled prototypes of up to `max_sites` sites: (AFLOW label, primitive pymatgen Structure), in a fixed order."""
     from pymatgen.analysis.prototypes import AFLOW_PROTOTYPE_LIBRARY
 
     out = []
@@ -129,7 +129,7 @@ def _decorate(structure: Any, amounts: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _assignments(slots: list[Any], own: Any, amounts: Any) -> Iterator[tuple[Any, ...]]:
-    """Orders of the elements over the slots: amounts must agree; ties by electronegativity unless it is a close call."""
+    """Orders of the elements over the slots: amounts agree; ties go by electronegativity unless it is a close call."""
     elements = list(amounts.elements)
     for order in permutations(elements):
         if any(amounts[e] != own[s] for e, s in zip(order, slots, strict=True)):

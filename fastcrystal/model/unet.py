@@ -30,7 +30,7 @@ LENGTH_STEP = 8
 class UNetConfig:
     """Everything that decides the network's weights; plain numbers, so it goes into JSON as it is."""
 
-    model_channels: int = 48
+    model_channels: int = 32
     """Channels of the first level."""
     num_res_blocks: int = 1
     """Residual blocks per level on the way down; one more on the way up."""

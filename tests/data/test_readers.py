@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from shared_data import data_folder
 
 from fastcrystal.data.dataset import CrystalDataset, load_dataset
 from fastcrystal.data.readers import (
@@ -26,6 +25,7 @@ from fastcrystal.data.readers import (
     reduced_formula,
 )
 from fastcrystal.data.sources import MAX_FILE_BYTES
+from tests.shared_data import data_folder
 
 ROCKSALT = ["Na 0 0 0 1", "Cl 0.5 0.5 0.5 1"]
 

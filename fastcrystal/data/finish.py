@@ -1,0 +1,259 @@
+"""From relaxed prototypes to the default data set: references, canonical form, duplicates, energy window, data card."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from fastcrystal.canonical import Canonical, canonicalise_many
+from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.data.readers import pack, reduced_formula
+from fastcrystal.relax import POTENTIALS
+
+#: polymorphs further apart than this in energy (eV/atom) are not compared: a relaxation stops within a few 0.01
+SAME_ENERGY = 0.05
+#: known ground states among cells that the prototypes hold: formula -> (name, space group)
+GROUND_STATES = {
+    "W": ("bcc", 229),
+    "Ta": ("bcc", 229),
+    "NaCl": ("rocksalt", 225),
+    "LiF": ("rocksalt", 225),
+    "CsCl": ("CsCl", 221),
+    "MgO": ("rocksalt", 225),
+    "CaF2": ("fluorite", 225),
+    "Li2O": ("antifluorite", 225),
+    "MgF2": ("rutile", 136),
+    "TiO2": ("rutile (anatase in PBE)", 136),
+    "ZnS": ("zincblende", 216),
+    "ZnO": ("wurtzite", 186),
+    "GaAs": ("zincblende", 216),
+    "GaN": ("wurtzite", 186),
+    "AlN": ("wurtzite", 186),
+    "Al2O3": ("corundum", 167),
+    "SrTiO3": ("perovskite", 221),
+    "TiC": ("rocksalt", 225),
+    "TiN": ("rocksalt", 225),
+    "WC": ("WC", 187),
+    "TiB2": ("AlB2", 191),
+    "TaB2": ("AlB2", 191),
+    "Ni3Al": ("L1_2", 221),
+    "Cu3Au": ("L1_2", 221),
+    "NiAl": ("B2", 221),
+    "MgCu2": ("C15 Laves", 227),
+    "MgZn2": ("C14 Laves", 194),
+    "MoS2": ("2H", 194),
+    "TiS2": ("CdI2", 164),
+    "Bi2Te3": ("tetradymite", 166),
+    "CuInSe2": ("chalcopyrite", 122),
+    "TiNiSn": ("half-Heusler", 216),
+}
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The data set and what happened on the way.
+
+    Attributes
+    ----------
+    data : CrystalDataset
+    counts : dict of str to int
+        Candidates by fate, in order.
+    checks : list of dict
+        One row per known ground state: formula, known, found, gap (eV/atom of the known one above the lowest; None
+        where it was not among the relaxed crystals).
+    references : dict of str to float
+        Energy of each element's reference, eV/atom.
+    """
+
+    data: CrystalDataset
+    counts: dict[str, int]
+    checks: list[dict[str, Any]]
+    references: dict[str, float]
+
+
+def finish(records: Iterable[dict[str, Any]], *, window: float = 1.5, symprec: float = 0.1) -> Finished:
+    """Make the data set of relaxed records.
+
+    Parameters
+    ----------
+    records : iterable of dict
+        Lines of relaxed.jsonl.
+    window : float
+        Keep polymorphs within this of their formula's lowest, eV/atom.
+    symprec : float
+        spglib's tolerance, angstrom.
+
+    Raises
+    ------
+    ValueError
+        If an element has no reference, or nothing is left.
+    """
+    records = list(records)
+    references = _reference_energies(records)
+    counts: Counter[str] = Counter()
+    candidates = [r for r in records if r["prototype"] != "reference"]
+    counts["decorated prototypes"] = len(candidates)
+    good = []
+    for r in candidates:
+        fate = "failed" if "energy" not in r else "not converged" if not r["converged"] else ""
+        if fate:
+            counts[fate] += 1
+        else:
+            good.append(r)
+    cells = [(np.array(r["species"]), np.array(r["frac"]), np.array(r["lattice"])) for r in good]
+    forms: list[Canonical] = []
+    kept: list[dict[str, Any]] = []
+    for r, form in zip(good, canonicalise_many(iter(cells), len(cells), symprec), strict=True):
+        if isinstance(form, Canonical):
+            forms.append(form)
+            kept.append({**r, "e_form": formation_energy(r, references)})
+        else:
+            counts["no canonical form"] += 1
+    chosen = _select(kept, forms, window, counts)
+    if not chosen:
+        raise ValueError("no relaxed crystal is left: relax more, or widen the window")
+    counts["in the data set"] = len(chosen)
+    labels = {
+        "id": np.array([kept[i]["key"] for i in chosen], dtype=np.str_),
+        "prototype": np.array([kept[i]["prototype"] for i in chosen], dtype=np.str_),
+        "source": np.array(["prototypes"] * len(chosen), dtype=np.str_),
+    }
+    energy = np.array([kept[i]["e_form"] for i in chosen], dtype=np.float32)
+    data = pack([forms[i] for i in chosen], energy, labels, "prototypes")
+    return Finished(data, dict(counts), _check_ground_states(kept, forms), references)
+
+
+def formation_energy(record: dict[str, Any], references: dict[str, float]) -> float:
+    """Energy of a record above its elements', eV/atom.
+
+    Raises
+    ------
+    ValueError
+        If an element has no reference.
+    """
+    symbols = [_symbol(z) for z in record["species"]]
+    missing = sorted(set(symbols) - references.keys())
+    if missing:
+        raise ValueError(f"no elemental reference for {', '.join(missing)}, which {record['formula']} needs")
+    return float(record["energy"] - np.mean([references[s] for s in symbols]))
+
+
+def _reference_energies(records: list[dict[str, Any]]) -> dict[str, float]:
+    """Lowest energy of each element among its reference and its decorated prototypes."""
+    out: dict[str, float] = {}
+    for r in records:
+        if "energy" in r and len(set(r["species"])) == 1 and (r["converged"] or r["prototype"] == "reference"):
+            symbol = _symbol(r["species"][0])
+            out[symbol] = min(out.get(symbol, np.inf), r["energy"])
+    return out
+
+
+def _symbol(number: int) -> str:
+    from fastcrystal.features.elements import SYMBOLS
+
+    return SYMBOLS[number]
+
+
+def _select(kept: list[dict[str, Any]], forms: list[Canonical], window: float, counts: Counter[str]) -> list[int]:
+    """Positions of the crystals inside the window that are not duplicates of a lower one, formula by formula."""
+    groups: dict[str, list[int]] = defaultdict(list)
+    for i, form in enumerate(forms):
+        groups[reduced_formula(form.species)].append(i)
+    chosen: list[int] = []
+    for members in tqdm(groups.values(), desc="removing duplicates", unit="formula"):
+        members.sort(key=lambda i: kept[i]["e_form"])
+        lowest = kept[members[0]]["e_form"]
+        inside = [i for i in members if kept[i]["e_form"] <= lowest + window]
+        counts["outside the energy window"] += len(members) - len(inside)
+        unique = _without_duplicates(inside, kept, forms)
+        counts["duplicates"] += len(inside) - len(unique)
+        chosen += unique
+    return chosen
+
+
+def _without_duplicates(members: list[int], kept: list[dict[str, Any]], forms: list[Canonical]) -> list[int]:
+    from pymatgen.core import Structure
+    from pymatgen.core.structure_matcher import StructureMatcher
+
+    matcher = StructureMatcher()
+    unique: list[int] = []
+    structures = {i: Structure(forms[i].lattice, forms[i].species.tolist(), forms[i].frac) for i in members}
+    for i in members:
+        near = [j for j in unique if kept[i]["e_form"] - kept[j]["e_form"] < SAME_ENERGY]
+        if not any(matcher.fit(structures[i], structures[j]) for j in near):
+            unique.append(i)
+    return unique
+
+
+def _check_ground_states(kept: list[dict[str, Any]], forms: list[Canonical]) -> list[dict[str, Any]]:
+    rows = []
+    for formula, (name, group) in GROUND_STATES.items():
+        own = [(r["e_form"], f.space_group) for r, f in zip(kept, forms, strict=True) if r["formula"] == formula]
+        if not own:
+            continue
+        lowest, found = min(own)
+        gap = min((e for e, g in own if g == group), default=None)
+        rows.append(
+            {
+                "formula": formula,
+                "known": f"{name}, {group}",
+                "found": found,
+                "gap": None if gap is None else round(gap - lowest, 4),
+            }
+        )
+    return rows
+
+
+def _gap(value: float | None) -> str:
+    return "not among them" if value is None else f"{value:.3f}"
+
+
+def card(done: Finished, settings: dict[str, Any], versions: dict[str, str]) -> str:
+    """The data card, in Markdown."""
+    data = done.data
+    formulas, sizes = np.unique(data.formula, return_counts=True)
+    elements = np.unique(data.numbers)
+    agree = sum(row["gap"] is not None and row["gap"] <= 0.001 for row in done.checks)
+    rule = [f"| {k} | {v} |" for k, v in done.counts.items()]
+    checks = [f"| {r['formula']} | {r['known']} | {r['found']} | {_gap(r['gap'])} |" for r in done.checks]
+    return "\n".join(
+        [
+            "# The default data set: decorated AFLOW prototypes",
+            "",
+            f"{len(data)} crystals of {len(formulas)} formulas and {len(elements)} elements, "
+            f"{data.natoms.min()} to {data.natoms.max()} atoms in the primitive cell (mean {data.natoms.mean():.1f}), "
+            f"{len(np.unique(data.sg))} space groups, {int((sizes >= 7).sum())} formulas with 7 polymorphs or more.",
+            "",
+            f"**Energies are {POTENTIALS[settings['potential']]} energies, not DFT.** The potential (MIT licence) was "
+            "trained by its authors on MPtrj, Materials Project PBE and PBE+U calculations (CC BY 4.0). Formation "
+            "energies are against the elements' lowest structures with the same potential (among matcalc's MP-PBE "
+            "references and the elements' own prototypes). Oxides and fluorides of elements with a Hubbard U are left "
+            "out.",
+            "",
+            "How it was made: prototypes of the AFLOW Encyclopedia as pymatgen bundles them, decorated by "
+            "electronegativity role, scaled until the closest covalent spheres touch, relaxed (volume, then FIRE on "
+            "atoms and cell), space group and canonical form by spglib at symprec "
+            f"{settings['symprec']} angstrom, duplicates removed with pymatgen's StructureMatcher, polymorphs more "
+            f"than {settings['window']} eV/atom above their formula's lowest left out.",
+            "",
+            "Settings: " + ", ".join(f"{k} {v}" for k, v in settings.items()) + ".",
+            "Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items()) + ".",
+            "",
+            "| what became of the candidates | number |",
+            "|---|---|",
+            *rule,
+            "",
+            f"Known ground states against those found; {agree} of {len(done.checks)} agree. The gap is how far the "
+            "known structure lies above the lowest found, eV/atom.",
+            "",
+            "| formula | known | found (space group) | gap |",
+            "|---|---|---|---|",
+            *checks,
+            "",
+        ]
+    )
