@@ -55,6 +55,9 @@ def read_config(run: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} has checkpoint format {found}, this version reads {FORMAT}: use the fastcrystal that wrote it"
         )
+    missing = [k for k in ("train", "model", "scaling", "length", "data") if k not in values]
+    if missing:
+        raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}")
     return values
 
 

@@ -12,17 +12,22 @@ import fastcrystal
 from fastcrystal.config import ALGORITHMS, LATTICES, NOISES, PRECISIONS, RECIPES, TASKS, TrainConfig
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status."""
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
     parser = argparse.ArgumentParser(prog="fastcrystal", description=fastcrystal.__doc__)
     parser.add_argument("--version", action="version", version=fastcrystal.__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for add in (_add_train, _add_sample, _add_evaluate, _add_data):
         add(commands)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    args = build_parser().parse_args(argv)
     try:
         args.run_command(args)
-    except (ValueError, FloatingPointError, FileExistsError, ImportError) as error:
+    except (ValueError, FloatingPointError, OSError, ImportError) as error:
         print(f"fastcrystal {args.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -39,17 +44,17 @@ def script(command: str) -> int:
 def _add_train(commands: Any) -> None:
     p = commands.add_parser("train", help="train a model and judge it", formatter_class=argparse.RawTextHelpFormatter)
     p.set_defaults(run_command=_train)
-    p.add_argument("--algo", choices=ALGORITHMS, default="cfm", help="cfm: conditional flow matching")
-    p.add_argument("--noise", choices=NOISES, default="uniform", help="source of the sites")
-    p.add_argument("--task", choices=TASKS, default="generate")
-    p.add_argument("--data", default="prototypes", help="prototypes (shipped), or .npz of `fastcrystal data import`")
+    p.add_argument("--algo", choices=ALGORITHMS, help="cfm: conditional flow matching (default)")
+    p.add_argument("--noise", choices=NOISES, help="source of the sites (default: uniform)")
+    p.add_argument("--task", choices=TASKS, help="generate: crystals from conditions (default)")
+    p.add_argument("--data", help="prototypes (shipped), or .npz of `fastcrystal data import`")
     p.add_argument("--source", help="use only crystals with this source label")
-    p.add_argument("--preset", choices=tuple(RECIPES), default="slim", help="slim: 1 M parameters; paper: 305 M")
+    p.add_argument("--preset", choices=tuple(RECIPES), help="slim: 0.9 M parameters (default); paper: 305 M")
     p.add_argument("--out", type=Path, help="run folder (default: runs/<what>-<when>)")
-    p.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out")
-    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N")
-    p.add_argument("--precision", choices=PRECISIONS, default="auto", help="auto: fp16 on a GPU, fp32 on a CPU")
-    # None: the preset decides
+    p.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in --out, with its settings")
+    # None: the run that is resumed, or the preset, or the default in TrainConfig decides
+    p.add_argument("--device", help="auto (default), cpu, cuda, cuda:N")
+    p.add_argument("--precision", choices=PRECISIONS, help="auto (default): fp16 on a GPU, fp32 on a CPU")
     p.add_argument("--max-steps", type=int)
     p.add_argument("--batch-size", type=int)
     p.add_argument("--lr", type=float, help="peak learning rate")
@@ -71,11 +76,14 @@ def _add_train(commands: Any) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
+    from fastcrystal.checkpoint import read_config
     from fastcrystal.runs import train_and_evaluate
 
-    names = set(TrainConfig.__dataclass_fields__) - {"preset"}
-    given = {k: v for k, v in vars(args).items() if k in names and v is not None}
-    config = TrainConfig.from_preset(args.preset, **given)
+    given = {k: v for k, v in vars(args).items() if k in TrainConfig.__dataclass_fields__ and v is not None}
+    if args.resume and args.out is not None:
+        config = TrainConfig.from_dict({**read_config(args.out)["train"], **given})
+    else:
+        config = TrainConfig.from_preset(given.pop("preset", "slim"), **given)
     print(train_and_evaluate(config, args.out, resume=args.resume, jobs=args.jobs))
 
 
@@ -115,10 +123,10 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from fastcrystal.runs import evaluate_run
+    from fastcrystal.runs import evaluate_run, run_folder
 
     result = evaluate_run(args.checkpoint, args.max_test, args.steps, args.seed, args.device, args.jobs)
-    print(result.to_json() if args.json else result.table())
+    print((run_folder(args.checkpoint) / "result.json").read_text("utf-8").rstrip() if args.json else result.table())
 
 
 def _add_data(commands: Any) -> None:

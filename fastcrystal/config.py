@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from typing import Any
+
+from fastcrystal.jsonable import Jsonable
 
 ALGORITHMS = ("cfm",)
 NOISES = ("uniform", "normal")
@@ -26,7 +28,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Jsonable):
     """Settings of a run. `TrainConfig.from_preset` fills what a preset decides."""
 
     algo: str = "cfm"
@@ -96,8 +98,13 @@ class TrainConfig:
         for name in ("max_steps", "batch_size", "sampling_steps", "max_test", "checkpoint_every", "validate_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.lr > 0:
-            raise ValueError(f"lr must be positive, got {self.lr}")
+        for name in ("lr", "site_scale", "lattice_weight"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
+        if self.warmup < 0:
+            raise ValueError(f"warmup must be at least 0, got {self.warmup}")
+        if not 1 <= self.max_sites <= 60:
+            raise ValueError(f"max_sites must be in 1..60, got {self.max_sites}")
         if not 0 <= self.ema < 1:
             raise ValueError(f"ema must be in [0, 1), got {self.ema}")
         if self.length % 8 or not 0 <= self.length <= 64:
@@ -115,21 +122,3 @@ class TrainConfig:
         if preset not in RECIPES:
             raise ValueError(f"preset must be one of {', '.join(RECIPES)}, got {preset!r}")
         return cls(**{"preset": preset, **RECIPES[preset], **overrides})
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """The inverse of `to_dict`.
-
-        Raises
-        ------
-        ValueError
-            If a key is not a field.
-        """
-        unknown = sorted(set(values) - {f.name for f in fields(cls)})
-        if unknown:
-            raise ValueError(f"TrainConfig has no field {', '.join(unknown)}")
-        return cls(**values)

@@ -166,10 +166,9 @@ class CrystalBatch:
         if not structures:
             raise ValueError("no structures given: at least one is needed to make a batch")
         count = [len(s) for s in structures]
-        if max(count) > MAX_SITES:
-            raise ValueError(
-                f"num_sites must be in 1..{MAX_SITES}, got {max(count)} at index {count.index(max(count))}"
-            )
+        for i, sites in enumerate(count):
+            if not 1 <= sites <= MAX_SITES:
+                raise ValueError(f"num_sites must be in 1..{MAX_SITES}, got {sites} at index {i}")
         n = max(count)
         species = torch.zeros(len(structures), n, dtype=torch.int64)
         frac = torch.zeros(len(structures), n, 3)
@@ -178,7 +177,8 @@ class CrystalBatch:
             if not s.is_ordered:
                 raise ValueError(f"structure {i} ({s.formula}) has partial occupancies: order it first")
             species[i, : len(s)] = torch.tensor(s.atomic_numbers)
-            frac[i, : len(s)] = torch.as_tensor(s.frac_coords % 1.0, dtype=torch.float32)
+            # wrapped after the cast: the float32 nearest to 0.99999999 is 1
+            frac[i, : len(s)] = torch.as_tensor(s.frac_coords % 1.0, dtype=torch.float32) % 1.0
             lattice[i] = torch.as_tensor(s.lattice.matrix.copy(), dtype=torch.float32)
         unknown_group = torch.zeros(len(structures), dtype=torch.int64)
         unknown_energy = torch.full((len(structures),), float("nan"))

@@ -42,7 +42,7 @@ def lattice_from_parameters(lengths: NDArray[np.floating], angles: NDArray[np.fl
     with np.errstate(divide="ignore", invalid="ignore"):
         cy = (ca - cb * cg) / sin_gamma
         cz_squared = 1 - cb * cb - cy * cy
-    bad = ~(cz_squared > 0)
+    bad = ~(cz_squared > 1e-13)  # rounding alone leaves 1e-16 where three vectors lie in a plane
     if bad.any():
         raise ValueError(f"angles {angles.reshape(-1, 3)[np.flatnonzero(bad)[0]]} span no volume")
     a, b, c = lengths[..., 0], lengths[..., 1], lengths[..., 2]

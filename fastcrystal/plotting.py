@@ -31,12 +31,11 @@ def draw_crystals(structures: Sequence[Structure], titles: Sequence[str], path: 
 
     columns = min(4, len(structures))
     rows = -(-len(structures) // columns)
-    figure = plt.figure(figsize=(3.1 * columns, 3.4 * rows))
+    figure = plt.figure(figsize=(3.1 * columns, 3.7 * rows), layout="constrained")
     for i, (structure, title) in enumerate(zip(structures, titles, strict=True)):
         axis = figure.add_subplot(rows, columns, i + 1, projection="3d")
         _draw(axis, structure)
         axis.set_title(title, fontsize=9)
-    figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
@@ -61,5 +60,6 @@ def _draw(axis: Any, structure: Structure) -> None:
         axis.scatter(*xyz.T, s=90 * covalent_radii[number] ** 2, label=chemical_symbols[number], **look)
     extent = np.array(list(product((0, 1), repeat=3))) @ lattice
     axis.set_box_aspect(np.ptp(extent, axis=0))
+    axis.view_init(elev=18, azim=-72)
     axis.set_axis_off()
     axis.legend(fontsize=7, frameon=False, markerscale=0.5, loc="upper left")

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from fastcrystal.canonical import species_order
-from fastcrystal.crystal import CrystalBatch
+from fastcrystal.crystal import MAX_SITES, CrystalBatch
 from fastcrystal.sampling import Generator
 from fastcrystal.training import anonymise
 
@@ -82,9 +82,12 @@ def parse_formula(formula: str) -> list[int]:
         raise ValueError("the formula is empty: write it like TaB2 or SrTiO3")
     out: list[int] = []
     for symbol, amount in amounts.items():
-        if amount != int(amount) or amount < 1:
+        number = atomic_number(symbol)
+        if not 1 <= amount <= MAX_SITES:
+            raise ValueError(f"amounts in {formula!r} must be in 1..{MAX_SITES}, got {amount:g} of {symbol}")
+        if amount != int(amount):
             raise ValueError(f"amounts in {formula!r} must be whole numbers, got {amount:g} of {symbol}")
-        out += [atomic_number(symbol)] * int(amount)
+        out += [number] * int(amount)
     return out
 
 
@@ -173,16 +176,26 @@ def generate(
             "num_sites": int(crystals.num_sites[i]),
             "volume_per_atom": _rounded(state.volume_per_atom[i]),
             "min_distance": _rounded(state.min_distance[i]),
-            "state": str(state.reason[i]),
+            "state": validity.REASONS[int(state.reason[i])],
         }
         for i, s in enumerate(structures)
     ]
     out.mkdir(parents=True, exist_ok=True)
+    _remove_former(out)
     _write(out, structures, rows)
     about = {"request": asdict(request), "cell": why, "checkpoint": str(checkpoint), "step": sampler.step, "seed": seed}
     text = json.dumps({**about, "steps": steps, "crystals": rows}, indent=2, allow_nan=False) + "\n"
     (out / "crystals.json").write_text(text, encoding="utf-8")
     return _table(request, why, rows, out)
+
+
+def _remove_former(out: Path) -> None:
+    """Delete the CIFs of an earlier request to the same folder, which a smaller count would leave among its own."""
+    former = out / "crystals.json"
+    if former.is_file():
+        for row in json.loads(former.read_text(encoding="utf-8"))["crystals"]:
+            if row["file"]:
+                (out / Path(row["file"]).name).unlink(missing_ok=True)
 
 
 def _structures(crystals: CrystalBatch, usable: Any) -> list[Structure | None]:

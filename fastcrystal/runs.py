@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastcrystal.checkpoint import latest_checkpoint, list_checkpoints, write_json
+from fastcrystal.checkpoint import list_checkpoints, write_json
 from fastcrystal.config import TrainConfig
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.metrics.evaluate import Evaluation, evaluate
@@ -76,13 +76,16 @@ def evaluate_run(
     sampler = Generator.from_run(run, device)
     config = TrainConfig.from_dict(sampler.config["train"])
     prepared = prepare(config)
-    found, trained = len(prepared.split.train), sampler.config["data"]["n_train"]
-    if found != trained:
-        raise ValueError(f"{config.data} has changed since {run} was trained: {trained} training crystals, now {found}")
+    if prepared.data.fingerprint() != sampler.config["data"]["sha256"]:
+        raise ValueError(f"{config.data} has changed since {run} was trained: its test formulas are no longer known")
     overrides = {"max_test": max_test, "sampling_steps": steps}
     config = TrainConfig.from_dict({**config.to_dict(), **{k: v for k, v in overrides.items() if v is not None}})
-    folder = latest_checkpoint(run).parent.parent if run.parent.name != "checkpoints" else run.parent.parent
-    return _judge(sampler, prepared, config, folder, jobs, seed)
+    return _judge(sampler, prepared, config, run_folder(run), jobs, seed)
+
+
+def run_folder(run: Path) -> Path:
+    """The run folder of a run folder, or of one checkpoint in it."""
+    return run.parent.parent if run.parent.name == "checkpoints" else run
 
 
 def test_crystals(prepared: Prepared, config: TrainConfig) -> CrystalDataset:

@@ -38,6 +38,12 @@ from fastcrystal.sampling import Generator, make_flow, pick_device
 
 #: shares of train, validation and test, by formula
 FRACTIONS = (0.8, 0.05, 0.15)
+#: most crystals of a validation loss: one forward pass
+VALIDATION_SIZE = 512
+#: settings that may change when a run is resumed; "data" may move, but must hold the same crystals
+FREE_ON_RESUME = frozenset(
+    ("data", "device", "precision", "max_steps", "sampling_steps", "max_test", "checkpoint_every", "validate_every")
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +79,7 @@ def prepare(config: TrainConfig) -> Prepared:
     length = config.length or matrix_length(int(data.natoms.max()))
     data = data.select(data.natoms <= length - 4)
     split = split_by_formula(data, FRACTIONS, config.seed)
-    for side in ("train", "val", "test"):
+    for side in ("train", "test"):  # validation only draws a curve: a small set may do without
         if not len(getattr(split, side)):
             raise ValueError(f"{config.data}: too few formulas to split, none is left for {side}")
     return Prepared(data, split, length)
@@ -95,13 +101,15 @@ class Trainer:
         self.prepared = prepare(config)
         data, split = self.prepared.data, self.prepared.split
         self.train = data.select(split.train).batch().to(self.device)
-        self.val = data.select(split.val).batch().to(self.device)
+        self.val = data.select(split.val).batch().to(self.device) if len(split.val) else None
         self.scaling = self._fit_scaling()
         self.flow = make_flow(config, self.scaling)
         torch.manual_seed(config.seed)
         self.model = CrystalUNet(self._model_config()).to(self.device)
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=config.lr, betas=(0.9, 0.999), eps=1e-8)
+        self.optimiser = torch.optim.Adam(
+            self.model.parameters(), lr=config.lr, betas=(0.9, 0.999), eps=1e-8, fused=True
+        )
         half = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": None}
         precision = config.precision
         if precision == "auto":
@@ -111,7 +119,6 @@ class Trainer:
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step = 0
         self.x_1 = self.scaling.encode(self.train, self.prepared.length)
-        self.x_1_val = self.scaling.encode(self.val, self.prepared.length)
 
     def _fit_scaling(self) -> LatticeScaling:
         if self.config.lattice == "raw":
@@ -142,6 +149,8 @@ class Trainer:
 
         self.run.mkdir(parents=True, exist_ok=True)
         write_config(self.run, self.description())
+        # of a run that stopped before its first checkpoint, or after its last
+        _cut_metrics(self.run / "metrics.jsonl", self.step)
         board = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.step)
         bar = tqdm(
             total=self.config.max_steps * self.config.batch_size,
@@ -160,8 +169,8 @@ class Trainer:
                     self.step += 1
                     record = {"step": self.step, "loss": loss, "lr": lr}
                     last = self.step == self.config.max_steps
-                    if self.step % self.config.validate_every == 0 or last:
-                        record["val_loss"] = self.validate()
+                    if self.val is not None and (self.step % self.config.validate_every == 0 or last):
+                        record["val_loss"] = self.validate(self.val)
                         bar.set_postfix(loss=f"{loss:.3f}", val=f"{record['val_loss']:.3f}", refresh=False)
                     metrics.write(json.dumps(record) + "\n")
                     for name in ("loss", "val_loss", "lr"):
@@ -204,8 +213,8 @@ class Trainer:
         return value
 
     @torch.no_grad()
-    def validate(self) -> float:
-        """Loss of the averaged weights on validation formulas, with the same noise every time."""
+    def validate(self, batch: CrystalBatch) -> float:
+        """Loss of the averaged weights on (up to `VALIDATION_SIZE` of) a batch, with the same noise every time."""
         from torch.func import functional_call
 
         generator = torch.Generator().manual_seed(self.config.seed)
@@ -215,9 +224,10 @@ class Trainer:
             out: Tensor = functional_call(self.model, self.average, (x, t, cond))
             return out
 
-        batch = self.val
+        batch = batch[:VALIDATION_SIZE]
+        x_1 = self.scaling.encode(batch, self.prepared.length)
         cond = functional_call(_Conditions(self.model), {f"model.{k}": v for k, v in self.average.items()}, (batch,))
-        loss = self.flow.loss(averaged, self.x_1_val, batch.num_sites, cond, generator)
+        loss = self.flow.loss(averaged, x_1, batch.num_sites, cond, generator)
         self.model.train()
         return float(loss)
 
@@ -241,6 +251,7 @@ class Trainer:
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "data": {
                 "name": data.name,
+                "sha256": data.fingerprint(),
                 "n_train": len(split.train),
                 "n_val": len(split.val),
                 "n_test": len(split.test),
@@ -267,9 +278,13 @@ class Trainer:
         ValueError
             If there is none, or it belongs to other settings; names the first that differs.
         """
-        before = read_config(self.run)
-        for name in ("model", "scaling", "length"):
-            if before[name] != json.loads(json.dumps(self.description()[name])):
+        before, now = read_config(self.run), json.loads(json.dumps(self.description()))
+        for name, value in now["train"].items():
+            was = before["train"].get(name)
+            if name not in FREE_ON_RESUME and was != value:
+                raise ValueError(f"{self.run} was trained with {name} {was}, not {value}: resume with its own settings")
+        for name in ("model", "scaling", "length", "data"):
+            if before[name] != now[name]:
                 raise ValueError(f"{self.run} was trained with another {name}: resume with its config.json's settings")
         folder = latest_checkpoint(self.run)
         state = read_state(folder)
@@ -287,7 +302,6 @@ class Trainer:
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step = state["step"]
-        _cut_metrics(self.run / "metrics.jsonl", self.step)
 
     def sampler(self) -> Generator:
         """The averaged weights, ready to generate."""

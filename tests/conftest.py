@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 
@@ -29,3 +30,24 @@ def poison() -> Iterator[None]:
     """NaN in every fresh torch.empty."""
     with poisoned_buffers():
         yield
+
+
+@pytest.fixture(scope="session")
+def tiny_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data set of 60 binaries; see `tests.tiny`. Do not write to it."""
+    from tests.tiny import tiny_dataset
+
+    return tiny_dataset().save(tmp_path_factory.mktemp("tiny") / "tiny.npz")
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a training of 12 steps with a tiny network. Do not write to it."""
+    from fastcrystal.runs import train_and_evaluate
+    from tests.tiny import shrink_networks, tiny_config
+
+    run = tmp_path_factory.mktemp("tiny-run") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_networks(patch)
+        train_and_evaluate(tiny_config(tiny_npz), run, jobs=1)
+    return run

@@ -70,6 +70,7 @@ def relax_all(work: Path, config: BuildConfig, formulas: Sequence[str], jobs: in
     """
     work.mkdir(parents=True, exist_ok=True)
     _check_same_build(work / "build.json", config)
+    _cut_broken_line(work / "relaxed.jsonl")
     done = {record["key"] for record in read_records(work)}
     shapes = library(config.max_sites)
     ranked = [
@@ -108,14 +109,17 @@ def _drain(future: Any, out: Any, bar: Any) -> set[Any]:
 def read_records(work: Path) -> Iterator[dict[str, Any]]:
     """The records of WORK/relaxed.jsonl; a last line cut short by a kill is left out and will be made again."""
     path = work / "relaxed.jsonl"
-    if not path.is_file():
-        return
-    text = path.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if len(whole) != len(text):
-        path.write_text(whole, encoding="utf-8")
-    for line in whole.splitlines():
-        yield json.loads(line)
+    if path.is_file():
+        text = path.read_text(encoding="utf-8")
+        for line in text[: text.rfind("\n") + 1].splitlines():
+            yield json.loads(line)
+
+
+def _cut_broken_line(path: Path) -> None:
+    """Drop a last line that a kill cut short, so that the next record starts a line of its own."""
+    if path.is_file():
+        with path.open("rb+") as f:
+            f.truncate(f.read().rfind(b"\n") + 1)
 
 
 def elemental_references(formulas: Sequence[str]) -> list[Candidate]:
@@ -139,8 +143,10 @@ def elemental_references(formulas: Sequence[str]) -> list[Candidate]:
     elements = sorted({e.symbol for f in formulas for e in Composition(f).elements})
     out = []
     for symbol in elements:
-        entry = table[symbol]["structure"]
-        s = Structure.from_dict(entry[0] if isinstance(entry, list) else entry).get_primitive_structure()
+        # several structures an element, in no order: the lowest in PBE is the reference
+        structures, energies = table[symbol]["structure"], table[symbol]["energy_per_atom"]
+        lowest = structures[int(np.argmin(energies))] if isinstance(structures, list) else structures
+        s = Structure.from_dict(lowest).get_primitive_structure()
         out.append(
             Candidate(symbol, "reference", list(s.atomic_numbers), s.frac_coords.tolist(), s.lattice.matrix.tolist())
         )
@@ -241,6 +247,7 @@ def build(
         relax_all(work, config, formulas or main_formulas(), jobs or multiprocessing.cpu_count())
     elif not (work / "relaxed.jsonl").is_file():
         raise ValueError(f"{work} holds no relaxed crystals: build without --finish-only first")
+    _check_same_build(work / "build.json", config)
     done = finish(read_records(work), window=config.window, symprec=config.symprec)
     out.parent.mkdir(parents=True, exist_ok=True)
     done.data.save(out)

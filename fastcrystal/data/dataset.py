@@ -14,7 +14,9 @@ Arrays in the file (N crystals, S sites in all):
 
 from __future__ import annotations
 
+import hashlib
 import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -68,8 +70,8 @@ class CrystalDataset:
         """The crystals at `index` (positions or a mask), in that order."""
         index = np.asarray(index)
         index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
-        offsets, count = self.offsets, self.natoms[index]
-        sites = np.repeat(offsets[index] - np.concatenate([[0], np.cumsum(count)[:-1]]), count) + np.arange(count.sum())
+        first, count = self.offsets[:-1], self.natoms[index]
+        sites = np.repeat(first[index] - np.concatenate([[0], np.cumsum(count)[:-1]]), count) + np.arange(count.sum())
         return CrystalDataset(
             self.formula[index],
             count,
@@ -82,9 +84,26 @@ class CrystalDataset:
             self.name,
         )
 
+    def fingerprint(self) -> str:
+        """SHA-256 of the crystals (not of the labels), so that a run can tell its data from another's."""
+        digest = hashlib.sha256("\n".join(self.formula.tolist()).encode())
+        for array in (self.natoms, self.e_form, self.sg, self.lattice, self.numbers, self.frac):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        return digest.hexdigest()
+
     def batch(self, max_sites: int | None = None) -> CrystalBatch:
-        """All crystals as one padded batch on the CPU (select first for a part)."""
+        """All crystals as one padded batch on the CPU (select first for a part).
+
+        Raises
+        ------
+        ValueError
+            If there are no crystals, or one has more than `max_sites` sites.
+        """
+        if not len(self):
+            raise ValueError("an empty data set has no batch")
         n = int(self.natoms.max()) if max_sites is None else max_sites
+        if n < self.natoms.max():
+            raise ValueError(f"max_sites must be at least {self.natoms.max()} for this data set, got {n}")
         rows = np.repeat(np.arange(len(self)), self.natoms)
         columns = np.arange(len(self.numbers)) - np.repeat(self.offsets[:-1], self.natoms)
         species = np.zeros((len(self), n), dtype=np.int64)
@@ -141,13 +160,19 @@ def load_dataset(name_or_path: str | Path = "prototypes", source: str | None = N
     if not path.is_file():
         raise ValueError(f"no data set at {path}: give an .npz file, or one of {', '.join(SHIPPED)}")
     try:
+        if not zipfile.is_zipfile(path):  # np.load would read a lone .npy too, and take anything else for a pickle
+            raise ValueError("not a whole zip archive")
         with np.load(path, allow_pickle=False) as f:
             arrays = {k: f[k] for k in f.files}
-    except (zipfile.BadZipFile, ValueError, OSError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, OSError, EOFError) as error:
         raise ValueError(f"{path} is not a readable .npz data set: {error}") from None
     missing = [k for k in _REQUIRED if k not in arrays]
     if missing:
         raise ValueError(f"{path} lacks the arrays {', '.join(missing)}; has {', '.join(sorted(arrays))}")
+    strange = [k for k in _REQUIRED if arrays[k].dtype.kind not in ("U" if k == "formula" else "iuf")]
+    if strange or arrays["natoms"].ndim != 1:
+        k = strange[0] if strange else "natoms"
+        raise ValueError(f"{path}: {k} has the wrong type or shape, got {arrays[k].dtype} {arrays[k].shape}")
     data = CrystalDataset(
         arrays["formula"],
         arrays["natoms"].astype(np.int64),
@@ -178,6 +203,9 @@ def _check(data: CrystalDataset, path: Path) -> None:
     for name, shape in {**shapes, "numbers": (sites,), "frac": (sites, 3)}.items():
         if getattr(data, name).shape != shape:
             raise ValueError(f"{path}: {name} must have shape {shape}, got {getattr(data, name).shape}")
+    for name, label in data.labels.items():
+        if label.shape != (n,):
+            raise ValueError(f"{path}: {name} must have shape {(n,)}, got {label.shape}")
     for name, low, high in (("natoms", 1, None), ("sg", 0, 230), ("numbers", 1, MAX_ATOMIC_NUMBER)):
         value = getattr(data, name)
         bad = np.flatnonzero((value < low) | (value > (high if high is not None else value)))

@@ -177,8 +177,8 @@ def _select(kept: list[dict[str, Any]], forms: list[Canonical], window: float, c
 
 
 def _without_duplicates(members: list[int], kept: list[dict[str, Any]], forms: list[Canonical]) -> list[int]:
+    from pymatgen.analysis.structure_matcher import StructureMatcher
     from pymatgen.core import Structure
-    from pymatgen.core.structure_matcher import StructureMatcher
 
     matcher = StructureMatcher()
     unique: list[int] = []

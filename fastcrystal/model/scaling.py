@@ -9,17 +9,18 @@ A cell's size follows mostly from its atoms. Taking that part out leaves the net
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from fastcrystal.crystal import CrystalBatch, pack_matrix, unpack_matrix
+from fastcrystal.jsonable import Jsonable
 
 
 @dataclass(frozen=True)
-class LatticeScaling:
+class LatticeScaling(Jsonable):
     """The map between crystals and the network's matrices; fixed by the training set, saved with the weights."""
 
     mode: Literal["raw", "composition"] = "raw"
@@ -114,24 +115,6 @@ class LatticeScaling:
         lattice = (x[:, -3:] * std + mean) * self._unit(species, num_sites).to(x.dtype)
         sites = x / self.site_scale + self.site_offset
         return unpack_matrix(sites, num_sites, species.shape[1])[0], lattice
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> LatticeScaling:
-        """The inverse of `to_dict`.
-
-        Raises
-        ------
-        ValueError
-            If a key is not a field.
-        """
-        unknown = sorted(set(values) - {f.name for f in fields(cls)})
-        if unknown:
-            raise ValueError(f"LatticeScaling has no field {', '.join(unknown)}")
-        return cls(**values)
 
     def _moments(self, like: Tensor) -> tuple[Tensor, Tensor]:
         mean, std = (torch.tensor(v, dtype=like.dtype, device=like.device).view(3, 3) for v in (self.mean, self.std))

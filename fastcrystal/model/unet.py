@@ -11,8 +11,8 @@ paper uses it. Inside, activations are channels-first (B, C, L).
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, NamedTuple, cast
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastcrystal.jsonable import Jsonable
 from fastcrystal.model.conditioning import ConditionBlock, SiteChannels, TimeEmbedding, row_mask
 
 #: lengths L must be multiples of this: three halvings
@@ -27,7 +28,7 @@ LENGTH_STEP = 8
 
 
 @dataclass(frozen=True)
-class UNetConfig:
+class UNetConfig(Jsonable):
     """Everything that decides the network's weights; plain numbers, so it goes into JSON as it is."""
 
     model_channels: int = 32
@@ -87,24 +88,6 @@ class UNetConfig:
     def embed_dim(self) -> int:
         """E, the width of the condition embedding."""
         return self.embed_mult * self.model_channels
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> UNetConfig:
-        """The inverse of `to_dict`; fields not given keep their defaults.
-
-        Raises
-        ------
-        ValueError
-            If a key is not a field.
-        """
-        unknown = sorted(set(values) - {f.name for f in fields(cls)})
-        if unknown:
-            raise ValueError(f"UNetConfig has no field {', '.join(unknown)}")
-        return cls(**values)
 
 
 #: named configurations; dataclasses.replace(PRESETS["slim"], energy_mean=...) adapts one to a data set

@@ -1,0 +1,80 @@
+"""The scripts for a bare GPU machine, on a CPU: they run with torch, triton and numpy alone, and report failures."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import gpu_check, gpu_train
+
+ROOT = Path(__file__).resolve().parents[1]
+ABSENT = [
+    *("ase", "hypothesis", "matplotlib", "numba", "pandas", "pymatgen", "pytest"),
+    *("safetensors", "scipy", "spglib", "tensorboard", "tqdm"),
+]
+BARE = """
+import runpy, sys
+for name in {absent}:
+    sys.modules[name] = None
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_bare(script: str, *args: str) -> subprocess.CompletedProcess[str]:
+    """Run a script as on a machine that has none of `ABSENT`."""
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-c", BARE.format(absent=ABSENT), str(ROOT / "benchmarks" / script), *args]
+    return subprocess.run(command, capture_output=True, text=True, env={**env, "PYTHONPATH": str(ROOT)})
+
+
+def test_check(tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="no Triton on this platform")
+    done = run_bare("gpu_check.py", "--device", "cpu", "--tiny", "--out", str(tmp_path / "new" / "check.json"))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    result = json.loads((tmp_path / "new" / "check.json").read_text(encoding="utf-8"))
+    assert set(result["checks"].values()) == {"ok"}
+    assert len(result["checks"]) == 13  # 4 dtypes x 3 shapes, autograd
+    assert [row["dtype"] for row in result["masked_l1"]] == ["float32", "bfloat16"]
+    assert all(row["ratio_reference"] > 0 for row in result["masked_l1"])
+
+
+def test_train(tmp_path: Path) -> None:
+    done = run_bare("gpu_train.py", "--device", "cpu", "--tiny", "--out", str(tmp_path / "train.json"))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    cases = json.loads((tmp_path / "train.json").read_text(encoding="utf-8"))["cases"]
+    assert [case["preset"] for case in cases] == ["slim", "paper"]
+    assert all(case["steps_per_second"] > 0 and case["failed"] == [] for case in cases)
+    with (tmp_path / "train.csv").open(encoding="utf-8", newline="") as f:
+        assert [row["step"] for row in csv.DictReader(f)] == ["1", "2", "3"] * 2
+
+
+def test_a_failed_check_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong() -> None:
+        raise AssertionError("error 1 exceeds 0")
+
+    monkeypatch.setenv("TRITON_INTERPRET", os.environ.get("TRITON_INTERPRET", "0"))
+    monkeypatch.setattr(gpu_check, "masked_l1_checks", lambda *_: {"good": lambda: None, "bad": wrong})
+    assert gpu_check.main(["--device", "cpu", "--tiny", "--out", str(tmp_path / "check.json")]) == 1
+    result = json.loads((tmp_path / "check.json").read_text(encoding="utf-8"))
+    assert result["checks"] == {"good": "ok", "bad": "AssertionError: error 1 exceeds 0"}
+    assert "masked_l1" not in result  # no speed behind a red check
+
+
+def test_a_loss_that_is_not_finite_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gpu_train, "CASES", gpu_train.CASES[:1])
+    monkeypatch.setattr(gpu_train, "train", lambda *_: ([1.0, float("nan")], [1.0]))
+    assert gpu_train.main(["--device", "cpu", "--tiny", "--out", str(tmp_path / "train.json")]) == 1
+    (case,) = json.loads((tmp_path / "train.json").read_text(encoding="utf-8"))["cases"]
+    assert case["failed"] == ["a loss is not finite"]
+    assert case["last_loss"] is None
+
+
+def test_gpu_sh_wants_a_folder() -> None:
+    done = subprocess.run(["bash", str(ROOT / "benchmarks" / "gpu.sh")], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: bash benchmarks/gpu.sh OUT_DIR")

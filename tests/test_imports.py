@@ -1,0 +1,71 @@
+"""Imports stay light: torch and numpy are enough for the library; what else a call needs, it names."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from fastcrystal import relax
+
+MODULES = [
+    "fastcrystal",
+    "fastcrystal.cli",
+    "fastcrystal.config",
+    "fastcrystal.loss",
+    "fastcrystal.ops.masked_l1",
+    "fastcrystal.crystal",
+    "fastcrystal.lattice",
+    "fastcrystal.features.elements",
+    "fastcrystal.features.space_groups",
+    "fastcrystal.features.featurise",
+    "fastcrystal.model.unet",
+    "fastcrystal.process.flow",
+    "fastcrystal.data.dataset",
+    "fastcrystal.checkpoint",
+    "fastcrystal.sampling",
+    "fastcrystal.training",
+]
+HEAVY = [
+    *("ase", "matcalc", "matplotlib", "mendeleev", "numba", "pandas"),
+    *("pymatgen", "scipy", "sevenn", "spglib", "tensorboard", "triton"),
+]
+# what torch brings by itself, in some versions and installations, is not ours to avoid
+CODE = """
+import importlib, json, sys
+import torch
+modules, heavy = json.loads(sys.argv[1])
+seen, out = {name for name in heavy if name in sys.modules}, {}
+for module in modules:
+    importlib.import_module(module)
+    new = {name for name in heavy if name in sys.modules} - seen
+    seen |= new
+    if new:
+        out[module] = sorted(new)
+print(json.dumps(out))
+"""
+
+
+def offenders(modules: list[str]) -> dict[str, list[str]]:
+    """Module -> the heavy ones that it was the first to import, in one fresh interpreter."""
+    done = subprocess.run([sys.executable, "-c", CODE, json.dumps([modules, HEAVY])], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found: dict[str, list[str]] = json.loads(done.stdout)
+    return found
+
+
+def test_imports_are_light() -> None:
+    assert offenders(MODULES) == {}
+
+
+def test_a_heavy_import_is_noticed() -> None:
+    assert offenders(["json", "scipy"]) == {"scipy": ["scipy"]}
+
+
+def test_missing_extra_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # load_potential sets it where it is not set
+    for name in ("sevenn", "sevenn.calculator"):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ImportError, match=r"pip install 'fastcrystal\[mlip\]'") as caught:
+        relax.load_potential()
+    assert "\n" not in str(caught.value)

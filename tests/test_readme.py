@@ -1,0 +1,66 @@
+"""README.md: its commands parse, its Python runs, its links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from fastcrystal.cli import build_parser
+from tests.tiny import ROOT, run_command
+
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+SHIPPED = ROOT / "fastcrystal" / "data" / "prototypes.npz"
+#: scripts/<name>.py -> the command that it is
+SCRIPTS = {"train": "train", "sample": "sample", "evaluate": "evaluate", "prepare_data": "data"}
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, flags=re.DOTALL | re.MULTILINE)
+
+
+def commands() -> list[list[str]]:
+    """Argument lists of fastcrystal's own command lines in bash blocks, the program as the subcommand."""
+    out = []
+    for block in blocks("bash"):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["fastcrystal"]:
+                out.append(words[1:])
+            elif len(words) > 1 and words[0] == "python" and words[1].startswith("scripts/"):
+                name = Path(words[1]).stem
+                assert (ROOT / words[1]).is_file(), words[1]
+                if name in SCRIPTS:
+                    out.append([SCRIPTS[name], *words[2:]])
+    return out
+
+
+@pytest.mark.parametrize("arguments", commands(), ids=" ".join)
+def test_commands_parse(arguments: list[str]) -> None:
+    build_parser().parse_args(arguments)
+
+
+def test_there_are_commands() -> None:
+    found = {words[0] for words in commands()}
+    assert {"train", "sample"} <= found
+
+
+@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.strip().splitlines()[-1][:40])
+def test_python_runs(code: str, tmp_path: Path) -> None:
+    if "load_dataset" in code and not SHIPPED.is_file():
+        pytest.skip(f"{SHIPPED} has not been built yet")
+    done = run_command("-W", "error::DeprecationWarning:__main__", "-c", code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_links_lead_somewhere() -> None:
+    links = re.findall(r"\]\(([^)#\s]+)[^)]*\)", TEXT)
+    local = [link for link in links if not re.match(r"https?:|mailto:", link)]
+    missing = [link for link in local if not (ROOT / link).exists()]
+    assert not missing
+
+
+def test_nothing_is_left_to_fill_in() -> None:
+    assert not re.findall(r"@@\w+@@|TODO|FIXME", TEXT)

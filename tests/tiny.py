@@ -1,0 +1,73 @@
+"""A data set and a trained run so small that the whole way, from file to table, takes seconds."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastcrystal.canonical import canonicalise
+from fastcrystal.config import TrainConfig
+from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.data.readers import pack
+from fastcrystal.model.unet import PRESETS, UNetConfig
+from tests.metrics.crystals import crystal
+
+ROOT = Path(__file__).resolve().parents[1]
+CATIONS = ("Li", "Na", "K", "Rb", "Mg", "Ca")
+ANIONS = ("F", "Cl", "Br", "O", "S")
+KINDS = ("rocksalt", "caesium")
+
+#: a network for tests that run in this process
+TINY_NETWORK = UNetConfig(
+    model_channels=16, num_res_blocks=1, channel_mult=(1, 1), norm_groups=4, condition_channels=(8, 8, 16)
+)
+#: settings that train in a second
+TINY = {"max_steps": 12, "batch_size": 16, "warmup": 2, "sampling_steps": 2, "max_test": 6, "device": "cpu"}
+
+
+@functools.cache
+def tiny_dataset() -> CrystalDataset:
+    """60 binaries: 30 formulas, each as rocksalt and as CsCl, in canonical form, scaled by their radii."""
+    from fastcrystal.features.elements import atomic_number, covalent_radius
+
+    forms, energies, names = [], [], []
+    radius = covalent_radius()
+    # pymatgen takes a third of a second to expand a space group: once for each shape
+    shapes = {kind: crystal(kind, "Na", "Cl") for kind in KINDS}
+    for cation in CATIONS:
+        for anion in ANIONS:
+            size = float(radius[[atomic_number(cation), atomic_number(anion)]].sum())
+            for k, kind in enumerate(KINDS):
+                s = shapes[kind].copy()
+                s.replace_species({"Na": cation, "Cl": anion})
+                s.scale_lattice(s.volume * (size / min(s.get_distance(0, 1), 10.0)) ** 3)
+                forms.append(canonicalise(np.array(s.atomic_numbers), s.frac_coords, s.lattice.matrix))
+                energies.append(-1.0 - 0.1 * size + 0.2 * k)
+                names.append(f"{cation}{anion}-{kind}")
+    labels = {"id": np.array(names), "source": np.array(["a", "b"] * (len(forms) // 2))}
+    return pack(forms, np.array(energies, dtype=np.float32), labels, "tiny")
+
+
+def shrink_networks(patch: Any) -> None:
+    """Let the preset "slim" mean TINY_NETWORK in this process; `patch` is pytest's MonkeyPatch."""
+    patch.setitem(PRESETS, "slim", TINY_NETWORK)
+
+
+def tiny_config(data: Path, **changes: Any) -> TrainConfig:
+    """Settings of a tiny run on the data set at `data`."""
+    return replace(TrainConfig.from_preset("slim", data=str(data), **TINY), **changes)
+
+
+def run_command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`python <arguments>` in a fresh interpreter with one thread; relative scripts are those of the repository."""
+    command = [str(ROOT / a) if str(a).startswith("scripts/") else str(a) for a in arguments]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
+    return subprocess.run([sys.executable, *command], cwd=cwd, env=env, capture_output=True, text=True, timeout=250)
