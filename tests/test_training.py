@@ -200,7 +200,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_npz: Path, tmp_path: Path)
 def test_validation_is_repeatable_and_leaves_training_alone(tiny_npz: Path, tmp_path: Path) -> None:
     trainer = Trainer(tiny_config(tiny_npz), tmp_path)
     state = trainer.generator.get_state()
-    assert trainer.validate(trainer.val) == trainer.validate()
+    assert trainer.val is not None
+    assert trainer.validate(trainer.val) == trainer.validate(trainer.val)
     assert torch.equal(trainer.generator.get_state(), state)
     assert trainer.model.training
 
