@@ -54,7 +54,7 @@ def _draw(axis: Any, structure: Structure) -> None:
     for number in sorted(set(structure.atomic_numbers)):
         own = [s.frac_coords for s in structure if number == s.specie.Z]
         # atoms on a face, edge or corner appear on its copies too, as crystallographers draw them
-        shown = [f + s for f in own for s in product((0, 1), repeat=3) if ((f + s) < 1.02).all()]
+        shown = [f + s for f in own for s in product((-1, 0, 1), repeat=3) if (np.abs(f + s - 0.5) < 0.53).all()]
         xyz = np.array(shown) @ lattice
         look = {"color": [jmol_colors[number]], "edgecolors": "k", "linewidths": 0.4, "depthshade": False}
         axis.scatter(*xyz.T, s=90 * covalent_radii[number] ** 2, label=chemical_symbols[number], **look)

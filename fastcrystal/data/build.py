@@ -70,7 +70,7 @@ def relax_all(work: Path, config: BuildConfig, formulas: Sequence[str], jobs: in
     """
     work.mkdir(parents=True, exist_ok=True)
     _check_same_build(work / "build.json", config)
-    _cut_broken_line(work / "relaxed.jsonl")
+    cut_broken_line(work / "relaxed.jsonl")
     done = {record["key"] for record in read_records(work)}
     shapes = library(config.max_sites)
     ranked = [
@@ -115,7 +115,7 @@ def read_records(work: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
 
 
-def _cut_broken_line(path: Path) -> None:
+def cut_broken_line(path: Path) -> None:
     """Drop a last line that a kill cut short, so that the next record starts a line of its own."""
     if path.is_file():
         with path.open("rb+") as f:

@@ -14,7 +14,14 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from pymatgen.core import Composition, Lattice, Structure
 
-from fastcrystal.data.build import BuildConfig, elemental_references, main_formulas, read_records, relax_all
+from fastcrystal.data.build import (
+    BuildConfig,
+    cut_broken_line,
+    elemental_references,
+    main_formulas,
+    read_records,
+    relax_all,
+)
 from fastcrystal.data.finish import Finished, card, finish, formation_energy
 from fastcrystal.data.prototypes import Candidate, candidates, default_formulas, library
 from fastcrystal.features.elements import covalent_radius
@@ -144,6 +151,10 @@ def test_a_line_cut_short_is_left_out(tmp_path: Path) -> None:
     path = tmp_path / "relaxed.jsonl"
     path.write_text('{"key": "a"}\n{"key": "b"}\n{"key": "c", "spec', encoding="utf-8")
     assert [r["key"] for r in read_records(tmp_path)] == ["a", "b"]
+    assert path.read_text(encoding="utf-8").endswith("spec"), (
+        "reading must not touch a file that a build may be writing"
+    )
+    cut_broken_line(path)
     with path.open("a", encoding="utf-8") as f:
         f.write('{"key": "c"}\n')
     assert [r["key"] for r in read_records(tmp_path)] == ["a", "b", "c"]
