@@ -19,6 +19,8 @@ from torch import Tensor
 
 #: raised whenever older checkpoints can no longer be read
 FORMAT = 1
+#: what config.json must hold for a run to be opened again
+CONFIG_PARTS = ("train", "model", "scaling", "length", "data")
 #: checkpoints kept in a run folder
 KEEP = 2
 
@@ -55,7 +57,7 @@ def read_config(run: Path) -> dict[str, Any]:
         raise ValueError(
             f"{path} has checkpoint format {found}, this version reads {FORMAT}: use the fastcrystal that wrote it"
         )
-    missing = [k for k in ("train", "model", "scaling", "length", "data") if k not in values]
+    missing = [k for k in CONFIG_PARTS if k not in values]
     if missing:
         raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}")
     return values

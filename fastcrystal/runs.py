@@ -152,9 +152,10 @@ def draw_curves(run: Path) -> Path:
 def _opening(trainer: Trainer) -> str:
     what = trainer.description()
     data = what["data"]
+    left_out = "".join(f"; left out: {n} {why}" for why, n in data["left_out"].items())
     return (
         f"{data['name']}: {data['n_train']} crystals to train on, {data['n_val']} to validate, {data['n_test']} to "
-        f"test, no formula on two sides\n{trainer.config.preset}: {what['parameters']:,} parameters, matrix "
+        f"test, no formula on two sides{left_out}\n{trainer.config.preset}: {what['parameters']:,} parameters, matrix "
         f"{what['length']}x3, {trainer.device}; step {trainer.step} of {trainer.config.max_steps}; {trainer.run}"
     )
 

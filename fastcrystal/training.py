@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -29,7 +30,7 @@ from fastcrystal.checkpoint import (
     write_config,
 )
 from fastcrystal.config import TrainConfig
-from fastcrystal.crystal import CrystalBatch, matrix_length
+from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch, matrix_length
 from fastcrystal.data.dataset import CrystalDataset, load_dataset
 from fastcrystal.data.splits import Split, split_by_formula
 from fastcrystal.model.scaling import LatticeScaling
@@ -56,11 +57,14 @@ class Prepared:
     split : Split
     length : int
         L of the crystal matrix.
+    left_out : dict of str to int
+        Crystals that cannot be used, by reason.
     """
 
     data: CrystalDataset
     split: Split
     length: int
+    left_out: dict[str, int]
 
 
 def prepare(config: TrainConfig) -> Prepared:
@@ -72,17 +76,27 @@ def prepare(config: TrainConfig) -> Prepared:
         If the data set cannot be read, or a side of the split is empty.
     """
     data = load_dataset(config.data, config.source)
-    usable = (data.natoms <= config.max_sites) & torch.from_numpy(data.e_form).isfinite().numpy() & (data.sg > 0)
-    if not usable.any():
-        raise ValueError(f"{config.data} has no crystal of up to {config.max_sites} sites with energy and space group")
-    data = data.select(usable)
+    largest = min(config.max_sites, config.length - EXTRA_ROWS) if config.length else config.max_sites
+    bad = {
+        f"larger than {largest} sites": data.natoms > largest,
+        "without energy": ~np.isfinite(data.e_form),
+        "without space group": data.sg == 0,
+    }
+    unusable = np.any(list(bad.values()), axis=0)
+    left_out = {why: int(mask.sum()) for why, mask in bad.items() if mask.any()}
+    if unusable.all():
+        raise ValueError(f"{config.data} has no crystal to train on: {_listed(left_out)} of {len(data)}")
+    data = data.select(~unusable)
     length = config.length or matrix_length(int(data.natoms.max()))
-    data = data.select(data.natoms <= length - 4)
     split = split_by_formula(data, FRACTIONS, config.seed)
     for side in ("train", "test"):  # validation only draws a curve: a small set may do without
         if not len(getattr(split, side)):
             raise ValueError(f"{config.data}: too few formulas to split, none is left for {side}")
-    return Prepared(data, split, length)
+    return Prepared(data, split, length, left_out)
+
+
+def _listed(left_out: dict[str, int]) -> str:
+    return ", ".join(f"{n} {why}" for why, n in left_out.items())
 
 
 class Trainer:
@@ -255,6 +269,7 @@ class Trainer:
                 "n_train": len(split.train),
                 "n_val": len(split.val),
                 "n_test": len(split.test),
+                "left_out": self.prepared.left_out,
                 "formula_units": formula_units(data.select(split.train)),
             },
         }

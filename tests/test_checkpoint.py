@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from fastcrystal.checkpoint import (
+    CONFIG_PARTS,
     FORMAT,
     KEEP,
     latest_checkpoint,
@@ -124,15 +125,17 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
 
 
 def test_config_round_trip(tmp_path: Path) -> None:
-    write_config(tmp_path, {"a": [1, {"b": None}]})
-    assert read_config(tmp_path) == {"format": FORMAT, "a": [1, {"b": None}]}
+    whole: dict[str, object] = dict.fromkeys(CONFIG_PARTS, 0)
+    write_config(tmp_path, {**whole, "a": [1, {"b": None}]})
+    assert read_config(tmp_path) == {"format": FORMAT, **whole, "a": [1, {"b": None}]}
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_config_cannot_hold_nan(tmp_path: Path) -> None:
-    write_config(tmp_path, {"a": 1})
+    whole: dict[str, object] = dict.fromkeys(CONFIG_PARTS, 0)
+    write_config(tmp_path, {**whole, "a": 1})
     with pytest.raises(ValueError, match="JSON"):
-        write_config(tmp_path, {"a": float("nan")})
+        write_config(tmp_path, {**whole, "a": float("nan")})
     assert read_config(tmp_path)["a"] == 1
 
 
@@ -142,6 +145,7 @@ def test_config_cannot_hold_nan(tmp_path: Path) -> None:
         (None, "is not a run folder: it has no config.json"),
         ("{", r"config\.json is damaged"),
         ("[1]", r"has checkpoint format None, this version reads 1"),
+        (json.dumps({"format": FORMAT, "train": {}}), r"is damaged: it lacks model, scaling, length, data"),
         (json.dumps({"format": 99}), r"has checkpoint format 99, this version reads 1"),
     ],
 )

@@ -16,6 +16,7 @@ import torch
 
 from fastcrystal.checkpoint import latest_checkpoint, list_checkpoints, read_tensors
 from fastcrystal.config import TrainConfig
+from fastcrystal.data.dataset import load_dataset
 from fastcrystal.runs import draw_curves, evaluate_run, train_and_evaluate
 from fastcrystal.sampling import Generator, pick_device
 from fastcrystal.training import Trainer, anonymise, formula_units, new_run_folder, prepare
@@ -45,8 +46,8 @@ def metrics(run: Path) -> list[dict[str, Any]]:
         ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
         ({"batch_size": -1}, "batch_size must be at least 1, got -1"),
         ({"checkpoint_every": 0}, "checkpoint_every must be at least 1"),
-        ({"lr": 0.0}, "lr must be positive, got 0"),
-        ({"lr": math.nan}, "lr must be positive, got nan"),
+        ({"lr": 0.0}, "lr must be positive and finite, got 0"),
+        ({"lr": math.nan}, "lr must be positive and finite, got nan"),
         ({"ema": 1.0}, r"ema must be in \[0, 1\), got 1"),
         ({"length": 12}, "length must be a multiple of 8 up to 64 .*, got 12"),
         ({"length": 72}, "length must be a multiple of 8 up to 64 .*, got 72"),
@@ -82,7 +83,7 @@ def test_prepare_leaves_out_what_cannot_be_used(tmp_path: Path) -> None:
 
 def test_prepare_refuses(tmp_path: Path) -> None:
     path = tiny_dataset().save(tmp_path / "d.npz")
-    with pytest.raises(ValueError, match="no crystal of up to 1 sites with energy and space group"):
+    with pytest.raises(ValueError, match=r"no crystal to train on: .* larger than 1 sites"):
         prepare(tiny_config(path, max_sites=1))
     few = tiny_dataset().select([0, 1]).save(tmp_path / "few.npz")
     with pytest.raises(ValueError, match="too few formulas to split"):
@@ -248,12 +249,12 @@ def test_a_run_is_not_overwritten(tiny_run: Path, tiny_npz: Path) -> None:
 
 def test_judging_again_refuses_other_data(tiny_run: Path, tmp_path: Path) -> None:
     config = json.loads((tiny_run / "config.json").read_text(encoding="utf-8"))
-    config["data"]["n_train"] = 47
+    config["data"]["sha256"] = "of other crystals"
     run = tmp_path / "run"
     run.mkdir()
     (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (run / "checkpoints").symlink_to(tiny_run / "checkpoints")
-    with pytest.raises(ValueError, match=r"has changed since .* was trained: 47 training crystals, now 48"):
+    with pytest.raises(ValueError, match=r"has changed since .* was trained: its test formulas are no longer known"):
         evaluate_run(run, None, None, 0, "cpu", 1)
 
 
@@ -293,3 +294,13 @@ def test_anonymous_formulas() -> None:
 def test_run_folder_names_say_what_they_are() -> None:
     name = new_run_folder(TrainConfig(data="some/mine.npz")).as_posix()
     assert name.startswith("runs/cfm-uniform-mine-slim-2")
+
+
+def test_crystals_left_out_are_counted(tiny_npz: Path, tmp_path: Path) -> None:
+    data = load_dataset(tiny_npz)
+    energy, group = data.e_form.copy(), data.sg.copy()
+    energy[:2], group[2] = np.nan, 0
+    path = replace(data, e_form=energy, sg=group).save(tmp_path / "holes.npz")
+    prepared = prepare(tiny_config(path))
+    assert prepared.left_out == {"without energy": 2, "without space group": 1}
+    assert len(prepared.data) == len(data) - 3
