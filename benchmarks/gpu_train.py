@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_check import arguments, machine, write
-from fastcrystal.config import RECIPES
+from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import PRESETS, CrystalUNet, UNetConfig
@@ -91,9 +91,9 @@ def run(case: Case, device: str, tiny: bool) -> tuple[dict[str, Any], list[float
     """Train and sample; the figures, and the loss of every step."""
     half = device == "cuda"
     data = random_batch(case.crystals, case.length - EXTRA_ROWS)
-    recipe = RECIPES[case.preset]
-    raw = recipe.get("lattice") == "raw"
-    scaling = LatticeScaling() if raw else LatticeScaling.fit(data, recipe["site_scale"], 0.5)
+    recipe = TrainConfig.from_preset(case.preset)
+    raw = recipe.lattice == "raw"
+    scaling = LatticeScaling() if raw else LatticeScaling.fit(data, recipe.site_scale, 0.5)
     flow = FlowMatching(
         lattice_noise="same" if raw else "normal", site_scale=scaling.site_scale, site_offset=scaling.site_offset
     )
@@ -146,12 +146,12 @@ def train(
     data: CrystalBatch,
     x_1: Tensor,
     case: Case,
-    recipe: dict[str, Any],
+    recipe: TrainConfig,
     half: bool,
 ) -> tuple[list[float], list[float]]:
     """What a step of fastcrystal.training does; the losses, and the seconds of the steps after the first tenth."""
     device = data.device.type
-    optimiser = torch.optim.Adam(model.parameters(), lr=recipe["lr"])
+    optimiser = torch.optim.Adam(model.parameters(), lr=recipe.lr)
     scaler = torch.amp.GradScaler(device, enabled=half)
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     generator = torch.Generator().manual_seed(0)
@@ -171,7 +171,7 @@ def train(
         losses.append(loss.item())
         with torch.no_grad():
             own = model.state_dict()
-            torch._foreach_lerp_([average[k] for k in own], list(own.values()), 1 - recipe["ema"])
+            torch._foreach_lerp_([average[k] for k in own], list(own.values()), 1 - recipe.ema)
         synchronise(device)
         if step >= max(1, case.steps // 10):
             seconds.append(time.perf_counter() - start)
