@@ -35,8 +35,6 @@ from fastcrystal.symmetry import Cell, reduced, reduced_bases, symmetrised, unim
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-    from fastcrystal.data.dataset import CrystalDataset
-
 #: largest number of sites in a primitive cell, and heaviest element (as in `crystal`, which would import torch)
 MAX_SITES = 60
 MAX_ATOMIC_NUMBER = 103
@@ -246,64 +244,6 @@ def _site_order(frac: NDArray[np.float64], rank: NDArray[np.int64], origin: int)
     return np.lexsort((key[:, 2], key[:, 1], key[:, 0], np.arange(len(rank)) != origin, rank))
 
 
-def canonicalise_dataset(
-    data: CrystalDataset, symprec: float = 0.1, jobs: int | None = None, progress: bool = True
-) -> tuple[CrystalDataset, list[tuple[str, str]]]:
-    """Canonicalise every crystal of a data set, in parallel processes, in order.
-
-    Parameters
-    ----------
-    data : CrystalDataset
-        Crystals in any form.
-    symprec : float
-        Tolerance of the symmetry search, angstrom.
-    jobs : int, optional
-        Number of processes; all usable cores where not given.
-    progress : bool
-        Show a progress bar on stderr.
-
-    Returns
-    -------
-    CrystalDataset
-        The crystals that have a canonical form, in their order, with new sites, lattices and space groups.
-    list of (str, str)
-        Id and reason of every crystal left out. The two together hold every input.
-
-    Raises
-    ------
-    ValueError
-        If `jobs` is less than 1.
-    """
-    from fastcrystal.data.dataset import CrystalDataset
-
-    n = len(data)
-    names = data.labels["id"].tolist() if "id" in data.labels else [str(i) for i in range(n)]
-    kept: list[int] = []
-    forms: list[Canonical] = []
-    rejects: list[tuple[str, str]] = []
-    ends = data.offsets
-    cells = ((data.numbers[a:b], data.frac[a:b], data.lattice[i]) for i, (a, b) in enumerate(itertools.pairwise(ends)))
-    for i, result in enumerate(canonicalise_many(cells, n, symprec, jobs, progress)):
-        if isinstance(result, Canonical):
-            kept.append(i)
-            forms.append(result)
-        else:
-            rejects.append((names[i], result))
-    part = data.select(np.array(kept, dtype=np.int64))
-    out = CrystalDataset(
-        part.formula,
-        np.array([len(c.species) for c in forms], dtype=np.int64),
-        part.e_form,
-        np.array([c.space_group for c in forms], dtype=np.int64),
-        np.array([c.lattice for c in forms], dtype=np.float32).reshape(-1, 3, 3),
-        np.concatenate([np.zeros(0, dtype=np.int64), *(c.species for c in forms)]),
-        np.concatenate([np.zeros((0, 3)), *(c.frac for c in forms)]).astype(np.float32),
-        part.labels,
-        data.name,
-    )
-    return out, rejects
-
-
 def canonicalise_many(
     cells: Iterable[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]],
     total: int | None = None,
@@ -313,8 +253,20 @@ def canonicalise_many(
 ) -> Iterator[Canonical | str]:
     """Canonicalise a stream of (species, frac, lattice) in processes: a Canonical, or the reason for none, in order.
 
-    Parameters as `canonicalise_dataset`; `total` is the length of the stream, for the progress bar. At most a few
-    chunks per process are in flight, so an endless stream stays in bounded memory.
+    At most a few chunks per process are in flight, so an endless stream stays in bounded memory.
+
+    Parameters
+    ----------
+    cells : iterable of (species (n,), frac (n, 3), lattice (3, 3))
+        As for `canonicalise`.
+    total : int, optional
+        Length of the stream, for the progress bar.
+    symprec : float
+        Tolerance of the symmetry search, angstrom.
+    jobs : int, optional
+        Number of processes; all usable cores where not given.
+    progress : bool
+        Show a progress bar on stderr.
 
     Raises
     ------

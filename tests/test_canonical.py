@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 from fastcrystal.canonical import (
     Canonical,
     canonicalise,
-    canonicalise_dataset,
     canonicalise_many,
     canonicalise_structure,
     species_order,
 )
+from fastcrystal.data.canonicalise import canonicalise_dataset
 from fastcrystal.data.dataset import CrystalDataset, load_dataset
 from fastcrystal.lattice import lattice_from_parameters, volume
 from tests.shared_data import dft_file

@@ -25,9 +25,9 @@ from fastcrystal.canonical import (
     MAX_INPUT_SITES,
     MAX_SITES,
     Canonical,
-    canonicalise_dataset,
     canonicalise_many,
 )
+from fastcrystal.data.canonicalise import canonicalise_dataset
 from fastcrystal.data.dataset import CrystalDataset, load_dataset
 from fastcrystal.data.sources import (
     TOTAL_COLUMNS,
