@@ -1,4 +1,4 @@
-"""README.md: its commands parse, its Python runs, its links lead somewhere."""
+"""README.md: its commands parse, its Python runs, its links lead somewhere. So does the Python of docs/."""
 
 from __future__ import annotations
 
@@ -17,8 +17,14 @@ SHIPPED = ROOT / "fastcrystal" / "data" / "prototypes.npz"
 SCRIPTS = {"train": "train", "sample": "sample", "evaluate": "evaluate", "prepare_data": "data"}
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, flags=re.DOTALL | re.MULTILINE)
+def blocks(language: str, text: str = TEXT) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def python() -> list[str]:
+    """Every Python block of README.md and docs/."""
+    pages = sorted((ROOT / "docs").glob("*.md"))
+    return [code for text in (TEXT, *(p.read_text(encoding="utf-8") for p in pages)) for code in blocks("python", text)]
 
 
 def commands() -> list[list[str]]:
@@ -47,7 +53,7 @@ def test_there_are_commands() -> None:
     assert {"train", "sample"} <= found
 
 
-@pytest.mark.parametrize("code", blocks("python"), ids=lambda code: code.strip().splitlines()[-1][:40])
+@pytest.mark.parametrize("code", python(), ids=lambda code: code.strip().splitlines()[-1][:40])
 def test_python_runs(code: str, tmp_path: Path) -> None:
     if "load_dataset" in code and not SHIPPED.is_file():
         pytest.skip(f"{SHIPPED} has not been built yet")

@@ -55,7 +55,8 @@ def masked_l1(x: Tensor, y: Tensor, num_sites: Tensor) -> Tensor:
     return loss
 
 
-def _check_counts(num_sites: Tensor, rows: int) -> None:
+def check_counts(num_sites: Tensor, rows: int) -> None:
+    """ValueError if a crystal has no site, or more than there are rows."""
     bad = ((num_sites < 1) | (num_sites > rows)).nonzero()
     if len(bad):
         i = int(bad[0, 0])
@@ -68,7 +69,7 @@ def _masked_l1(x: Tensor, y: Tensor, num_sites: Tensor) -> Tensor:
         from fastcrystal.kernels import masked_l1 as kernel
 
         return kernel.forward(x.contiguous(), y.contiguous(), num_sites.contiguous())
-    _check_counts(num_sites, x.shape[1])
+    check_counts(num_sites, x.shape[1])
     return masked_l1_reference(x, y, num_sites)
 
 

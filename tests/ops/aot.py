@@ -1,0 +1,91 @@
+"""Compile every kernel of a module for a GPU that need not be there, and count what comes out.
+
+    python tests/ops/aot.py MODULE CAPABILITY
+
+prints one JSON list: per entry of the module's AOT its kernel, constants, registers, stack and local bytes, and the
+number of machine instructions. Run as a process of its own, because the tests' own Triton is an interpreter.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+NO_WORK = ("NOP", "BRA", "EXIT")
+
+
+def compile_all(module: str, capability: int) -> list[dict[str, Any]]:
+    """Run this file without the interpreter.
+
+    Raises
+    ------
+    AssertionError
+        If a kernel does not compile.
+    """
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, __file__, module, str(capability)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    if done.returncode:
+        raise AssertionError(f"{module} for sm_{capability}: {done.stderr[-2000:]}")
+    out: list[dict[str, Any]] = json.loads(done.stdout)
+    return out
+
+
+def main(module: str, capability: int) -> None:
+    """Print the table of one module."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    rows = []
+    for fn, signature, constants, *options in importlib.import_module(module).AOT:
+        everything = {**signature, **dict.fromkeys(constants, "constexpr")}
+        # tensors begin at multiples of 16 bytes: a launch sees that in their addresses, and uses wide loads
+        pointers = [name for name, kind in signature.items() if kind.startswith("*")]
+        aligned = {(fn.arg_names.index(name),): [["tt.divisibility", 16]] for name in pointers}
+        source = ASTSource(fn=fn, signature=everything, constexprs=constants, attrs=aligned)
+        kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options[0] if options else {})
+        names = {k: str(v) for k, v in constants.items()}
+        warps = kernel.metadata.num_warps
+        rows.append(
+            {
+                "kernel": fn.__name__,
+                "num_warps": warps,
+                "signature": signature,
+                "constants": names,
+                **usage(kernel.asm["cubin"]),
+            }
+        )
+    print(json.dumps(rows))
+
+
+def usage(cubin: bytes) -> dict[str, Any]:
+    """Registers, stack and local memory (bytes), and instructions by name, from the cuobjdump that triton ships."""
+    import triton.backends.nvidia as nvidia
+
+    tool = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as f:
+        f.write(cubin)
+        f.flush()
+        resources, sass = (
+            subprocess.run([tool, flag, f.name], capture_output=True, text=True, check=True).stdout
+            for flag in ("--dump-resource-usage", "--dump-sass")
+        )
+    found = {k.lower(): int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", resources)}
+    names = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)", sass, re.M)
+    counts = Counter(names)
+    spills = sum(counts[name] for name in ("LDL", "STL"))
+    work = sum(n for name, n in counts.items() if name not in NO_WORK)
+    return {**found, "spills": spills, "instructions": work, "special": counts["MUFU"], "names": dict(counts)}
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))
