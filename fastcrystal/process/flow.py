@@ -18,6 +18,7 @@ from torch import Tensor
 
 from fastcrystal.crystal import EXTRA_ROWS
 from fastcrystal.loss import crystal_l1_loss
+from fastcrystal.ops.update_step import euler_step
 
 C = TypeVar("C")
 Method = Literal["euler", "midpoint", "heun"]
@@ -204,7 +205,7 @@ class FlowMatching:
                 u = v(x + h / 2 * u, t + h / 2)
             elif method == "heun":
                 u = (u + v(x + h * u, t + h)) / 2
-            x = x + h * u
+            x = euler_step(x, u, h, num_sites)
         return x
 
 

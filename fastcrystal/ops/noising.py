@@ -1,0 +1,247 @@
+"""Forward noising of crystal matrices: x_t and what the network learns, in one pass.
+
+    flow (Algorithms 3 and 5)         x_t = (1 - t_b) x_0 + t_b x_1,                            target = x_1 - x_0
+    diffusion (Ho et al. 2020, eq. 4) x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps,  target = eps
+
+on site rows [0, n_b) and the three lattice rows; both outputs are zero on padding. In flow x_0 is the noise, in
+diffusion the data: the papers' symbols. Neither has a gradient.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fastcrystal.ops.philox import check_stream, philox_normal, philox_uniform
+from fastcrystal.ops.update_step import check_counts, check_like, check_matrix, refuse_gradient, row_kinds
+
+
+def flow_source_reference(
+    shape: torch.Size,
+    seed: int,
+    offset: int,
+    uniform_sites: bool,
+    uniform_lattice: bool,
+    site_scale: float,
+    site_offset: float,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> Tensor:
+    """The noise that the kernel draws, shape (B, L, 3), float32 or float64; padding is not zeroed.
+
+    Element i has the i-th number of `philox_uniform` or of `philox_normal`, whichever its row takes.
+    """
+    u = philox_uniform(shape, seed, offset, dtype=dtype, device=device)
+    z = philox_normal(shape, seed, offset, dtype=dtype, device=device)
+    sites = (u - site_offset) * site_scale if uniform_sites else z
+    lattice = u if uniform_lattice else z
+    return torch.cat([sites[:, :-3], lattice[:, -3:]], dim=1)
+
+
+def flow_noising_reference(x_1: Tensor, t: Tensor, x_0: Tensor, num_sites: Tensor) -> tuple[Tensor, Tensor]:
+    """The definition of `flow_noising` for noise x_0, in plain torch: what every faster path must reproduce."""
+    acc = torch.promote_types(x_1.dtype, torch.float32)
+    data, noise, time = x_1.to(acc), x_0.to(acc), t.to(acc)[:, None, None]
+    return _masked(((1 - time) * noise + time * data, data - noise), num_sites, x_1)
+
+
+def diffusion_noising_reference(
+    x_0: Tensor, t: Tensor, alpha_bar: Tensor, eps: Tensor, num_sites: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The definition of `diffusion_noising` for noise eps, in plain torch: what every faster path must reproduce."""
+    acc = torch.promote_types(x_0.dtype, torch.float32)
+    data, noise, bar = x_0.to(acc), eps.to(acc), alpha_bar.double()[t][:, None, None]
+    return _masked((bar.to(acc).sqrt() * data + (1 - bar).to(acc).sqrt() * noise, noise), num_sites, x_0)
+
+
+def _masked(values: tuple[Tensor, Tensor], num_sites: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    site, lattice = row_kinds(num_sites, like.shape[1])
+    x_t, target = (v.masked_fill(~(site | lattice), 0).to(like.dtype).contiguous() for v in values)
+    return x_t, target
+
+
+def flow_noising(
+    x_1: Tensor,
+    t: Tensor,
+    num_sites: Tensor,
+    *,
+    noise: Literal["uniform", "normal"] | Tensor = "uniform",
+    lattice_noise: Literal["same", "normal"] = "same",
+    site_scale: float = 1.0,
+    site_offset: float = 0.0,
+    seed: int | None = None,
+    offset: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """x_t = (1 - t) x_0 + t x_1 and the velocity x_1 - x_0: `FlowMatching.corrupt` without `torus`, in one launch.
+
+    Parameters
+    ----------
+    x_1 : Tensor, shape (B, L, 3), floating
+        Data, 5 <= L <= 8192.
+    t : Tensor, shape (B,), floating
+        Time, 0 is noise and 1 is data.
+    num_sites : Tensor, shape (B,), integer
+        Number of real sites, 1..L-4.
+    noise : {"uniform", "normal"} or Tensor, shape (B, L, 3), floating
+        x_0: drawn in the kernel from `seed` and `offset` (`fastcrystal.ops.philox`), or given.
+    lattice_noise : {"same", "normal"}
+        Noise of the lattice rows: as `noise` (uniform over [0, 1)), or standard normal. "same" where x_0 is given.
+    site_scale, site_offset : float
+        Uniform noise on site rows is (u - site_offset) * site_scale; no other noise heeds them.
+    seed, offset : int
+        The next call's offset is offset + `counters_used(x_1.numel())`. No seed where x_0 is given.
+
+    Returns
+    -------
+    x_t, target : Tensor, shape (B, L, 3), dtype of x_1
+        Contiguous, not wrapped; padding is exactly zero, even where it held NaN. Computed in float32 (float64 for
+        float64 x_1).
+
+    Raises
+    ------
+    ValueError
+        If shapes, dtypes or devices disagree, a choice is unknown, there is no seed for drawn noise or one for given
+        noise, a gradient is asked for (there is none), or, on a CPU, a crystal has no site or more than L - 4. A GPU
+        does not check the values, which would make it wait.
+    """
+    given = noise if isinstance(noise, Tensor) else None
+    _check("flow_noising", x_1, t, given, num_sites, seed, offset)
+    if given is None and noise not in ("uniform", "normal"):
+        raise ValueError(f"noise must be uniform, normal or a tensor, got {noise!r}")
+    if lattice_noise not in ("same", "normal"):
+        raise ValueError(f"lattice_noise must be same or normal, got {lattice_noise!r}")
+    if given is not None and lattice_noise != "same":
+        raise ValueError(f"lattice_noise must be same where the noise is given, got {lattice_noise!r}")
+    if not t.is_floating_point():
+        raise ValueError(f"t must be floating, got {t.dtype}")
+    uniform = given is None and noise == "uniform"
+    x_t, target = _noising(
+        x_1,
+        t,
+        None,
+        given,
+        num_sites.long(),
+        uniform,
+        uniform and lattice_noise == "same",
+        float(site_scale),
+        float(site_offset),
+        seed or 0,
+        offset,
+    )
+    return x_t, target
+
+
+def diffusion_noising(
+    x_0: Tensor,
+    t: Tensor,
+    alpha_bar: Tensor,
+    num_sites: Tensor,
+    *,
+    noise: Tensor | None = None,
+    seed: int | None = None,
+    offset: int = 0,
+) -> tuple[Tensor, Tensor]:
+    """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, and eps, in one launch.
+
+    Parameters
+    ----------
+    x_0 : Tensor, shape (B, L, 3), floating
+        Data, 5 <= L <= 8192.
+    t : Tensor, shape (B,), integer
+        Time of each crystal, 0..T-1.
+    alpha_bar : Tensor, shape (T,), float32 or float64
+        The schedule on the device of x_0: `NoiseSchedule.alpha_bar_tensor`. float64 keeps 1 - alpha_bar exact.
+    num_sites : Tensor, shape (B,), integer
+        Number of real sites, 1..L-4.
+    noise : Tensor, shape (B, L, 3), floating, optional
+        eps. Without it standard normal noise is drawn from `seed` and `offset` (`fastcrystal.ops.philox`).
+    seed, offset : int
+        The next call's offset is offset + `counters_used(x_0.numel())`.
+
+    Returns
+    -------
+    x_t, eps : Tensor, shape (B, L, 3), dtype of x_0
+        Contiguous; padding is exactly zero, even where it held NaN. Computed in float32 (float64 for float64 x_0).
+
+    Raises
+    ------
+    ValueError
+        If shapes, dtypes or devices disagree, there is neither or both of noise and seed, a gradient is asked for
+        (there is none), or, on a CPU, a t is not in 0..T-1 or a crystal has no site or more than L - 4. A GPU does
+        not check the values, which would make it wait; there a crystal whose t is out of range gives NaN.
+    """
+    _check("diffusion_noising", x_0, t, noise, num_sites, seed, offset)
+    refuse_gradient("diffusion_noising", alpha_bar)
+    if t.is_floating_point() or t.dtype == torch.bool:
+        raise ValueError(f"t must be integers, got {t.dtype}")
+    if alpha_bar.ndim != 1 or alpha_bar.dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"alpha_bar must be float32 or float64 of shape (T,), got {alpha_bar.dtype} {tuple(alpha_bar.shape)}"
+        )
+    x_t, eps = _noising(x_0, t.long(), alpha_bar, noise, num_sites.long(), False, False, 1.0, 0.0, seed or 0, offset)
+    return x_t, eps
+
+
+def _check(
+    name: str, x: Tensor, t: Tensor, given: Tensor | None, num_sites: Tensor, seed: int | None, offset: int
+) -> None:
+    check_matrix(x, num_sites)
+    refuse_gradient(name, x, t, given)
+    check_like(x, noise=given)
+    if t.shape != x.shape[:1]:
+        raise ValueError(f"t must have shape ({len(x)},), got {tuple(t.shape)}")
+    if (given is None) == (seed is None):
+        raise ValueError(f"{name} needs given noise or a seed, got {'neither' if seed is None else 'both'}")
+    if seed is not None:
+        check_stream(seed, offset)
+
+
+@torch.library.custom_op("fastcrystal::noising", mutates_args=())
+def _noising(
+    x: Tensor,
+    t: Tensor,
+    table: Tensor | None,
+    given: Tensor | None,
+    num_sites: Tensor,
+    uniform_sites: bool,
+    uniform_lattice: bool,
+    site_scale: float,
+    site_offset: float,
+    seed: int,
+    offset: int,
+) -> tuple[Tensor, Tensor]:
+    if x.is_cuda:
+        from fastcrystal.kernels import noising as kernel
+
+        return kernel.launch(
+            x.contiguous(),
+            t.contiguous(),
+            None if table is None else table.contiguous(),
+            None if given is None else given.contiguous(),
+            num_sites.contiguous(),
+            uniform_sites,
+            uniform_lattice,
+            site_scale,
+            site_offset,
+            seed,
+            offset,
+        )
+    check_counts(num_sites, x.shape[1])
+    if given is None:
+        acc = torch.promote_types(x.dtype, torch.float32)
+        given = flow_source_reference(
+            x.shape, seed, offset, uniform_sites, uniform_lattice, site_scale, site_offset, acc, x.device
+        )
+    if table is None:
+        return flow_noising_reference(x, t, given, num_sites)
+    bad = ((t < 0) | (t >= len(table))).nonzero()
+    if len(bad):
+        i = int(bad[0, 0])
+        raise ValueError(f"t must be in 0..{len(table) - 1}, got {int(t[i])} at index {i}")
+    return diffusion_noising_reference(x, t, table, given, num_sites)
+
+
+@_noising.register_fake
+def _(x: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+    x_t, target = (torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(2))
+    return x_t, target
