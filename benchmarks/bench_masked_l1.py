@@ -3,7 +3,6 @@
 `extra_info` of every row holds the device and, for the operator, its speed as a ratio to both.
 """
 
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.timing import DEVICE, seconds
 from fastcrystal.ops.masked_l1 import masked_l1, masked_l1_reference
 from fastcrystal.testing import random_sites
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 SIZES = [(128, 20), (128, 60), (1024, 60)]
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -36,17 +35,6 @@ def step(loss: Loss, batch: int, sites: int) -> Callable[[], None]:
             torch.cuda.synchronize()
 
     return run
-
-
-def seconds(run: Callable[[], None], repeats: int = 50) -> float:
-    """The shortest of `repeats` runs, after three that are not counted."""
-    times = []
-    for i in range(repeats + 3):
-        start = time.perf_counter()
-        run()
-        if i >= 3:
-            times.append(time.perf_counter() - start)
-    return min(times)
 
 
 @pytest.mark.parametrize(("batch", "sites"), SIZES)

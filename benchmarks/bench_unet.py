@@ -3,7 +3,6 @@
 `extra_info` holds the device, the parameter count, steps per second and the ratio to the eager network.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.timing import DEVICE, seconds
 from fastcrystal.model.unet import PRESETS, CrystalUNet
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.testing import random_batch
 
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTH = 24
 #: the paper's network takes minutes a step on a CPU
 NAMES = ["slim", *(["paper"] if DEVICE == "cuda" else [])]
@@ -65,17 +64,6 @@ def sampling_step(model: CrystalUNet, compiled: bool, batch_size: int = 128) -> 
     return run
 
 
-def seconds(run: Run, repeats: int = 5) -> float:
-    """The shortest of `repeats` runs, after two that are not counted."""
-    times = []
-    for i in range(repeats + 2):
-        start = time.perf_counter()
-        run()
-        if i >= 2:
-            times.append(time.perf_counter() - start)
-    return min(times)
-
-
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("make", [training_step, sampling_step], ids=["train", "sample"])
@@ -84,10 +72,10 @@ def test_unet(benchmark: Any, make: Callable[[CrystalUNet, bool], Run], name: st
     model = build(name)
     run = make(model, mode == "compiled")
     benchmark.pedantic(run, rounds=10, warmup_rounds=2)
-    fast = seconds(run)
+    fast = seconds(run, 5, 2)
     benchmark.extra_info["device"] = DEVICE
     benchmark.extra_info["threads"] = torch.get_num_threads()
     benchmark.extra_info["parameters"] = sum(p.numel() for p in model.parameters())
     benchmark.extra_info["steps_per_second"] = 1 / fast
     if mode == "compiled":
-        benchmark.extra_info["speedup_over_eager"] = seconds(make(model, False)) / fast
+        benchmark.extra_info["speedup_over_eager"] = seconds(make(model, False), 5, 2) / fast

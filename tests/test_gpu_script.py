@@ -43,6 +43,16 @@ def test_check(tmp_path: Path) -> None:
     assert all(row["ratio_reference"] > 0 for row in result["masked_l1"])
 
 
+@pytest.mark.parametrize("name", ["pbc", "steps"])
+def test_other_kernels(name: str, tmp_path: Path) -> None:
+    pytest.importorskip("triton", reason="no Triton on this platform")
+    done = run_bare(f"gpu_{name}.py", "--device", "cpu", "--tiny", "--out", str(tmp_path / "out.json"))
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    result = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert set(result["checks"].values()) == {"ok"}
+    assert {row["dtype"] for row in result[name]} == {"float32", "bfloat16"}
+
+
 def test_train(tmp_path: Path) -> None:
     done = run_bare("gpu_train.py", "--device", "cpu", "--tiny", "--out", str(tmp_path / "train.json"))
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
