@@ -51,7 +51,7 @@ class BuildConfig:
 
     potential: str = "sevennet-0"
     max_sites: int = 12
-    max_prototypes: int = 26
+    max_prototypes: int = 36
     steps: int = 50
     max_force: float = 0.1
     window: float = 1.5
