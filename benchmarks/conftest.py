@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,11 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
     """Versions and device, for `--benchmark-json`."""
     machine_info.update(machine("cuda" if torch.cuda.is_available() else "cpu"))
     machine_info["torch_threads"] = torch.get_num_threads()
+
+
+def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
+    """What was typed, beside what was found."""
+    output_json["command"] = " ".join(["pytest", *sys.argv[1:]])
 
 
 @pytest.fixture(autouse=True)
