@@ -1,6 +1,6 @@
 """Results as Markdown: what `pytest --benchmark-json` and benchmarks/gpu.sh wrote.
 
-    python benchmarks/table.py benchmarks/results/MACHINE/*.json
+python benchmarks/table.py benchmarks/results/MACHINE/*.json
 """
 
 from __future__ import annotations

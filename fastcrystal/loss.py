@@ -5,6 +5,7 @@ Coordinates come padded, (B, N, 3) with `num_sites`, or ragged, (S, 3) with a so
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
@@ -69,7 +70,8 @@ def pbc_loss(
     ------
     ValueError
         If shapes, dtypes or devices disagree, an option is unknown, or, on a CPU, a value is impossible: a count, an
-        unsorted `batch`, a flat cell. A GPU would have to wait for the values, so there they are not looked at.
+        unsorted `batch`, a flat cell. A GPU would have to wait for the values: there an impossible count or an unsorted
+        `batch` gives NaN.
     """
     metric = _metric(order, p, images)
     pred, target, lattice, layout = _rows(pred, target, num_sites, batch, lattice)
@@ -249,6 +251,7 @@ def _reduce(loss: Tensor, reduction: Reduction) -> Tensor:
 
 
 def _metric(order: float, p: int, images: str) -> Metric:
+    order = -math.inf if order < -1e30 else order  # the same number, and finite in float32
     if not order < 0:
         raise ValueError(f"order must be negative (-inf is the hard minimum), got {order}")
     if p not in (1, 2):
@@ -262,14 +265,17 @@ def _rows(
     pred: Tensor, target: Tensor, num_sites: Tensor | None, batch: Tensor | None, lattice: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Layout]:
     """Checked coordinates of one dtype, the lattice in that of the result, and which rows are sites."""
-    shape = "(B, N, 3)" if batch is None else "(S, 3) beside batch"
+    others = {"target": target, "num_sites": num_sites, "batch": batch, "lattice": lattice}
+    for name, other in {"pred": pred, **others}.items():
+        if other is not None and not isinstance(other, Tensor):
+            raise ValueError(f"{name} must be a tensor, got {type(other).__name__}")
+    shape = "(B, N, 3) (or (S, 3) with batch)" if batch is None else "(S, 3) beside batch"
     if pred.shape != target.shape or pred.ndim != (3 if batch is None else 2) or pred.shape[-1] != 3:
         raise ValueError(
             f"pred and target must share a shape {shape}, got {tuple(pred.shape)} and {tuple(target.shape)}"
         )
     if not (pred.is_floating_point() and target.is_floating_point()):
         raise ValueError(f"pred and target must be floating, got {pred.dtype} and {target.dtype}")
-    others = {"target": target, "num_sites": num_sites, "batch": batch, "lattice": lattice}
     for name, other in others.items():
         if other is not None and other.device != pred.device:
             raise ValueError(f"{name} must be on the device of pred, {pred.device}, got {other.device}")
@@ -283,7 +289,9 @@ def _rows(
 def _padded(pred: Tensor, num_sites: Tensor | None) -> Layout:
     crystals, rows = pred.shape[:2]
     if num_sites is None:
-        num_sites = torch.full((crystals,), rows, device=pred.device)
+        if not rows:
+            raise ValueError(f"a structure needs a row at least, got pred of shape {tuple(pred.shape)}")
+        return Layout(None, None, crystals)
     _check_index("num_sites", num_sites, crystals)
     return Layout(num_sites.long(), None, crystals)
 
@@ -291,7 +299,13 @@ def _padded(pred: Tensor, num_sites: Tensor | None) -> Layout:
 def _ragged(pred: Tensor, batch: Tensor, num_sites: Tensor | None, lattice: Tensor | None) -> Layout:
     _check_index("batch", batch, len(pred))
     known = num_sites if num_sites is not None else lattice
+    if num_sites is not None and num_sites.ndim != 1:
+        raise ValueError(f"num_sites must have shape (B,), got {tuple(num_sites.shape)}")
+    if lattice is not None and lattice.ndim != 3:
+        raise ValueError(f"lattice must have shape (B, 3, 3), got {tuple(lattice.shape)}: try lattice.view(-1, 3, 3)")
     crystals = len(known) if known is not None else int(batch[-1]) + 1 if len(batch) else 0
+    if crystals and not len(pred):
+        raise ValueError(f"a structure needs a row at least, got none for {crystals}")
     if num_sites is not None:
         _check_index("num_sites", num_sites, crystals)
         num_sites = num_sites.long()
@@ -310,6 +324,6 @@ def _checked_lattice(lattice: Tensor, crystals: int) -> Tensor:
         raise ValueError(
             f"lattice must be floating of shape ({crystals}, 3, 3), got {lattice.dtype} {tuple(lattice.shape)}"
         )
-    if lattice.requires_grad:
+    if lattice.requires_grad and torch.is_grad_enabled():
         raise ValueError("pbc_loss has no gradient to the lattice: pass lattice.detach()")
     return lattice

@@ -46,7 +46,8 @@ def forward(x: Tensor, y: Tensor, num_sites: Tensor) -> Tensor:
     """Launch the forward kernel on contiguous inputs."""
     out = x.new_empty(x.shape[0], dtype=torch.promote_types(x.dtype, torch.float32))
     if len(x):
-        _forward[(x.shape[0],)](x, y, num_sites, out, x.shape[1], ACC=_acc(x), BLOCK=128)
+        with torch.cuda.device_of(x):
+            _forward[(x.shape[0],)](x, y, num_sites, out, x.shape[1], ACC=_acc(x), BLOCK=128)
     return out
 
 
@@ -54,7 +55,8 @@ def backward(grad: Tensor, x: Tensor, y: Tensor, num_sites: Tensor) -> Tensor:
     """Launch the gradient kernel on contiguous inputs."""
     dx = torch.empty_like(x)
     if len(x):
-        _backward[(x.shape[0],)](grad, x, y, num_sites, dx, x.shape[1], ACC=_acc(x), BLOCK=128)
+        with torch.cuda.device_of(x):
+            _backward[(x.shape[0],)](grad, x, y, num_sites, dx, x.shape[1], ACC=_acc(x), BLOCK=128)
     return dx
 
 

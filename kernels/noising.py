@@ -84,29 +84,30 @@ def launch(
     """(x_t, target) on contiguous inputs; diffusion where there is a table, noise drawn where none is given."""
     x_t, target = torch.empty_like(x), torch.empty_like(x)
     if x.numel():
-        _noising[(triton.cdiv(x.numel(), block),)](
-            x,
-            t,
-            table,
-            given,
-            num_sites,
-            x_t,
-            target,
-            float_bits(scale),
-            float_bits(shift),
-            seed,
-            offset,
-            0 if table is None else len(table),
-            x.numel(),
-            3 * x.shape[1],
-            division_magic(3 * x.shape[1]),
-            UNIFORM_SITES=uniform_sites,
-            UNIFORM_LATTICE=uniform_lattice,
-            ACC=acc(x),
-            VEC=lanes_per_load(x, x.numel()),
-            RUN=lanes_per_load(x, 3 * x.shape[1]),
-            BLOCK=block,
-        )
+        with torch.cuda.device_of(x):
+            _noising[(triton.cdiv(x.numel(), block),)](
+                x,
+                t,
+                table,
+                given,
+                num_sites,
+                x_t,
+                target,
+                float_bits(scale),
+                float_bits(shift),
+                seed,
+                offset,
+                0 if table is None else len(table),
+                x.numel(),
+                3 * x.shape[1],
+                division_magic(3 * x.shape[1]),
+                UNIFORM_SITES=uniform_sites,
+                UNIFORM_LATTICE=uniform_lattice,
+                ACC=acc(x),
+                VEC=lanes_per_load(x, x.numel()),
+                RUN=lanes_per_load(x, 3 * x.shape[1]),
+                BLOCK=block,
+            )
     return x_t, target
 
 

@@ -12,110 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastcrystal.kernels.pbc_images import axis, direction, image, inverse, nearest, power, term, times
 from fastcrystal.ops.pbc import BOUNDARY, Layout, Metric
 
 #: two sites share the work that a lane does once for a crystal
 SITES_PER_LANE = 2
-
-
-@triton.jit
-def _wrap(x, y):
-    """As fastcrystal.ops.pbc.wrapped_gap."""
-    near = x - y
-    far = (x - tl.floor(x + 0.5)) - (y - tl.floor(y + 0.5))
-    gap = tl.where(tl.abs(near) < 2, near, far)
-    return gap - tl.floor(gap + 0.5)
-
-
-@triton.jit
-def _axis(x, y, IMAGES: tl.constexpr, EDGE: tl.constexpr):
-    """Difference along one axis, and the way to its second image (A.4): 0 where there is none."""
-    if IMAGES == 3:
-        gap = _wrap(x, y)
-        turn = gap * 0
-    else:
-        x -= tl.floor(x)
-        y -= tl.floor(y)
-        gap = x - y
-        turn = tl.where(y >= 1 - EDGE, 1.0, 0.0) - tl.where(y <= EDGE, 1.0, 0.0)
-    return gap, turn.to(gap.dtype)
-
-
-@triton.jit
-def _image(gap, turn, j: tl.constexpr, IMAGES: tl.constexpr):
-    """Difference to image j of an axis."""
-    if IMAGES == 3:
-        out = gap + (j - 1)
-    elif j == 1:
-        out = gap + turn
-    else:
-        out = gap
-    return out
-
-
-@triton.jit
-def _base(v, P: tl.constexpr):
-    if P == 2:
-        out = v * v
-    else:
-        out = tl.abs(v)
-    return out
-
-
-@triton.jit
-def _direction(v, P: tl.constexpr):
-    """Of the slope, up to the factor that is applied at the end."""
-    if P == 2:
-        out = v
-    else:
-        sign = tl.where(v > 0, 1.0, 0.0) - tl.where(v < 0, 1.0, 0.0)
-        out = sign.to(v.dtype)
-    return out
-
-
-@triton.jit
-def _nearest(gap, turn, P: tl.constexpr, IMAGES: tl.constexpr):
-    """Smallest base along an axis; NaN stays NaN."""
-    out = _base(gap, P)
-    if IMAGES == 2:
-        other = _base(gap + turn, P)
-        out = tl.where(other < out, other, out)
-    return out
-
-
-@triton.jit
-def _inverse(base, ACC: tl.constexpr):
-    """1 / base. In float32 by the approximate root (2 ulp): a division costs three times the instructions."""
-    if ACC == tl.float64:
-        out = 1.0 / base
-    else:
-        root = tl.rsqrt(base)
-        out = root * root
-    return out
-
-
-@triton.jit
-def _power(r, e, EXPONENT: tl.constexpr, BITS: tl.constexpr, HALF: tl.constexpr):
-    """r^EXPONENT (times the root of r with HALF) by repeated multiplication; r^e where both are 0."""
-    if EXPONENT > 0:
-        out = r
-        for i in tl.static_range(BITS - 1):
-            out = out * out
-            if (EXPONENT >> (BITS - 2 - i)) & 1:
-                out = out * r
-        if HALF:
-            out = out * tl.sqrt(r)
-    elif HALF:
-        out = tl.sqrt(r)
-    else:
-        out = tl.exp2(e * tl.log2(r))
-    return out
-
-
-@triton.jit
-def _times(ux, uy, uz, ax, ay, az, bx, by, bz, cx, cy, cz):
-    """Row vector times the matrix of rows a, b, c: the lattice makes a fractional vector Cartesian."""
-    return ux * ax + uy * bx + uz * cx, ux * ay + uy * by + uz * cy, ux * az + uy * bz + uz * cz
 
 
 @triton.jit
@@ -125,15 +26,15 @@ def _site(
     SLOPE: tl.constexpr, EDGE: tl.constexpr, TINY: tl.constexpr,
 ):  # fmt: skip
     """Soft-min distance of each row, and its slope (meaningless unless SLOPE)."""
-    gx, tx = _axis(
+    gx, tx = axis(
         tl.load(x_ptr + row * 3, mask=live, other=0.0).to(ACC),
         tl.load(y_ptr + row * 3, mask=live, other=0.0).to(ACC), IMAGES, EDGE,
     )  # fmt: skip
-    gy, ty = _axis(
+    gy, ty = axis(
         tl.load(x_ptr + row * 3 + 1, mask=live, other=0.0).to(ACC),
         tl.load(y_ptr + row * 3 + 1, mask=live, other=0.0).to(ACC), IMAGES, EDGE,
     )  # fmt: skip
-    gz, tz = _axis(
+    gz, tz = axis(
         tl.load(x_ptr + row * 3 + 2, mask=live, other=0.0).to(ACC),
         tl.load(y_ptr + row * 3 + 2, mask=live, other=0.0).to(ACC), IMAGES, EDGE,
     )  # fmt: skip
@@ -142,18 +43,18 @@ def _site(
         ax, ay, az = tl.load(l_ptr + b * 9), tl.load(l_ptr + b * 9 + 1), tl.load(l_ptr + b * 9 + 2)
         bx, by, bz = tl.load(l_ptr + b * 9 + 3), tl.load(l_ptr + b * 9 + 4), tl.load(l_ptr + b * 9 + 5)
         cx, cy, cz = tl.load(l_ptr + b * 9 + 6), tl.load(l_ptr + b * 9 + 7), tl.load(l_ptr + b * 9 + 8)
-        vx, vy, vz = _times(gx, gy, gz, ax, ay, az, bx, by, bz, cx, cy, cz)
-        least = _base(vx, P) + _base(vy, P) + _base(vz, P)
+        vx, vy, vz = times(gx, gy, gz, ax, ay, az, bx, by, bz, cx, cy, cz)
+        least = term(vx, P) + term(vy, P) + term(vz, P)
         for jx in tl.static_range(IMAGES):
             for jy in tl.static_range(IMAGES):
                 for jz in tl.static_range(IMAGES):
                     # an image of A.4 that does not exist has turn 0: it repeats another, and the least stays
-                    ux, uy, uz = _image(gx, tx, jx, IMAGES), _image(gy, ty, jy, IMAGES), _image(gz, tz, jz, IMAGES)
-                    vx, vy, vz = _times(ux, uy, uz, ax, ay, az, bx, by, bz, cx, cy, cz)
-                    base = _base(vx, P) + _base(vy, P) + _base(vz, P)
+                    ux, uy, uz = image(gx, tx, jx, IMAGES), image(gy, ty, jy, IMAGES), image(gz, tz, jz, IMAGES)
+                    vx, vy, vz = times(ux, uy, uz, ax, ay, az, bx, by, bz, cx, cy, cz)
+                    base = term(vx, P) + term(vy, P) + term(vz, P)
                     least = tl.where(base < least, base, least)
     else:
-        least = _nearest(gx, tx, P, IMAGES) + _nearest(gy, ty, P, IMAGES) + _nearest(gz, tz, P, IMAGES)
+        least = nearest(gx, tx, P, IMAGES) + nearest(gy, ty, P, IMAGES) + nearest(gz, tz, P, IMAGES)
     same = least < TINY  # x = y up to a lattice vector, or a square that underflows: no slope
     one = tl.full(gx.shape, 1.0, dtype=ACC)
     least = tl.where(same, one, least)
@@ -168,29 +69,29 @@ def _site(
     fy = tl.zeros(gx.shape, dtype=ACC)
     fz = tl.zeros(gx.shape, dtype=ACC)
     for jx in tl.static_range(IMAGES):
-        ux = _image(gx, tx, jx, IMAGES)
+        ux = image(gx, tx, jx, IMAGES)
         plane = tl.zeros(gx.shape, dtype=ACC)
         for jy in tl.static_range(IMAGES):
-            uy = _image(gy, ty, jy, IMAGES)
+            uy = image(gy, ty, jy, IMAGES)
             line = tl.zeros(gx.shape, dtype=ACC)
             for jz in tl.static_range(IMAGES):
-                uz = _image(gz, tz, jz, IMAGES)
+                uz = image(gz, tz, jz, IMAGES)
                 if CARTESIAN:
-                    vx, vy, vz = _times(ux, uy, uz, ax, ay, az, bx, by, bz, cx, cy, cz)
-                    base = _base(vx, P) + _base(vy, P) + _base(vz, P)
+                    vx, vy, vz = times(ux, uy, uz, ax, ay, az, bx, by, bz, cx, cy, cz)
+                    base = term(vx, P) + term(vy, P) + term(vz, P)
                 else:
-                    base = (_base(ux, P) * scale + _base(uy, P) * scale) + _base(uz, P) * scale
+                    base = (term(ux, P) * scale + term(uy, P) * scale) + term(uz, P) * scale
                 r = one
                 if HARD:
                     w = tl.where(base <= least, one, base * 0)
                 elif CARTESIAN:
-                    r = least * _inverse(base, ACC)
-                    w = _power(r, e, EXPONENT, BITS, HALF)
+                    r = least * inverse(base, ACC)
+                    w = power(r, e, EXPONENT, BITS, HALF)
                 elif IMAGES == 3 and jx == 1 and jy == 1 and jz == 1:
                     w = base  # the wrapped difference itself is the nearest: 1, or NaN
                 else:
-                    r = _inverse(base, ACC)
-                    w = _power(r, e, EXPONENT, BITS, HALF)
+                    r = inverse(base, ACC)
+                    w = power(r, e, EXPONENT, BITS, HALF)
                 if IMAGES == 2:
                     exists = tl.full(gx.shape, True, dtype=tl.int1)
                     if jx == 1:
@@ -204,17 +105,17 @@ def _site(
                 if SLOPE:
                     w = w * r
                     if CARTESIAN and P == 1:
-                        fx += w * _direction(vx, P)
-                        fy += w * _direction(vy, P)
-                        fz += w * _direction(vz, P)
+                        fx += w * direction(vx, P)
+                        fy += w * direction(vy, P)
+                        fz += w * direction(vz, P)
                     else:  # with P = 2 the moments are fractional: turning them to Cartesian ones is linear
                         line += w
-                        fz += w * _direction(uz, P)
+                        fz += w * direction(uz, P)
             if SLOPE and (P == 2 or not CARTESIAN):
                 plane += line
-                fy += line * _direction(uy, P)
+                fy += line * direction(uy, P)
         if SLOPE and (P == 2 or not CARTESIAN):
-            fx += plane * _direction(ux, P)
+            fx += plane * direction(ux, P)
 
     if P == 2:
         c = tl.sqrt(least)
@@ -234,8 +135,8 @@ def _site(
         fz = tl.where(same, 0.0, fz * w)
         if CARTESIAN:
             if P == 2:
-                fx, fy, fz = _times(fx, fy, fz, ax, ay, az, bx, by, bz, cx, cy, cz)
-            fx, fy, fz = _times(fx, fy, fz, ax, bx, cx, ay, by, cy, az, bz, cz)
+                fx, fy, fz = times(fx, fy, fz, ax, ay, az, bx, by, bz, cx, cy, cz)
+            fx, fy, fz = times(fx, fy, fz, ax, bx, cx, ay, by, cy, az, bz, cz)
     return value, fx, fy, fz
 
 
@@ -257,18 +158,37 @@ def _first_of(batch_ptr, b, rows, STEPS: tl.constexpr):
 @triton.jit
 def _extent(n_ptr, b, rows, STEPS: tl.constexpr):
     """First row of crystal b, its number of sites as given, and the same cut to the rows that it owns."""
-    if STEPS == 0:  # padded: n_ptr holds counts, a crystal owns `rows` rows
+    if STEPS == 0:  # padded: n_ptr holds counts, or every row is a site; a crystal owns `rows` rows
         first = b * rows
-        n = tl.load(n_ptr + b)
+        if n_ptr is None:
+            n = first * 0 + rows
+        else:
+            n = tl.load(n_ptr + b)
         room = tl.minimum(n, rows)  # a count past the end must not read the next crystal
-    else:  # ragged: n_ptr holds the crystal of each of `rows` rows
-        first = _first_of(n_ptr, b, rows, STEPS)
-        n = _first_of(n_ptr, b + 1, rows, STEPS) - first
+    else:  # ragged: n_ptr holds the crystal of each of `rows` rows; the ends are taken so that no row is left out
+        first = tl.where(b == 0, 0, _first_of(n_ptr, b, rows, STEPS))
+        n = tl.where(b == tl.num_programs(0) - 1, rows, _first_of(n_ptr, b + 1, rows, STEPS)) - first
         room = n
     return first, n, room
 
 
 @triton.jit
+def _count(n, rows, ACC: tl.constexpr):
+    """n as a divisor: NaN where it is impossible, which nobody has looked at."""
+    return tl.where((n >= 1) & (n <= rows), n.to(ACC), float("nan"))
+
+
+@triton.jit
+def _stray(n_ptr, row, live, b, STEPS: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr):
+    """NaN for the rows of a ragged batch that are another crystal's (it was not sorted), else 0."""
+    out = tl.zeros([BLOCK], dtype=ACC)
+    if STEPS > 0:
+        out = tl.where(tl.load(n_ptr + row, mask=live, other=0) == b, out, float("nan"))
+    return out
+
+
+# sizes are not specialised: a new batch compiles nothing
+@triton.jit(do_not_specialize=["rows"])
 def _forward(
     x_ptr, y_ptr, l_ptr, n_ptr, out_ptr, rows, m, m_rest, ACC: tl.constexpr, P: tl.constexpr, EXPONENT: tl.constexpr,
     BITS: tl.constexpr, HALF: tl.constexpr, HARD: tl.constexpr, IMAGES: tl.constexpr, CARTESIAN: tl.constexpr,
@@ -288,16 +208,16 @@ def _forward(
             x_ptr, y_ptr, l_ptr, first + row, live, b, m, ACC, P, EXPONENT, BITS, HALF, HARD, IMAGES, CARTESIAN,
             False, EDGE, TINY,
         )  # fmt: skip
-        value = tl.where(live, value, 0.0)
+        value = tl.where(live, value + _stray(n_ptr, first + row, live, b, STEPS, ACC, BLOCK), 0.0)
         if PER_SITE:
             tl.store(out_ptr + first + row, value, mask=row < end)
         else:
             total += value
     if not PER_SITE:
-        tl.store(out_ptr + b, tl.sum(total, axis=0) / n.to(ACC))
+        tl.store(out_ptr + b, tl.sum(total, axis=0) / _count(n, rows, ACC))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "g_stride"])
 def _backward(
     g_ptr, g_stride, x_ptr, y_ptr, l_ptr, n_ptr, dx_ptr, rows, m, m_rest, ACC: tl.constexpr, P: tl.constexpr,
     EXPONENT: tl.constexpr, BITS: tl.constexpr, HALF: tl.constexpr, HARD: tl.constexpr, IMAGES: tl.constexpr,
@@ -320,7 +240,8 @@ def _backward(
         if PER_SITE:
             scale = tl.load(g_ptr + (first + row) * g_stride, mask=live, other=0.0).to(ACC)
         else:
-            scale = tl.load(g_ptr + b * g_stride).to(ACC) / n.to(ACC)
+            scale = tl.load(g_ptr + b * g_stride).to(ACC) / _count(n, rows, ACC)
+        scale = scale + _stray(n_ptr, first + row, live, b, STEPS, ACC, BLOCK)
         here = row < end
         to = dx_ptr + (first + row) * 3
         tl.store(to, tl.where(live, fx * scale, 0.0).to(dx_ptr.dtype.element_ty), mask=here)
@@ -351,29 +272,23 @@ def _constants(metric: Metric, dtype: torch.dtype, cartesian: bool, per_site: bo
 
 def _order(metric: Metric) -> tuple[float, float]:
     """-order as the sum of two float32; 1, unused, for the hard minimum."""
-    m = 1.0 if math.isinf(metric.order) else -metric.order
+    m = 1.0 if math.isinf(metric.order) else -metric.order  # finite in float32: see fastcrystal.loss
     rounded = torch.tensor(m, dtype=torch.float32).item()
     return rounded, m - rounded
 
 
-def _plan(x: Tensor, layout: Layout) -> tuple[Tensor, int, dict[str, int]]:
+def _plan(x: Tensor, layout: Layout, metric: Metric) -> tuple[Tensor | None, int, dict[str, int]]:
     """What n_ptr and rows are, and the layout's constants."""
     if layout.batch is None:
-        assert layout.num_sites is not None
         counts, rows, steps, width = layout.num_sites, x.shape[1], 0, x.shape[1]
     else:
-        counts, rows, steps, width = (
-            layout.batch,
-            x.shape[0],
-            x.shape[0].bit_length(),
-            -(-x.shape[0] // layout.crystals),
-        )
+        counts, rows, steps = layout.batch, x.shape[0], -(-x.shape[0].bit_length() // 8) * 8
+        width = -(-rows // layout.crystals)
     block = min(128, max(32, triton.next_power_of_2(width)))
-    return (
-        counts.contiguous(),
-        rows,
-        {"STEPS": steps, "BLOCK": block, "num_warps": max(1, block // (32 * SITES_PER_LANE))},
-    )
+    plan = {"STEPS": steps, "BLOCK": block, "num_warps": max(1, block // (32 * SITES_PER_LANE))}
+    # fused, the sums of two images round apart where they tie: the hard minimum would miss ties, and itself
+    plan["enable_fp_fusion"] = not math.isinf(metric.order)
+    return None if counts is None else counts.contiguous(), rows, plan
 
 
 def forward(x: Tensor, y: Tensor, lattice: Tensor | None, layout: Layout, metric: Metric, per_site: bool) -> Tensor:
@@ -382,10 +297,11 @@ def forward(x: Tensor, y: Tensor, lattice: Tensor | None, layout: Layout, metric
         x.shape[:-1] if per_site else (layout.crystals,), dtype=torch.promote_types(x.dtype, torch.float32)
     )
     if layout.crystals:
-        counts, rows, plan = _plan(x, layout)
+        counts, rows, plan = _plan(x, layout, metric)
         constants = _constants(metric, x.dtype, lattice is not None, per_site)
         cells = out if lattice is None else lattice  # not read without a lattice
-        _forward[(layout.crystals,)](x, y, cells, counts, out, rows, *_order(metric), **constants, **plan)
+        with torch.cuda.device_of(x):
+            _forward[(layout.crystals,)](x, y, cells, counts, out, rows, *_order(metric), **constants, **plan)
     return out
 
 
@@ -395,22 +311,26 @@ def backward(
     """Launch the gradient kernel on contiguous inputs; a sum's gradient, expanded, is taken as it is."""
     dx = torch.empty_like(x)
     if layout.crystals:
-        counts, rows, plan = _plan(x, layout)
+        counts, rows, plan = _plan(x, layout, metric)
         constants = _constants(metric, x.dtype, lattice is not None, per_site)
         cells = grad if lattice is None else lattice
         if per_site:
             grad, stride = (grad, 0) if all(s == 0 for s in grad.stride()) else (grad.contiguous(), 1)
         else:
             stride = grad.stride(0)
-        _backward[(layout.crystals,)](grad, stride, x, y, cells, counts, dx, rows, *_order(metric), **constants, **plan)
+        with torch.cuda.device_of(x):
+            _backward[(layout.crystals,)](
+                grad, stride, x, y, cells, counts, dx, rows, *_order(metric), **constants, **plan
+            )
     return dx
 
 
-def _signatures(dtype: str, metric: Metric, cartesian: bool) -> list[tuple[object, ...]]:
+def _signatures(dtype: str, metric: Metric, cartesian: bool, ragged: bool = False) -> list[tuple[object, ...]]:
+    """Forward and backward; ragged ones per site, so that both are compiled."""
     wide = "fp64" if dtype == "fp64" else "fp32"
     torch_dtype = torch.float64 if wide == "fp64" else torch.float32
-    const = {**_constants(metric, torch_dtype, cartesian, False), "STEPS": 0, "BLOCK": 64}
-    options = {"num_warps": 64 // (32 * SITES_PER_LANE)}
+    const = {**_constants(metric, torch_dtype, cartesian, ragged), "STEPS": 24 if ragged else 0, "BLOCK": 64}
+    options = {"num_warps": 64 // (32 * SITES_PER_LANE), "enable_fp_fusion": not math.isinf(metric.order)}
     shared = {"x_ptr": f"*{dtype}", "y_ptr": f"*{dtype}", "l_ptr": f"*{wide}", "n_ptr": "*i64"}
     size = {"rows": "i32", "m": "fp32", "m_rest": "fp32"}
     return [
@@ -423,6 +343,7 @@ _DEFAULT = Metric(-12.0, 2, False)
 #: what the tests compile ahead of time, (kernel, signature, constants, options): the default in every dtype, and in
 #: float32 each choice by itself
 AOT = [entry for dtype in ("fp32", "fp64", "bf16", "fp16") for entry in _signatures(dtype, _DEFAULT, False)]
+AOT += _signatures("fp32", _DEFAULT, False, ragged=True)
 AOT += [
     entry
     for metric, cartesian in (
@@ -432,6 +353,7 @@ AOT += [
         (_DEFAULT._replace(boundary=True), True),
         (_DEFAULT._replace(order=-2.5), False),
         (_DEFAULT._replace(order=-math.inf), True),
+        (_DEFAULT._replace(order=-math.inf, boundary=True), False),
     )
     for entry in _signatures("fp32", metric, cartesian)
 ]

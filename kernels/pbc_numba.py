@@ -1,8 +1,8 @@
 """Numba for fastcrystal.ops.pbc: value and slope of every site in one pass, vectorised over the sites of a crystal.
 
-The loop is compiled for the default order, fractional and Cartesian, whose constants leave neither branches nor calls
-in the loop over sites, so that it becomes SIMD, and once more for every other metric. An exponent that is no integer
-costs a pow per image. Constants are float32, so that they widen to float64 input but never widen float32 input.
+The loop is compiled for the default order in float32, fractional and Cartesian, whose constants leave neither branches
+nor calls in the loop over sites, so that it becomes SIMD, and once more for every other metric. An exponent that is no
+integer costs a pow per image. Constants are float32, so that they never widen float32 input.
 """
 
 import math
@@ -65,6 +65,7 @@ def _kernel(default: bool, cartesian_default: bool):
                 cartesian = cartesian_default
             images = 2 if boundary else 3
             exact = x.dtype.type(m / p)
+            low, high = x.dtype.type(BOUNDARY), x.dtype.type(1 - BOUNDARY)
             most = 0
             for b in range(chunks[chunk], chunks[chunk + 1]):
                 most = max(most, counts[b])
@@ -82,8 +83,8 @@ def _kernel(default: bool, cartesian_default: bool):
                         if boundary:
                             u, v = u - np.floor(u), v - np.floor(v)
                             work[_GAP + c, i] = u - v
-                            turn = _ONE if v >= 1 - BOUNDARY else _ZERO
-                            work[_TURN + c, i] = turn - _ONE if v <= BOUNDARY else turn
+                            turn = _ONE if v >= high else _ZERO
+                            work[_TURN + c, i] = turn - _ONE if v <= low else turn
                         else:
                             work[_GAP + c, i] = _wrapped_gap(u, v)
                 for i in range(n):
@@ -193,7 +194,7 @@ def value_and_slope(
     x: Tensor, y: Tensor, lattice: Tensor | None, layout: Layout, metric: Metric, per_site: bool, keep_slope: bool
 ) -> tuple[Tensor, Tensor]:
     """Run the kernel on contiguous float32 or float64 tensors."""
-    counts = counts_of(layout)
+    counts = counts_of(layout, x)
     starts = torch.arange(layout.crystals) * x.shape[1] if layout.batch is None else counts.cumsum(0) - counts
     value = x.new_zeros(x.shape[:-1]) if per_site else x.new_empty(layout.crystals)
     slope = torch.zeros_like(x) if keep_slope else x.new_empty(0)  # rows of padding stay zero
@@ -202,10 +203,10 @@ def value_and_slope(
         twice = 0 if hard else -2 * metric.order / metric.p
         exponent, half = divmod(int(twice), 2) if twice == int(twice) and twice <= 128 else (0, 0)
         given = metric.p, exponent, bool(half), hard, metric.boundary
-        default, cartesian = given == DEFAULT, lattice is not None
+        default, cartesian = given == DEFAULT and x.dtype == torch.float32, lattice is not None
         run = _kernel(default, default and cartesian)
         rows = x.view(-1, 3), y.view(-1, 3), x.new_zeros(1, 3, 3) if lattice is None else lattice
-        a, b, cells, first, n = (t.detach().numpy() for t in (*rows, starts, counts))
+        a, b, cells, first, n = (t.detach().numpy() for t in (*rows, starts.contiguous(), counts.contiguous()))
         flat = value.view(-1).numpy(), slope.view(-1, 3).numpy()
         run(a, b, cells, first, n, _chunks(n), -metric.order, (*given, cartesian), per_site, *flat)
     return value, slope

@@ -44,7 +44,7 @@ def place(n_ptr, start, lane, here, width, magic, RUN: tl.constexpr):
     column = (start - first * width).to(tl.int32) + lane // RUN * RUN
     crystal = tl.umulhi(column.to(tl.uint32), ((magic >> 32) + 1).to(tl.uint32)).to(tl.int32)
     column += lane % RUN - crystal * width
-    n = tl.load(n_ptr + first + crystal, mask=here).to(tl.int32)
+    n = tl.minimum(tl.load(n_ptr + first + crystal, mask=here), width).to(tl.int32)
     lattice = column >= width - 9
     return first, crystal, (column < 3 * n) & (column < width - 9), lattice
 
@@ -127,26 +127,27 @@ def launch(
     """Write a x + b y + c z to `out`, which may be `x`; contiguous inputs. Noise is drawn where `seed` is given."""
     if not x.numel():
         return
-    _update[(triton.cdiv(x.numel(), block),)](
-        x,
-        y,
-        z,
-        num_sites,
-        *(v if isinstance(v, Tensor) else None for v in (a, b, c)),
-        out,
-        *(0 if isinstance(v, Tensor) else float_bits(v) for v in (a, b, c)),
-        seed or 0,
-        offset,
-        x.numel(),
-        3 * x.shape[1],
-        division_magic(3 * x.shape[1]),
-        PHILOX=seed is not None,
-        WRAP=wrap,
-        ACC=acc(x),
-        VEC=lanes_per_load(x, x.numel()),
-        RUN=lanes_per_load(x, 3 * x.shape[1]),
-        BLOCK=block,
-    )
+    with torch.cuda.device_of(x):
+        _update[(triton.cdiv(x.numel(), block),)](
+            x,
+            y,
+            z,
+            num_sites,
+            *(v if isinstance(v, Tensor) else None for v in (a, b, c)),
+            out,
+            *(0 if isinstance(v, Tensor) else float_bits(v) for v in (a, b, c)),
+            seed or 0,
+            offset,
+            x.numel(),
+            3 * x.shape[1],
+            division_magic(3 * x.shape[1]),
+            PHILOX=seed is not None,
+            WRAP=wrap,
+            ACC=acc(x),
+            VEC=lanes_per_load(x, x.numel()),
+            RUN=lanes_per_load(x, 3 * x.shape[1]),
+            BLOCK=block,
+        )
 
 
 def acc(x: Tensor) -> tl.dtype:

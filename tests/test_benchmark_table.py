@@ -9,7 +9,11 @@ from benchmarks import table
 
 
 def test_pytest_benchmark(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    case = {"name": "test_x", "stats": {"median": 0.0012345}, "extra_info": {"times_reference": 20.125, "device": "cpu"}}
+    case = {
+        "name": "test_x",
+        "stats": {"median": 0.0012345},
+        "extra_info": {"times_reference": 20.125, "device": "cpu"},
+    }
     info = {"device": "x86_64", "torch": "2.13", "torch_threads": 2, "cpu": {"brand_raw": "EPYC"}}
     result = {"machine_info": info, "commit_info": {"id": "0123456789abcdef"}, "datetime": "2026-11-23T01:02:03"}
     path = tmp_path / "pbc.json"

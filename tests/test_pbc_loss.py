@@ -3,6 +3,7 @@
 import itertools
 import math
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastcrystal.loss import PBCLoss, pbc_distance, pbc_loss
-from fastcrystal.ops.pbc import BOUNDARY
+from fastcrystal.ops import pbc as ops
+from fastcrystal.ops.pbc import BOUNDARY, Layout, Metric, pbc_reference
 from fastcrystal.testing import DTYPES, random_sites
 from tests.shared_data import dft_file
 
@@ -277,7 +279,7 @@ def test_a_shifted_crystal_has_insignificant_loss() -> None:
 @pytest.mark.parametrize(
     ("message", "change"),
     [
-        (r"share a shape \(B, N, 3\), got \(2, 4, 3\) and \(2, 3, 3\)", {"target": torch.zeros(2, 3, 3)}),
+        (r"share a shape \(B, N, 3\) .*, got \(2, 4, 3\) and \(2, 3, 3\)", {"target": torch.zeros(2, 3, 3)}),
         (r"share a shape \(S, 3\) beside batch, got \(2, 4, 3\)", {"batch": torch.zeros(2)}),
         (r"must be floating, got torch.float32 and torch.int64", {"target": torch.zeros(2, 4, 3).long()}),
         (r"num_sites must have shape \(2,\), got \(3,\)", {"num_sites": torch.ones(3).long()}),
@@ -290,6 +292,7 @@ def test_a_shifted_crystal_has_insignificant_loss() -> None:
         (r"images must be 'all' or 'boundary', got 'some'", {"images": "some"}),
         (r"reduction must be 'sum', 'mean' or 'none', got 'max'", {"reduction": "max"}),
         (r"lattice must be floating of shape \(2, 3, 3\), got torch.float32 \(3, 3\)", {"lattice": torch.eye(3)}),
+        (r"num_sites must be a tensor, got int", {"num_sites": 6}),
         (r"lattice must span a volume, got .* at index 1", {"lattice": torch.stack([torch.eye(3), torch.ones(3, 3)])}),
         (r"lattice must span a volume, got .* at index 0", {"lattice": torch.full((2, 3, 3), math.nan)}),
         (r"no gradient to the lattice", {"lattice": torch.eye(3).expand(2, 3, 3).clone().requires_grad_()}),
@@ -316,6 +319,53 @@ def test_errors_of_ragged_input(message: str, batch: list[int], num_sites: list[
     counts = None if num_sites is None else torch.tensor(num_sites)
     with pytest.raises(ValueError, match=message):
         pbc_loss(torch.zeros(4, 3), torch.zeros(4, 3), counts, batch=torch.tensor(batch))
+
+
+def test_errors_of_ragged_lattices() -> None:
+    x, batch = torch.zeros(6, 3), torch.tensor([0, 0, 0, 1, 1, 1])
+    with pytest.raises(ValueError, match=r"lattice must have shape \(B, 3, 3\), got \(6, 3\): try lattice.view"):
+        pbc_loss(x, x, batch=batch, lattice=torch.eye(3).repeat(2, 1))  # as PyG collates them
+    with pytest.raises(ValueError, match="a structure needs a row at least, got none for 2"):
+        pbc_loss(x[:0], x[:0], torch.tensor([0, 0]), batch=batch[:0])
+
+
+def test_the_edge_of_the_boundary_is_the_same_everywhere() -> None:
+    edge = torch.tensor([[[1 - BOUNDARY, BOUNDARY, 0.5]]])  # as float32 has them
+    x = torch.tensor([[[0.01, 0.99, 0.5]]])
+    for dtype in (torch.float32, torch.float64):
+        got = pbc_distance(x.to(dtype), edge.to(dtype), images="boundary")
+        layout, metric = Layout(None, None, 1), Metric(-12.0, 2, True)
+        torch.testing.assert_close(got.mean(1), pbc_reference(x.to(dtype), edge.to(dtype), None, layout, metric))
+
+
+def test_padding_gets_no_gradient_whatever_comes_back() -> None:
+    x, y, _ = random_sites(2, 6)
+    n, x = torch.tensor([2, 5]), x.requires_grad_()
+    live = torch.arange(6) < n[:, None]
+    loss = pbc_distance(x, y, n).sqrt().masked_fill(~live, 0).sum()  # sqrt has an infinite slope at 0
+    (slope,) = torch.autograd.grad(loss, x)
+    assert (slope[~live] == 0).all()
+    assert slope.isfinite().all()
+
+
+def test_a_lattice_parameter_may_be_measured_but_not_trained() -> None:
+    x, y, n = random_sites(2, 4)
+    lattice = torch.nn.Parameter(triclinic(2).float())
+    with torch.no_grad():
+        assert pbc_loss(x, y, n, lattice=lattice).isfinite()
+    with pytest.raises(ValueError, match="no gradient to the lattice"):
+        pbc_loss(x, y, n, lattice=lattice)
+
+
+@pytest.mark.parametrize("numba", [True, False], ids=["numba", "plain torch"])
+def test_autocast_changes_nothing(numba: bool) -> None:
+    x, y, n = random_sites(3, 6)
+    kernel = ops.numba_kernel() if numba else None
+    with mock.patch.object(ops, "numba_kernel", return_value=kernel):
+        wanted = pbc_loss(x, y, n, lattice=triclinic(3))
+        with torch.autocast("cpu", torch.bfloat16):
+            got = pbc_loss(x, y, n, lattice=triclinic(3))
+    assert torch.equal(got, wanted)
 
 
 def test_module_refuses_what_the_function_refuses() -> None:

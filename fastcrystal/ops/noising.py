@@ -178,6 +178,10 @@ def diffusion_noising(
         raise ValueError(
             f"alpha_bar must be float32 or float64 of shape (T,), got {alpha_bar.dtype} {tuple(alpha_bar.shape)}"
         )
+    if alpha_bar.device != x_0.device:
+        raise ValueError(
+            f"alpha_bar must be on {x_0.device}, got {alpha_bar.device}: NoiseSchedule.alpha_bar_tensor(device)"
+        )
     x_t, eps = _noising(x_0, t.long(), alpha_bar, noise, num_sites.long(), False, False, 1.0, 0.0, seed or 0, offset)
     return x_t, eps
 
@@ -190,6 +194,8 @@ def _check(
     check_like(x, noise=given)
     if t.shape != x.shape[:1]:
         raise ValueError(f"t must have shape ({len(x)},), got {tuple(t.shape)}")
+    if t.device != x.device:
+        raise ValueError(f"t must be on {x.device}, got {t.device}")
     if (given is None) == (seed is None):
         raise ValueError(f"{name} needs given noise or a seed, got {'neither' if seed is None else 'both'}")
     if seed is not None:

@@ -10,10 +10,13 @@ identity for fractional distances. With m = -order and c the smallest d_ik, comp
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import itertools
 import math
-from typing import NamedTuple
+import warnings
+from functools import cache
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,7 +53,7 @@ class Layout(NamedTuple):
     Attributes
     ----------
     num_sites : Tensor, shape (B,), int64, or None
-        Sites of each crystal: always with padded rows (B, N, 3), where known with ragged ones.
+        Sites of each crystal; None with padded rows (B, N, 3) that are all sites, and with ragged ones where unknown.
     batch : Tensor, shape (S,), int64, sorted, or None
         Crystal of each row of (S, 3).
     crystals : int
@@ -87,7 +90,7 @@ def _distances(x: Tensor, y: Tensor, lattice: Tensor | None, metric: Metric) -> 
     """Difference vectors (..., K, 3) and their lengths (..., K), infinite where the image does not count."""
     gaps, counts = images_reference(x, y, metric.boundary)
     if lattice is not None:
-        gaps = gaps @ lattice
+        gaps = _times(gaps, lattice)
     if metric.p == 1:
         lengths = gaps.abs().sum(-1)
     else:
@@ -96,6 +99,11 @@ def _distances(x: Tensor, y: Tensor, lattice: Tensor | None, metric: Metric) -> 
         normal = ~(squares < torch.finfo(squares.dtype).tiny)
         lengths = torch.where(normal, torch.where(normal, squares, 1).sqrt(), 0)
     return gaps, torch.where(counts, lengths, torch.inf)
+
+
+def _times(rows: Tensor, matrix: Tensor) -> Tensor:
+    """rows @ matrix, in the dtype of both, whatever autocast is in force."""
+    return sum((rows[..., i, None] * matrix[..., None, i, :] for i in (1, 2)), rows[..., :1] * matrix[..., None, 0, :])
 
 
 def pbc_distance_reference(x: Tensor, y: Tensor, lattice: Tensor | None, metric: Metric) -> Tensor:
@@ -140,7 +148,7 @@ def pbc_slope_reference(x: Tensor, y: Tensor, lattice: Tensor | None, metric: Me
     terms = torch.where(torch.isinf(d)[..., None], 0, weights[..., None] * directions)
     slope = terms.sum(-2, keepdim=True)
     if lattice is not None:
-        slope = slope @ lattice.transpose(-1, -2)
+        slope = _times(slope, lattice.transpose(-1, -2))
     return torch.where(c == 0, 0, slope[..., 0, :])
 
 
@@ -158,11 +166,12 @@ def lattice_of_rows(layout: Layout, lattice: Tensor | None) -> Tensor | None:
     return lattice[:, None] if layout.batch is None else lattice[layout.batch]
 
 
-def counts_of(layout: Layout) -> Tensor:
+def counts_of(layout: Layout, x: Tensor) -> Tensor:
     """Sites of each crystal, shape (B,), int64."""
     if layout.num_sites is not None:
         return layout.num_sites
-    assert layout.batch is not None
+    if layout.batch is None:
+        return torch.full((layout.crystals,), x.shape[1], device=x.device)
     return torch.bincount(layout.batch, minlength=layout.crystals)
 
 
@@ -173,8 +182,8 @@ def pbc_reference(x: Tensor, y: Tensor, lattice: Tensor | None, layout: Layout, 
         x.masked_fill(~live, 0), y.masked_fill(~live, 0), lattice_of_rows(layout, lattice), metric
     )
     if layout.batch is None:
-        return v.sum(1) / counts_of(layout)
-    return v.new_zeros(layout.crystals).index_add(0, layout.batch, v) / counts_of(layout)
+        return v.sum(1) / counts_of(layout, x)
+    return v.new_zeros(layout.crystals).index_add(0, layout.batch, v) / counts_of(layout, x)
 
 
 def pbc(x: Tensor, y: Tensor, lattice: Tensor | None, layout: Layout, metric: Metric, *, per_site: bool) -> Tensor:
@@ -224,8 +233,9 @@ def _pbc(
 
         value = kernel.forward(x.contiguous(), y.contiguous(), _dense(lattice), layout, metric, per_site)
         return value, value.new_empty(0)
-    check_values(layout, x.shape[-2], lattice)
-    return _on_cpu(x, y, lattice, layout, metric, per_site, keep_slope)
+    if x.device.type == "cpu":
+        check_values(layout, x.shape[-2], lattice)
+    return _without_triton(x, y, lattice, layout, metric, per_site, keep_slope)
 
 
 @_pbc.register_fake
@@ -257,9 +267,11 @@ def _pbc_grad(
 
         return kernel.backward(grad, x.contiguous(), y.contiguous(), _dense(lattice), layout, metric, per_site)
     if slope.shape != x.shape:
-        slope = _on_cpu(x, y, lattice, layout, metric, per_site, True)[1]
+        slope = _without_triton(x, y, lattice, layout, metric, per_site, True)[1]
     scale = grad if per_site else grad[:, None] if batch is None else grad[batch]
-    return (slope * scale[..., None]).to(x.dtype).contiguous()
+    slope = slope * scale[..., None]
+    # a gradient that is not finite must not reach padding
+    return slope.masked_fill(~real_rows(layout, x)[..., None], 0).to(x.dtype).contiguous()
 
 
 @_pbc_grad.register_fake
@@ -294,8 +306,8 @@ def check_values(layout: Layout, rows: int, lattice: Tensor | None) -> None:
         If a count, the batch index or a cell is impossible.
     """
     if layout.batch is None:
-        assert layout.num_sites is not None
-        check_counts(layout.num_sites, rows)
+        if layout.num_sites is not None:
+            check_counts(layout.num_sites, rows)
     else:
         _check_batch(layout.batch, layout.num_sites, layout.crystals)
     if lattice is not None:
@@ -321,11 +333,23 @@ def _check_batch(batch: Tensor, num_sites: Tensor | None, crystals: int) -> None
         raise ValueError(f"structure {i} has {int(counts[i])} rows in batch{said}")
 
 
+@cache
+def numba_kernel() -> Any:
+    """The module fastcrystal.kernels.pbc_numba, or None where numba is not installed."""
+    if importlib.util.find_spec("numba") is None:
+        return None
+    try:
+        return importlib.import_module("fastcrystal.kernels.pbc_numba")
+    except ImportError as error:  # numba refuses a numpy that is newer than it knows
+        warnings.warn(f"numba is installed, but does not load ({error}): the loss runs in plain torch", stacklevel=2)
+        return None
+
+
 def _dense(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def _on_cpu(
+def _without_triton(
     x: Tensor,
     y: Tensor,
     lattice: Tensor | None,
@@ -334,13 +358,13 @@ def _on_cpu(
     per_site: bool,
     keep_slope: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Value and slope by numba where it is installed, else by the references: the same numbers."""
+    """Value and slope by numba, on a CPU where it is installed, else by the references: the same numbers."""
     acc = torch.promote_types(x.dtype, torch.float32)
-    if importlib.util.find_spec("numba") is not None:
-        from fastcrystal.kernels import pbc_numba as kernel
-
+    kernel = numba_kernel() if x.device.type == "cpu" else None
+    if kernel is not None:
         wide = x.to(acc).contiguous(), y.to(acc).contiguous(), _dense(lattice)
-        return kernel.value_and_slope(*wide, layout, metric, per_site, keep_slope)
+        found: tuple[Tensor, Tensor] = kernel.value_and_slope(*wide, layout, metric, per_site, keep_slope)
+        return found
     live = real_rows(layout, x)[..., None]
     x, y = x.to(acc).masked_fill(~live, 0), y.to(acc).masked_fill(~live, 0)
     rows = lattice_of_rows(layout, lattice)
@@ -348,6 +372,6 @@ def _on_cpu(
     if per_site:
         return pbc_distance_reference(x, y, rows, metric).masked_fill(~live[..., 0], 0), slope
     if keep_slope:
-        counts = counts_of(layout)
+        counts = counts_of(layout, x)
         slope = slope / (counts[:, None, None] if layout.batch is None else counts[layout.batch][:, None])
     return pbc_reference(x, y, lattice, layout, metric), slope

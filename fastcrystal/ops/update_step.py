@@ -126,7 +126,7 @@ def euler_step(
     ----------
     x, velocity : Tensor, shape (B, L, 3), floating
     dt : float or Tensor, shape (B,), float32 or float64
-        Step in t, of the batch or of each crystal.
+        Step in t, of the batch or of each crystal. torch.compile compiles again for each float; not for a tensor.
     num_sites : Tensor, shape (B,), integer
     wrap, inplace : bool
         As in `update_step`.
@@ -243,6 +243,8 @@ def _step(
                 f"a coefficient must be a float or float32 or float64 of shape ({len(x)},), "
                 f"got {k.dtype} {tuple(k.shape)}"
             )
+        if k.device != x.device:
+            raise ValueError(f"a coefficient must be on {x.device}, got {k.device}")
     c = coefficients[2]
     if not isinstance(c, Tensor) and c == 0:
         noise = seed = None
@@ -265,6 +267,8 @@ def check_matrix(x: Tensor, num_sites: Tensor) -> None:
         raise ValueError(f"x must be float16, bfloat16, float32 or float64, got {x.dtype}")
     if num_sites.shape != x.shape[:1]:
         raise ValueError(f"num_sites must have shape ({x.shape[0]},), got {tuple(num_sites.shape)}")
+    if num_sites.device != x.device:
+        raise ValueError(f"num_sites must be on {x.device}, got {num_sites.device}")
     if num_sites.is_floating_point() or num_sites.dtype == torch.bool:
         raise ValueError(f"num_sites must be integers, got {num_sites.dtype}")
 

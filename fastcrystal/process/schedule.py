@@ -44,6 +44,8 @@ class NoiseSchedule:
                 raise ValueError(f"beta must be in (0, 1), got {beta} at step {t}")
             product *= 1 - beta
             alpha_bar.append(product)
+        if not 0 < alpha_bar[-1] <= alpha_bar[0] < 1:
+            raise ValueError(f"alpha_bar must stay in (0, 1) in float64, got {alpha_bar[0]} to {alpha_bar[-1]}")
         object.__setattr__(self, "alpha_bar", tuple(alpha_bar))
 
     @classmethod

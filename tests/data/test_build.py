@@ -161,7 +161,7 @@ def test_a_line_cut_short_is_left_out(tmp_path: Path) -> None:
 
 
 def test_another_build_is_refused(tmp_path: Path) -> None:
-    done = {"potential": "sevennet-0", "max_sites": 12, "max_prototypes": 26, "steps": 50, "max_force": 0.1}
+    done = {"potential": "sevennet-0", "max_sites": 12, "max_prototypes": 36, "steps": 50, "max_force": 0.1}
     (tmp_path / "build.json").write_text(json.dumps({**done, "window": 1.5, "symprec": 0.1}), encoding="utf-8")
     with pytest.raises(ValueError, match=r"other settings \(steps was 50, now 9\)"):
         relax_all(tmp_path, replace(BuildConfig(), steps=9), ["TaB2"], 1)

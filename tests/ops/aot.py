@@ -1,9 +1,9 @@
 """Compile every kernel of a module for a GPU that need not be there, and count what comes out.
 
-    python tests/ops/aot.py MODULE CAPABILITY
+    python tests/ops/aot.py CAPABILITY MODULE...
 
-prints one JSON list: per entry of the module's AOT its kernel, constants, registers, stack and local bytes, and the
-number of machine instructions. Run as a process of its own, because the tests' own Triton is an interpreter.
+prints a JSON list for each module: per entry of its AOT the kernel, constants, registers, stack and local bytes, and
+the number of machine instructions. Run as a process of its own, because the tests' own Triton is an interpreter.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ from typing import Any
 NO_WORK = ("NOP", "BRA", "EXIT")
 
 
-def compile_all(module: str, capability: int) -> list[dict[str, Any]]:
-    """Run this file without the interpreter.
+Table = list[dict[str, Any]]
+
+
+def compile_all(capability: int, *modules: str) -> dict[str, Table]:
+    """Run this file without the interpreter, once for all modules.
 
     Raises
     ------
@@ -31,16 +34,16 @@ def compile_all(module: str, capability: int) -> list[dict[str, Any]]:
         If a kernel does not compile.
     """
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, __file__, module, str(capability)]
+    command = [sys.executable, __file__, str(capability), *modules]
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode:
-        raise AssertionError(f"{module} for sm_{capability}: {done.stderr[-2000:]}")
-    out: list[dict[str, Any]] = json.loads(done.stdout)
+        raise AssertionError(f"{modules} for sm_{capability}: {done.stderr[-2000:]}")
+    out: dict[str, Table] = json.loads(done.stdout)
     return out
 
 
-def main(module: str, capability: int) -> None:
-    """Print the table of one module."""
+def table(module: str, capability: int) -> Table:
+    """One row per kernel of a module."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -64,7 +67,7 @@ def main(module: str, capability: int) -> None:
                 **usage(kernel.asm["cubin"]),
             }
         )
-    print(json.dumps(rows))
+    return rows
 
 
 def usage(cubin: bytes) -> dict[str, Any]:
@@ -88,4 +91,4 @@ def usage(cubin: bytes) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    print(json.dumps({module: table(module, int(sys.argv[1])) for module in sys.argv[2:]}))

@@ -1,5 +1,6 @@
 """The seven checks of an operator, for pbc (compiling ahead: test_aot.py; as a loss: tests/test_pbc_loss.py)."""
 
+import importlib
 import importlib.util
 import math
 from unittest import mock
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from fastcrystal.ops import pbc as ops
 from fastcrystal.ops.pbc import Layout, Metric, pbc, pbc_distance_reference, pbc_reference, pbc_slope_reference
-from fastcrystal.testing import DTYPES, assert_near_truth, heavy_imports, random_sites
+from fastcrystal.testing import DTYPES, assert_near_truth, heavy_imports, poisoned_buffers, random_sites
 
 DEFAULT = Metric(-12.0, 2, False)
 #: every branch of the kernels: (metric, Cartesian)
@@ -57,8 +58,8 @@ def plain(
     x: Tensor, y: Tensor, cell: Tensor | None, layout: Layout, metric: Metric, per_site: bool
 ) -> tuple[Tensor, Tensor]:
     """Value and slope by the references."""
-    with mock.patch.object(importlib.util, "find_spec", return_value=None):
-        value, slope = ops._on_cpu(
+    with mock.patch.object(ops, "numba_kernel", return_value=None):
+        value, slope = ops._without_triton(
             x.cpu(), y.cpu(), None if cell is None else cell.cpu(), layout, metric, per_site, True
         )
     return value.to(x.device), slope.to(x.device)
@@ -107,9 +108,9 @@ def test_kernel_is_as_near_the_truth_as_the_reference(batch: int, rows: int, dty
 
 
 @pytest.mark.usefixtures("poison")
-@pytest.mark.parametrize("per_site", [False, True], ids=["crystals", "sites"])
-@pytest.mark.parametrize(("metric", "cartesian"), METRICS, ids=str)
-def test_kernel_of_every_metric(metric: Metric, cartesian: bool, per_site: bool) -> None:
+@pytest.mark.parametrize("case", range(len(METRICS)))
+def test_kernel_of_every_metric(case: int) -> None:
+    (metric, cartesian), per_site = METRICS[case], case % 2 == 0
     pytest.importorskip("triton", reason="no Triton on this platform")
     check_kernel(2, 9, torch.float32, metric, cartesian, per_site)
 
@@ -151,14 +152,12 @@ def test_gradcheck(device: str, metric: Metric, cartesian: bool, per_site: bool,
     x, y, n = random_sites(3, 7, torch.float64, device)
     cell = cells(3, torch.float64, device) if cartesian else None
     layout = Layout(n, None, 3)
-    find = mock.patch.object(importlib.util, "find_spec", wraps=importlib.util.find_spec)
-    if not numba:
-        find = mock.patch.object(importlib.util, "find_spec", return_value=None)
+    kernel = ops.numba_kernel() if numba else None
 
     def value(x: Tensor, y: Tensor) -> Tensor:
         return pbc(x, y, cell, layout, metric, per_site=per_site)
 
-    with find:
+    with mock.patch.object(ops, "numba_kernel", return_value=kernel):
         assert torch.autograd.gradcheck(value, (x.requires_grad_(), y.requires_grad_()))
 
 
@@ -204,7 +203,7 @@ def test_compile_and_autocast(device: str) -> None:
 
 def test_without_gradient_no_slope_is_made() -> None:
     x, y, n = random_sites(3, 7)
-    with mock.patch.object(ops, "_on_cpu", wraps=ops._on_cpu) as path:
+    with mock.patch.object(ops, "_without_triton", wraps=ops._without_triton) as path:
         pbc(x, y, None, Layout(n, None, 3), DEFAULT, per_site=False)
         pbc(x.requires_grad_(), y, None, Layout(n, None, 3), DEFAULT, per_site=False)
     assert [call.args[-1] for call in path.call_args_list] == [False, True]
@@ -226,6 +225,54 @@ def test_reference_averages_over_sites() -> None:
     torch.testing.assert_close(pbc_reference(x, y, None, Layout(n, None, 4), DEFAULT), wanted)
 
 
+def test_impossible_values_that_nobody_looked_at_give_nan() -> None:
+    """A GPU does not check values: what it returns must still not pass for a result."""
+    pytest.importorskip("triton", reason="no Triton on this platform")
+    from fastcrystal.kernels import pbc as kernel
+
+    x, y, _ = random_sites(2, 4)
+    for counts in ([8, 2], [-1, 2], [0, 2]):
+        assert kernel.forward(x, y, None, Layout(torch.tensor(counts), None, 2), DEFAULT, False)[0].isnan()
+    u, v = x.view(-1, 3)[:4], y.view(-1, 3)[:4]
+    for batch in ([0, 0, 2, 2], [1, 0, 0, 1], [-1, 0, 1, 1]):
+        layout = Layout(None, torch.tensor(batch), 2)
+        with poisoned_buffers():
+            assert kernel.forward(u, v, None, layout, DEFAULT, False).isnan().any()
+            slope = kernel.backward(torch.ones(2), u, v, None, layout, DEFAULT, False)
+        assert slope.isnan().any()
+
+
+def test_a_missing_numba_is_no_error() -> None:
+    ops.numba_kernel.cache_clear()
+    try:
+        with mock.patch.object(importlib.util, "find_spec", return_value=None):
+            assert ops.numba_kernel() is None
+        ops.numba_kernel.cache_clear()
+        with (
+            mock.patch.object(importlib, "import_module", side_effect=ImportError("needs NumPy 2.3 or less")),
+            pytest.warns(UserWarning, match=r"does not load \(needs NumPy 2.3 or less\): the loss runs in plain torch"),
+        ):
+            assert ops.numba_kernel() is None
+    finally:
+        ops.numba_kernel.cache_clear()
+
+
 @pytest.mark.parametrize("module", ["fastcrystal.loss", "fastcrystal.ops.pbc"])
 def test_import_is_light(module: str) -> None:
     assert heavy_imports(module) == []
+
+
+@pytest.mark.parametrize("per_site", [False, True], ids=["crystals", "sites"])
+def test_without_counts_every_row_is_a_site(per_site: bool) -> None:
+    pytest.importorskip("triton", reason="no Triton on this platform")
+    from fastcrystal.kernels import pbc as kernel
+
+    x, y, _ = random_sites(2, 5, torch.float64)
+    counted = Layout(torch.full((2,), 5), None, 2)
+    full = Layout(None, None, 2)
+    value = kernel.forward(x, y, None, counted, DEFAULT, per_site)
+    grad = torch.rand_like(value)
+    assert torch.equal(kernel.forward(x, y, None, full, DEFAULT, per_site), value)
+    slope = kernel.backward(grad, x, y, None, counted, DEFAULT, per_site)
+    assert torch.equal(kernel.backward(grad, x, y, None, full, DEFAULT, per_site), slope)
+    torch.testing.assert_close(pbc(x, y, None, full, DEFAULT, per_site=per_site), value)
