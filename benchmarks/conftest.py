@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -28,7 +29,8 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
     """What was typed, beside what was found."""
-    output_json["command"] = " ".join(["pytest", *sys.argv[1:]])
+    words = [f"--benchmark-json={Path(w).name}" if w.startswith("--benchmark-json=") else w for w in sys.argv[1:]]
+    output_json["command"] = " ".join(["pytest", *words])
 
 
 @pytest.fixture(autouse=True)

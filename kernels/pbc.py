@@ -253,14 +253,13 @@ def _constants(metric: Metric, dtype: torch.dtype, cartesian: bool, per_site: bo
     """Of both kernels, but for the layout's."""
     wide = dtype == torch.float64
     hard = math.isinf(metric.order)
-    twice = 0.0 if hard else -2 * metric.order / metric.p
-    exponent, half = divmod(int(twice), 2) if twice == int(twice) and twice <= 128 else (0, 0)
+    exponent, half = metric.exponent
     return {
         "ACC": tl.float64 if wide else tl.float32,
         "P": metric.p,
         "EXPONENT": exponent,
         "BITS": exponent.bit_length(),
-        "HALF": bool(half),
+        "HALF": half,
         "HARD": hard,
         "IMAGES": 2 if metric.boundary else 3,
         "CARTESIAN": cartesian,

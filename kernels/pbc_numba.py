@@ -199,10 +199,7 @@ def value_and_slope(
     value = x.new_zeros(x.shape[:-1]) if per_site else x.new_empty(layout.crystals)
     slope = torch.zeros_like(x) if keep_slope else x.new_empty(0)  # rows of padding stay zero
     if x.numel() and layout.crystals:
-        hard = math.isinf(metric.order)
-        twice = 0 if hard else -2 * metric.order / metric.p
-        exponent, half = divmod(int(twice), 2) if twice == int(twice) and twice <= 128 else (0, 0)
-        given = metric.p, exponent, bool(half), hard, metric.boundary
+        given = metric.p, *metric.exponent, math.isinf(metric.order), metric.boundary
         default, cartesian = given == DEFAULT and x.dtype == torch.float32, lattice is not None
         run = _kernel(default, default and cartesian)
         rows = x.view(-1, 3), y.view(-1, 3), x.new_zeros(1, 3, 3) if lattice is None else lattice

@@ -12,8 +12,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fastcrystal.crystal import EXTRA_ROWS
+from fastcrystal.ops.masked_l1 import check_counts
 from fastcrystal.ops.philox import check_stream, philox_normal, philox_uniform
-from fastcrystal.ops.update_step import check_counts, check_like, check_matrix, refuse_gradient, row_kinds
+from fastcrystal.ops.update_step import check_like, check_matrix, refuse_gradient, row_kinds
 
 
 def flow_source_reference(
@@ -232,7 +234,7 @@ def _noising(
             seed,
             offset,
         )
-    check_counts(num_sites, x.shape[1])
+    check_counts(num_sites, x.shape[1] - EXTRA_ROWS)
     if given is None:
         acc = torch.promote_types(x.dtype, torch.float32)
         given = flow_source_reference(

@@ -46,6 +46,14 @@ class Metric(NamedTuple):
     p: int
     boundary: bool
 
+    @property
+    def exponent(self) -> tuple[int, bool]:
+        """-order / p, to which |d|^p is raised: a whole number, and whether 1/2 is added; (0, False) if neither fits."""
+        twice = 0.0 if math.isinf(self.order) else -2 * self.order / self.p
+        if twice != int(twice) or twice > 128:
+            return 0, False
+        return int(twice) // 2, bool(int(twice) % 2)
+
 
 class Layout(NamedTuple):
     """Which rows are the sites of which crystal.

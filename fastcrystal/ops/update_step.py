@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fastcrystal.crystal import EXTRA_ROWS
 from fastcrystal.lattice import SNAP
+from fastcrystal.ops.masked_l1 import check_counts
 from fastcrystal.ops.philox import check_stream, philox_normal
 
 if TYPE_CHECKING:
@@ -292,14 +293,6 @@ def refuse_gradient(name: str, *tensors: Tensor | None) -> None:
         raise ValueError(f"{name} has no gradient: call it under torch.no_grad(), or detach its inputs")
 
 
-def check_counts(num_sites: Tensor, length: int) -> None:
-    """Raise ValueError naming the first count that is not in 1..L-4."""
-    bad = ((num_sites < 1) | (num_sites > length - EXTRA_ROWS)).nonzero()
-    if len(bad):
-        i = int(bad[0, 0])
-        raise ValueError(f"num_sites must be in 1..{length - EXTRA_ROWS}, got {int(num_sites[i])} at index {i}")
-
-
 def _run(
     x: Tensor,
     y: Tensor,
@@ -319,7 +312,7 @@ def _run(
         z = None if noise is None else noise.contiguous()
         kernel.launch(out, x.contiguous(), y.contiguous(), z, num_sites.contiguous(), a, b, c, seed, offset, wrap)
         return
-    check_counts(num_sites, x.shape[1])
+    check_counts(num_sites, x.shape[1] - EXTRA_ROWS)
     if seed is not None:
         noise = philox_normal(x.shape, seed, offset, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
     out.copy_(update_step_reference(x, y, noise, num_sites, a, b, c, wrap))
