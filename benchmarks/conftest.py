@@ -29,7 +29,8 @@ def pytest_benchmark_update_machine_info(config: pytest.Config, machine_info: di
 
 def pytest_benchmark_update_json(output_json: dict[str, Any]) -> None:
     """What was typed, beside what was found."""
-    words = [f"--benchmark-json={Path(w).name}" if w.startswith("--benchmark-json=") else w for w in sys.argv[1:]]
+    option = "--benchmark-json="  # without the folder, which is this machine's
+    words = [option + Path(w).name if w.startswith(option) else w for w in sys.argv[1:]]
     output_json["command"] = " ".join(["pytest", *words])
 
 
