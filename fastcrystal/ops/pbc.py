@@ -48,7 +48,7 @@ class Metric(NamedTuple):
 
     @property
     def exponent(self) -> tuple[int, bool]:
-        """-order / p, to which |d|^p is raised: a whole number, and whether 1/2 is added; (0, False) if neither fits."""
+        """-order / p, the power of |d|^p: whole number, and whether 1/2 is added; (0, False) if it is neither."""
         twice = 0.0 if math.isinf(self.order) else -2 * self.order / self.p
         if twice != int(twice) or twice > 128:
             return 0, False
