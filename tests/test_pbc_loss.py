@@ -16,6 +16,7 @@ from fastcrystal.ops import pbc as ops
 from fastcrystal.ops.pbc import BOUNDARY, Layout, Metric, pbc_reference
 from fastcrystal.testing import DTYPES, random_sites
 from tests.shared_data import dft_file
+from tests.tiny import ROOT, run_command
 
 ORDERS = [-12.0, -3.0, -math.inf]
 CASES = settings(max_examples=40, deadline=None, derandomize=True)
@@ -373,3 +374,11 @@ def test_module_refuses_what_the_function_refuses() -> None:
         PBCLoss(order=0)
     with pytest.raises(ValueError, match="reduction must be"):
         PBCLoss(reduction="max")  # type: ignore[arg-type]
+
+
+def test_the_number_of_threads_is_left_alone() -> None:
+    code = (
+        "import torch; torch.set_num_threads(1); from fastcrystal.loss import pbc_loss; "
+        "x = torch.rand(64, 20, 3); pbc_loss(x, x.flip(0)); print(torch.get_num_threads())"
+    )
+    assert run_command("-c", code, cwd=ROOT).stdout.strip() == "1"
