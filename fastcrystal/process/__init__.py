@@ -1,1 +1,148 @@
-"""What is noised, what the network learns, and one step back: a small file per process, in the papers' symbols."""
+"""What is noised, what the network learns, and one step back: a small file per process, in the papers' symbols.
+
+`FlowMatching`, `Diffusion` and `Regression` are each a `Process`. All work on crystal matrices (B, L, 3): sites,
+zero padding, three lattice rows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from fastcrystal.crystal import EXTRA_ROWS
+from fastcrystal.loss import l1_loss, pbc_loss
+
+C = TypeVar("C")
+
+
+class Process(Protocol):
+    """How a network is trained and how its matrices are made: what every process can do."""
+
+    def loss(
+        self,
+        model_fn: Callable[[Tensor, Tensor, C], Tensor],
+        x_1: Tensor,
+        num_sites: Tensor,
+        cond: C,
+        generator: torch.Generator | None = None,
+        initial: Tensor | None = None,
+    ) -> Tensor:
+        """What training makes small, averaged over the batch.
+
+        Parameters
+        ----------
+        model_fn : callable
+            The network, (x (B, L, 3), t (B,), cond) -> (B, L, 3), t floating in [0, 1].
+        x_1 : Tensor, shape (B, L, 3), floating
+            Data: encoded structures, the targets of a modification.
+        num_sites : Tensor, shape (B,), int64
+            Number of real sites, 1..L-4; padding rows take no part, whatever they hold.
+        cond : object
+            Handed to `model_fn` as it is.
+        generator : torch.Generator, optional
+            Noise is drawn on the generator's device, then moved: a CPU generator gives the same noise on any device.
+        initial : Tensor, shape (B, L, 3), floating, optional
+            Encoded initial structures of a modification.
+
+        Returns
+        -------
+        Tensor, shape ()
+            float32 (float64 for float64 input).
+
+        Raises
+        ------
+        ValueError
+            If shapes, dtypes or devices disagree, or a needed `initial` is missing.
+        """
+
+    def sample(
+        self,
+        model_fn: Callable[[Tensor, Tensor], Tensor],
+        num_sites: Tensor,
+        length: int,
+        steps: int = 100,
+        generator: torch.Generator | None = None,
+        initial: Tensor | None = None,
+    ) -> Tensor:
+        """Crystal matrices, from noise or from initial structures.
+
+        Parameters
+        ----------
+        model_fn : callable
+            The network with its conditions, (x (B, L, 3), t (B,)) -> (B, L, 3). Call under torch.no_grad.
+        num_sites : Tensor, shape (B,), int64
+        length : int
+            L.
+        steps : int
+            Number of steps, at least 1.
+        generator : torch.Generator, optional
+            As in `loss`.
+        initial : Tensor, shape (B, L, 3), floating, optional
+            As in `loss`.
+
+        Returns
+        -------
+        Tensor, shape (B, L, 3)
+            On the device of `num_sites`. Site rows are not wrapped; padding is exactly zero.
+
+        Raises
+        ------
+        ValueError
+            If `steps` is out of range, shapes, dtypes or devices disagree, or a needed `initial` is missing.
+        """
+
+
+def padding(num_sites: Tensor, length: int) -> Tensor:
+    """True on padding rows of a crystal matrix, shape (B, L, 1), bool."""
+    row = torch.arange(length, device=num_sites.device)
+    return ((row >= num_sites[:, None]) & (row < length - 3))[..., None]
+
+
+def checked_matrix(name: str, x: Tensor, num_sites: Tensor, length: int) -> Tensor:
+    """Crystal matrices x with zero padding; ValueError unless they are floating (B, L, 3), beside `num_sites`."""
+    shape = (len(num_sites), length, 3)
+    if x.shape != shape or not x.is_floating_point():
+        raise ValueError(f"{name} must be floating, of shape {shape}, got {x.dtype} {tuple(x.shape)}")
+    if x.device != num_sites.device:
+        raise ValueError(f"{name} must be on {num_sites.device}, got {x.device}")
+    return x.masked_fill(padding(num_sites, length), 0)
+
+
+def check_settings(
+    choices: Mapping[str, tuple[str, tuple[str, ...]]], *, site_scale: float = 1.0, lattice_weight: float = 1.0
+) -> None:
+    """ValueError naming the first setting that is not among its choices, or no usable number."""
+    for name, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+    if not 0 < site_scale < math.inf:
+        raise ValueError(f"site_scale must be positive and finite, got {site_scale}")
+    if not 0 <= lattice_weight < math.inf:
+        raise ValueError(f"lattice_weight must be finite and at least 0, got {lattice_weight}")
+
+
+def data_loss(pred: Tensor, x_1: Tensor, num_sites: Tensor, site_scale: float, lattice_weight: float) -> Tensor:
+    """Distance of predicted and true crystal matrices: sites the short way around the cell (3.3), lattice straight.
+
+        loss_b = P pbc_loss(sites / P, p = 1)_b + lattice_weight * l1(lattice)_b,   averaged over b
+
+    Parameters
+    ----------
+    pred, x_1 : Tensor, shape (B, L, 3), floating
+        Encoded structures, as the network gives them and as they are.
+    num_sites : Tensor, shape (B,), int64
+    site_scale : float
+        P, the period of the site rows.
+    lattice_weight : float
+
+    Returns
+    -------
+    Tensor, shape ()
+    """
+    pred_frac, frac = (x[:, :-EXTRA_ROWS] / site_scale for x in (pred, x_1))
+    sites = pbc_loss(pred_frac, frac, num_sites, p=1, reduction="mean")
+    return site_scale * sites + lattice_weight * l1_loss(pred[:, -3:], x_1[:, -3:], reduction="mean")

@@ -1,10 +1,11 @@
-"""Conditional flow matching (paper, section 3: Algorithms 3 and 5 train, Algorithm 6 samples).
+"""Conditional flow matching (paper, section 3: Algorithms 4 and 5 train, Algorithm 6 samples).
 
-    x_0 source noise, x_1 data, t in [0, 1]
+    x_0 source, x_1 data, t in [0, 1]
     x_t = (1 - t) x_0 + t x_1,   target velocity u = x_1 - x_0
     sampling: dx / dt = v(x, t), from x_0 at t = 0 to x_1 at t = 1
 
-Everything works on crystal matrices (B, L, 3); padding rows are zero throughout.
+The source is noise (generation, Algorithm 5) or the initial structure (modification, Algorithm 4). Everything works on
+crystal matrices (B, L, 3); padding rows are zero throughout.
 """
 
 from __future__ import annotations
@@ -18,11 +19,13 @@ from torch import Tensor
 
 from fastcrystal.crystal import EXTRA_ROWS
 from fastcrystal.loss import crystal_l1_loss
+from fastcrystal.ops.noising import flow_noising
 from fastcrystal.ops.update_step import euler_step
+from fastcrystal.process import check_settings, checked_matrix, data_loss, padding
 
 C = TypeVar("C")
 Method = Literal["euler", "midpoint", "heun"]
-_CHOICES = {"noise": ("uniform", "normal"), "lattice_noise": ("same", "normal")}
+_METHODS = ("euler", "midpoint", "heun")
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,18 @@ class FlowMatching:
     """See `site_scale`."""
     lattice_weight: float = 1.0
     """Weight of the lattice rows in the loss."""
+    predict: Literal["velocity", "data"] = "velocity"
+    """What the network gives: u (the paper's), or x_1, from which v = (x_1 - x_t) / (1 - t). The loss of x_1 is
+    `fastcrystal.process.data_loss`."""
 
     def __post_init__(self) -> None:
-        """Refuse unknown choices."""
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        if not self.site_scale > 0:
-            raise ValueError(f"site_scale must be positive, got {self.site_scale}")
+        """Refuse unknown choices and unusable numbers."""
+        choices = {
+            "noise": (self.noise, ("uniform", "normal")),
+            "lattice_noise": (self.lattice_noise, ("same", "normal")),
+            "predict": (self.predict, ("velocity", "data")),
+        }
+        check_settings(choices, site_scale=self.site_scale, lattice_weight=self.lattice_weight)
 
     def source(
         self,
@@ -92,9 +99,14 @@ class FlowMatching:
         return x_0.masked_fill(padding(num_sites, length), 0)
 
     def corrupt(
-        self, x_1: Tensor, num_sites: Tensor, t: Tensor, generator: torch.Generator | None = None
+        self,
+        x_1: Tensor,
+        num_sites: Tensor,
+        t: Tensor,
+        generator: torch.Generator | None = None,
+        initial: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """A point on the way from fresh noise to data, and the velocity there.
+        """A point on the way from x_0 to data, and the velocity there.
 
         Parameters
         ----------
@@ -103,18 +115,31 @@ class FlowMatching:
         num_sites : Tensor, shape (B,), int64
         t : Tensor, shape (B,), floating
         generator : torch.Generator, optional
+        initial : Tensor, shape (B, L, 3), floating, optional
+            x_0; fresh noise where not given.
 
         Returns
         -------
         x_t, target : Tensor, shape (B, L, 3)
             x_t is not wrapped, with `torus` either: the line from x_0 may end outside the cell.
+
+        Raises
+        ------
+        ValueError
+            If shapes, dtypes or devices disagree, or, on a CPU, `num_sites` is not in 1..L-4.
         """
-        x_0 = self.source(num_sites, x_1.shape[1], generator, x_1.dtype)
-        x_1 = x_1.masked_fill(padding(num_sites, x_1.shape[1]), 0)
-        if self.torus:
-            turns = self.site_scale * ((x_1 - x_0) / self.site_scale).round()
-            x_1 = torch.cat([(x_1 - turns)[:, :-3], x_1[:, -3:]], dim=1)
-        t = t.to(x_1.dtype)[:, None, None]
+        length = x_1.shape[1]
+        if initial is None:
+            x_0 = self.source(num_sites, length, generator, x_1.dtype)
+        else:
+            x_0 = checked_matrix("initial", initial, num_sites, length).to(x_1.dtype)
+        t = t.to(x_1.dtype)
+        if not self.torus:
+            return flow_noising(x_1, t, num_sites, noise=x_0)
+        x_1 = x_1.masked_fill(padding(num_sites, length), 0)
+        turns = self.site_scale * ((x_1 - x_0) / self.site_scale).round()
+        x_1 = torch.cat([(x_1 - turns)[:, :-3], x_1[:, -3:]], dim=1)
+        t = t[:, None, None]
         return (1 - t) * x_0 + t * x_1, x_1 - x_0
 
     def loss(
@@ -124,92 +149,99 @@ class FlowMatching:
         num_sites: Tensor,
         cond: C,
         generator: torch.Generator | None = None,
+        initial: Tensor | None = None,
     ) -> Tensor:
-        """L1 distance of predicted and true velocity at a random time, averaged over the batch.
+        """L1 distance of predicted and true velocity (or data) at a random time, averaged over the batch.
+
+        Algorithm 5, or Algorithm 4 with `initial`.
 
         Parameters
         ----------
         model_fn : callable
-            (x_t, t, cond) -> velocity (B, L, 3).
+            (x_t, t, cond) -> what `predict` says, (B, L, 3).
         x_1 : Tensor, shape (B, L, 3), floating
         num_sites : Tensor, shape (B,), int64
         cond : object
             Handed to `model_fn` as it is.
         generator : torch.Generator, optional
+        initial : Tensor, shape (B, L, 3), floating, optional
+            x_0, encoded initial structures; fresh noise where not given.
 
         Returns
         -------
         Tensor, shape ()
+
+        Raises
+        ------
+        ValueError
+            As `corrupt`.
         """
         device = num_sites.device if generator is None else generator.device
         t = torch.rand(len(x_1), generator=generator, dtype=x_1.dtype, device=device).to(x_1.device)
-        x_t, target = self.corrupt(x_1, num_sites, t, generator)
-        return crystal_l1_loss(model_fn(x_t, t, cond), target, num_sites, self.lattice_weight, reduction="mean")
+        x_t, target = self.corrupt(x_1, num_sites, t, generator, initial)
+        pred = model_fn(x_t, t, cond)
+        if self.predict == "data":
+            return data_loss(pred, x_1, num_sites, self.site_scale, self.lattice_weight)
+        return crystal_l1_loss(pred, target, num_sites, self.lattice_weight, reduction="mean")
 
     def sample(
         self,
-        velocity_fn: Callable[[Tensor, Tensor], Tensor],
+        model_fn: Callable[[Tensor, Tensor], Tensor],
         num_sites: Tensor,
         length: int,
         steps: int = 100,
         generator: torch.Generator | None = None,
+        initial: Tensor | None = None,
         *,
         method: Method = "euler",
-        x_0: Tensor | None = None,
     ) -> Tensor:
-        """Integrate dx / dt = v from noise to data in equal steps (Algorithm 6).
+        """Integrate dx / dt = v from x_0 to data in equal steps (Algorithm 6).
 
         Parameters
         ----------
-        velocity_fn : callable
-            (x (B, L, 3), t (B,)) -> velocity (B, L, 3).
+        model_fn : callable
+            (x (B, L, 3), t (B,)) -> what `predict` says, (B, L, 3).
         num_sites : Tensor, shape (B,), int64
         length : int
             L.
         steps : int
             Number of steps. "midpoint" and "heun" call the network twice in each.
         generator : torch.Generator, optional
+        initial : Tensor, shape (B, L, 3), floating, optional
+            x_0, encoded initial structures; fresh noise where not given.
         method : {"euler", "midpoint", "heun"}
             "euler" is the paper's.
-        x_0 : Tensor, shape (B, L, 3), optional
-            Start here instead of at fresh noise.
 
         Returns
         -------
-        Tensor, shape (B, L, 3)
+        Tensor, shape (B, L, 3), dtype of `initial`, or float32
             Site rows are not wrapped. The way there is not kept.
 
         Raises
         ------
         ValueError
-            If `steps` is less than 1, `method` is unknown, or x_0 has another shape.
+            If `steps` is less than 1, `method` is unknown, or `initial` has another shape or device.
         """
         if steps < 1:
             raise ValueError(f"steps must be at least 1, got {steps}")
-        if method not in ("euler", "midpoint", "heun"):
-            raise ValueError(f"method must be euler, midpoint or heun, got {method!r}")
-        x = self.source(num_sites, length, generator) if x_0 is None else x_0
-        if x.shape != (len(num_sites), length, 3):
-            raise ValueError(f"x_0 must have shape {(len(num_sites), length, 3)}, got {tuple(x.shape)}")
+        if method not in _METHODS:
+            raise ValueError(f"method must be one of {', '.join(_METHODS)}, got {method!r}")
+        x = self.source(num_sites, length, generator) if initial is None else initial
+        x = checked_matrix("initial", x, num_sites, length)
         pad, h = padding(num_sites, length), 1 / steps
-        x = x.masked_fill(pad, 0)
 
         def v(x: Tensor, t: float) -> Tensor:
             time = torch.full((len(x),), t, dtype=x.dtype, device=x.device)
-            return velocity_fn(x, time).to(x.dtype).masked_fill(pad, 0)
+            out = model_fn(x, time).to(x.dtype).masked_fill(pad, 0)
+            return out if self.predict == "velocity" else (out - x) / (1 - t)
 
         for i in range(steps):
             t = i / steps
             u = v(x, t)
             if method == "midpoint":
                 u = v(x + h / 2 * u, t + h / 2)
-            elif method == "heun":
+            elif method == "heun" and not (self.predict == "data" and i == steps - 1):
+                # a prediction of the data has no velocity at t = 1: its last step is Euler's, which ends on it
                 u = (u + v(x + h * u, t + h)) / 2
             x = euler_step(x, u, h, num_sites)
         return x
-
-
-def padding(num_sites: Tensor, length: int) -> Tensor:
-    """True on padding rows of a crystal matrix, shape (B, L, 1), bool."""
-    row = torch.arange(length, device=num_sites.device)
-    return ((row >= num_sites[:, None]) & (row < length - 3))[..., None]

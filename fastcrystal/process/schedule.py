@@ -7,6 +7,7 @@ Time counts from 0, as in diffusers; t < 0 is the data, alpha_bar = 1.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -16,6 +17,8 @@ from torch import Tensor
 
 #: training steps of DDPM
 TRAINING_STEPS = 1000
+#: what the schedules are called, as in diffusers
+SCHEDULES = ("squaredcos_cap_v2", "linear")
 #: steps of squaredcos_cap_v2 remove no more than this share of the variance
 MAX_BETA = 0.999
 
@@ -159,6 +162,21 @@ class NoiseSchedule:
         if t_prev >= t:
             raise ValueError(f"t_prev must be less than t, got t_prev {t_prev} and t {t}")
         return self.alpha_bar_at(t), self.alpha_bar_at(t_prev)
+
+
+@functools.cache
+def noise_schedule(name: str, training_steps: int = TRAINING_STEPS) -> NoiseSchedule:
+    """The schedule called `name`, one of `SCHEDULES`; made once.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown or `training_steps` is less than 1.
+    """
+    if name not in SCHEDULES:
+        raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {name!r}")
+    make = NoiseSchedule.linear if name == "linear" else NoiseSchedule.squaredcos_cap_v2
+    return make(training_steps)
 
 
 def _check_training_steps(training_steps: int) -> None:

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from fastcrystal.process.schedule import NoiseSchedule
+from fastcrystal.process.schedule import SCHEDULES as NAMES
+from fastcrystal.process.schedule import NoiseSchedule, noise_schedule
 
 SCHEDULES = {"squaredcos_cap_v2": NoiseSchedule.squaredcos_cap_v2(), "linear": NoiseSchedule.linear()}
 each_schedule = pytest.mark.parametrize("name", list(SCHEDULES))
@@ -37,6 +38,16 @@ def test_tables_by_hand() -> None:
     at_start = math.cos(0.008 / 1.008 * math.pi / 2) ** 2  # divided out: alpha_bar(0) = 1
     assert cosine.alpha_bar[499] == pytest.approx(math.cos(0.508 / 1.008 * math.pi / 2) ** 2 / at_start, rel=1e-10)
     assert NoiseSchedule.linear(1).beta == (1e-4,)
+
+
+def test_schedule_by_name() -> None:
+    assert set(NAMES) == set(SCHEDULES)
+    for name in NAMES:
+        assert noise_schedule(name) == SCHEDULES[name]
+        assert noise_schedule(name, 7) != SCHEDULES[name]
+        assert len(noise_schedule(name, 7).beta) == 7
+    with pytest.raises(ValueError, match="schedule must be one of squaredcos_cap_v2, linear, got 'cosine'"):
+        noise_schedule("cosine")
 
 
 @each_schedule

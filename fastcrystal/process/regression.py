@@ -1,0 +1,122 @@
+"""Regression for modification (paper, section 3: Algorithm 1 trains, Algorithm 2 infers).
+
+    x_0 initial structure, x_1 target
+    one call of the network predicts x_1 from x_0
+    loss: pbc_loss of the sites (3.3) + lattice_weight * L1 of the lattice, `fastcrystal.process.data_loss`
+
+Everything works on crystal matrices (B, L, 3); padding rows are zero throughout.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from fastcrystal.process import check_settings, checked_matrix, data_loss
+
+C = TypeVar("C")
+
+
+@dataclass(frozen=True)
+class Regression:
+    """What the network's sites are in fractions of the cell, and what the lattice weighs."""
+
+    site_scale: float = 1.0
+    """Period of the site rows: x = (frac - site_offset) * site_scale, as in `LatticeScaling`."""
+    site_offset: float = 0.0
+    """See `site_scale`. The loss takes differences of sites, so it does not depend on it."""
+    lattice_weight: float = 1.0
+    """Weight of the lattice rows in the loss."""
+
+    def __post_init__(self) -> None:
+        """Refuse unusable numbers."""
+        check_settings({}, site_scale=self.site_scale, lattice_weight=self.lattice_weight)
+
+    def loss(
+        self,
+        model_fn: Callable[[Tensor, Tensor, C], Tensor],
+        x_1: Tensor,
+        num_sites: Tensor,
+        cond: C,
+        generator: torch.Generator | None = None,
+        initial: Tensor | None = None,
+    ) -> Tensor:
+        """Distance of predicted and true structure under periodic boundaries, averaged over the batch (Algorithm 1).
+
+        Parameters
+        ----------
+        model_fn : callable
+            (x_0, t = 0, cond) -> x_1 (B, L, 3).
+        x_1 : Tensor, shape (B, L, 3), floating
+            Targets.
+        num_sites : Tensor, shape (B,), int64
+        cond : object
+            Handed to `model_fn` as it is.
+        generator : torch.Generator, optional
+            Not used: nothing is random.
+        initial : Tensor, shape (B, L, 3), floating
+            x_0, encoded initial structures.
+
+        Returns
+        -------
+        Tensor, shape ()
+
+        Raises
+        ------
+        ValueError
+            If `initial` is missing, shapes, dtypes or devices disagree, or, on a CPU, `num_sites` is not in 1..L-4.
+        """
+        x_0 = _checked_initial(initial, num_sites, x_1.shape[1]).to(x_1.dtype)
+        pred = model_fn(x_0, x_0.new_zeros(len(x_0)), cond).to(x_1.dtype)
+        return data_loss(pred, x_1, num_sites, self.site_scale, self.lattice_weight)
+
+    def sample(
+        self,
+        model_fn: Callable[[Tensor, Tensor], Tensor],
+        num_sites: Tensor,
+        length: int,
+        steps: int = 100,
+        generator: torch.Generator | None = None,
+        initial: Tensor | None = None,
+    ) -> Tensor:
+        """The network's x_1 for x_0, in one call (Algorithm 2).
+
+        Parameters
+        ----------
+        model_fn : callable
+            (x_0 (B, L, 3), t = 0 (B,)) -> x_1 (B, L, 3).
+        num_sites : Tensor, shape (B,), int64
+        length : int
+            L.
+        steps : int
+            At least 1, and otherwise not used: there is one call.
+        generator : torch.Generator, optional
+            Not used: nothing is random.
+        initial : Tensor, shape (B, L, 3), floating
+            x_0, encoded initial structures.
+
+        Returns
+        -------
+        Tensor, shape (B, L, 3), dtype of `initial`
+            Site rows are not wrapped.
+
+        Raises
+        ------
+        ValueError
+            If `initial` is missing or has another shape or device, or `steps` is less than 1.
+        """
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got {steps}")
+        x_0 = _checked_initial(initial, num_sites, length)
+        x_1 = model_fn(x_0, x_0.new_zeros(len(x_0)))
+        return checked_matrix("the network's x_1", x_1, num_sites, length).to(x_0.dtype)
+
+
+def _checked_initial(initial: Tensor | None, num_sites: Tensor, length: int) -> Tensor:
+    if initial is None:
+        raise ValueError("regression modifies a given structure: pass initial (B, L, 3), got None")
+    return checked_matrix("initial", initial, num_sites, length)

@@ -1,0 +1,166 @@
+"""What every process promises: matrices with zero padding, a loss that trains, noise that a seed fixes."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastcrystal.process import Process, padding
+from fastcrystal.process.diffusion import Diffusion
+from fastcrystal.process.flow import FlowMatching
+from fastcrystal.process.regression import Regression
+from fastcrystal.testing import heavy_imports, random_batch
+
+BATCH = random_batch(8, 12, dtype=torch.float64)
+X_1, N = BATCH.matrix(16), BATCH.num_sites
+X_0 = torch.randn(8, 16, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)  # on padding too
+PROCESSES: list[Process] = [
+    FlowMatching(),
+    FlowMatching(noise="normal", torus=True),
+    FlowMatching(predict="data", site_scale=2.0),
+    Diffusion(),
+    Diffusion(schedule="linear", training_steps=50, clip=20.0),
+    Diffusion(sampler="ddim"),
+    Diffusion(predict="data", site_scale=2.0),
+    Diffusion(sampler="ddim", eta=0.5),
+    Regression(site_scale=2.0),
+]
+each_process = pytest.mark.parametrize("process", PROCESSES, ids=str)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def spoilt(x: Tensor, num_sites: Tensor) -> Tensor:
+    """NaN on padding."""
+    return x.masked_fill(padding(num_sites, x.shape[1]), math.nan)
+
+
+def network(n: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    """Something like a network, that is careless about padding and takes none but clean input of the right shapes."""
+
+    def call(x: Tensor, t: Tensor) -> Tensor:
+        assert x.shape == (len(n), 16, 3)
+        assert not x.masked_select(padding(n, 16)).any()
+        assert t.shape == (len(n),)
+        assert t.is_floating_point()
+        assert t.min() >= 0
+        assert t.max() <= 1
+        return spoilt(torch.sin(x) + t[:, None, None], n)
+
+    return call
+
+
+@each_process
+def test_padding_is_zero_whatever_it_held(process: Process, device: str) -> None:
+    n, x_0 = N.to(device), X_0.to(device)
+    x = process.sample(network(n), n, 16, 5, seeded(), spoilt(x_0, n))
+    assert x.shape == (8, 16, 3)
+    assert x.isfinite().all()
+    pad = padding(n, 16)
+    assert not x.masked_select(pad).any()
+    assert x.masked_select(~pad).count_nonzero() == 3 * (N.sum() + 8 * 3)
+
+
+@each_process
+def test_loss_is_blind_to_padding(process: Process, device: str) -> None:
+    n, x_1, x_0 = N.to(device), X_1.to(device), X_0.to(device)
+    x_0 = x_0.masked_fill(padding(n, 16), 0)
+
+    def clean(x: Tensor, t: Tensor, cond: None) -> Tensor:
+        return network(n)(x, t).nan_to_num(0)
+
+    def careless(x: Tensor, t: Tensor, cond: None) -> Tensor:
+        return network(n)(x, t)
+
+    expected = process.loss(clean, x_1, n, None, seeded(), x_0)
+    assert expected.shape == ()
+    assert expected.dtype == torch.float64
+    assert expected > 0.1
+    assert torch.equal(process.loss(careless, spoilt(x_1, n), n, None, seeded(), spoilt(x_0, n)), expected)
+
+
+@each_process
+def test_loss_trains_the_network(process: Process) -> None:
+    weight = torch.zeros(16, 3, dtype=torch.float64, requires_grad=True)
+
+    def model(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
+        assert cond is BATCH.energy  # handed on as it is
+        return x + weight
+
+    process.loss(model, X_1, N, BATCH.energy, seeded(), X_0).backward()  # type: ignore[no-untyped-call]
+    assert weight.grad is not None
+    used = weight.grad.any(1)
+    assert used[: int(N.max())].all()
+    assert used[-3:].all()
+    assert not used[int(N.max()) : -3].any()
+
+
+@each_process
+def test_a_seed_fixes_the_noise_on_any_device(process: Process, device: str) -> None:
+    def sampled(seed: int, where: str) -> Tensor:
+        n = N.to(where)
+        return process.sample(network(n), n, 16, 3, seeded(seed), X_0.to(where)).cpu()
+
+    def loss(seed: int, where: str) -> Tensor:
+        def model(x: Tensor, t: Tensor, cond: None) -> Tensor:
+            return network(N.to(where))(x, t)
+
+        return process.loss(model, X_1.to(where), N.to(where), None, seeded(seed), X_0.to(where)).cpu()
+
+    given_noise = isinstance(process, Diffusion)
+    for run in (sampled, loss):
+        assert torch.equal(run(5, device), run(5, device))
+        torch.testing.assert_close(run(5, device), run(5, "cpu"))
+        random = given_noise or (run is loss and isinstance(process, FlowMatching))
+        assert torch.equal(run(5, device), run(6, device)) != random
+    torch.manual_seed(3)
+    first = process.sample(network(N), N, 16, 2, None, X_0)
+    torch.manual_seed(3)
+    assert torch.equal(process.sample(network(N), N, 16, 2, None, X_0), first)
+
+
+@each_process
+def test_lattice_weight(process: Process) -> None:
+    def nothing(x: Tensor, t: Tensor, cond: None) -> Tensor:
+        return torch.zeros_like(x)
+
+    def loss(weight: float) -> float:
+        weighted: Any = type(process)(**{**vars(process), "lattice_weight": weight})
+        return float(weighted.loss(nothing, X_1, N, None, seeded(), X_0))
+
+    assert loss(1) > loss(0) > 0
+    assert loss(2) - loss(1) == pytest.approx(loss(1) - loss(0))
+
+
+@each_process
+def test_errors_name_the_values(process: Process) -> None:
+    model = network(N)
+    with pytest.raises(ValueError, match=r"steps must be (at least 1|in 1\.\.(1000|50)), got 0$"):
+        process.sample(model, N, 16, 0, None, X_0)
+    for weight in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"lattice_weight must be finite and at least 0, got {weight}"):
+            type(process)(**{**vars(process), "lattice_weight": weight})
+    if isinstance(process, Diffusion):
+        return
+    for scale in (0.0, -2.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"site_scale must be positive and finite, got {scale}"):
+            type(process)(**{**vars(process), "site_scale": scale})
+    wrong = r"initial must be floating, of shape \(8, 16, 3\), got torch.float64 \(8, 24, 3\)"
+    with pytest.raises(ValueError, match=wrong):
+        process.sample(model, N, 16, 2, None, BATCH.matrix(24))
+    with pytest.raises(ValueError, match=wrong):
+        process.loss(lambda x, t, c: x, X_1, N, None, None, BATCH.matrix(24))
+    with pytest.raises(ValueError, match=r"initial must be floating, of shape \(8, 16, 3\), got torch.int64"):
+        process.sample(model, N, 16, 2, None, X_0.long())
+    with pytest.raises(ValueError, match="initial must be on cpu, got meta"):
+        process.sample(model, N, 16, 2, None, X_0.to("meta"))
+
+
+def test_imports_are_light() -> None:
+    modules = ("flow", "diffusion", "regression", "schedule")
+    assert heavy_imports(", ".join(f"fastcrystal.process.{m}" for m in modules)) == []
