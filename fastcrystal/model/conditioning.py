@@ -1,11 +1,13 @@
-"""The condition block (paper, Fig. 2): formula, space group, formation energy and time as one vector per crystal.
+"""The condition block (paper, Fig. 2): formula, space group, energy, initial structure and time as one vector.
 
     elements   (B, N, 125)      1-D CNN along the sites  -> (B, C)
     symmetry   (B, 192, 4, 4)   2-D CNN                  -> (B, C)
     energy     (B,)             MLP                      -> (B, C)
+    initial    (B, L, 3)        1-D CNN along the rows   -> (B, C)   only in networks that take initial structures
     concatenated, one linear map                         -> (B, E)   `ConditionBlock`
     t          (B,)             sinusoids, MLP           -> (B, E)   `TimeEmbedding`, added to it
 
+Space group, energy and initial structure may be left open: a learned vector then stands for the output of the branch.
 Only integers and floats travel: species and space groups are looked up in tables that live beside the weights.
 """
 
@@ -23,11 +25,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcrystal.crystal import EXTRA_ROWS, MAX_ATOMIC_NUMBER
+from fastcrystal.model.channels import ELEMENT_FEATURES, MAX_KINDS, row_mask, stoichiometry
 
-#: one-hot species and 22 properties (paper, section 2.1)
-ELEMENT_FEATURES = 125
 #: numbers of the space groups, 0 (unknown) included
 NUM_SPACE_GROUPS = 231
+
+
+def learned(*shape: int) -> nn.Parameter:
+    """Vectors without an input: what stands for an open condition, and tables by number. Small noise at first."""
+    return nn.Parameter(0.02 * torch.randn(*shape))
 
 
 class TimeEmbedding(nn.Module):
@@ -117,8 +123,109 @@ class SpaceGroupCNN(nn.Sequential):
         super().__init__(*layers, nn.Flatten())
 
 
+class InitialCNN(nn.Module):
+    """Initial crystal matrices to one vector: (B, L, 3) -> (B, C), the coordinate condition block of Fig. 2.
+
+    Parameters
+    ----------
+    channels : sequence of two int
+        Output channels of the convolutions (GELU); the last is C.
+    pool : {"mean", "flatten"}
+        "flatten": rows are channels and kernel 2 runs over the three coordinates, then one linear map, as in the paper.
+        "mean": kernel 3 along the rows, then the mean over real sites beside the three lattice rows, whatever L.
+    length : int
+        L of "flatten" (64 in the paper); unused by "mean".
+    """
+
+    def __init__(self, channels: Sequence[int], pool: Literal["mean", "flatten"], length: int) -> None:
+        super().__init__()
+        self.pool, self.length = pool, length
+        hidden, width = channels
+        if pool == "flatten":
+            convs = [nn.Conv1d(length, hidden, 2), nn.Conv1d(hidden, width, 2)]
+        else:
+            convs = [nn.Conv1d(3, hidden, 3, padding=1), nn.Conv1d(hidden, width, 3, padding=1)]
+        self.convs = nn.ModuleList(convs)
+        self.out = nn.Linear(width if pool == "flatten" else 4 * width, width)
+        self.none = learned(width)
+
+    def forward(self, initial: Tensor | None, num_sites: Tensor) -> tuple[Tensor, Tensor]:
+        """Encode initial structures.
+
+        Parameters
+        ----------
+        initial : Tensor, shape (B, L, 4), floating, or None
+            Of `initial_channels`; None: none in the whole batch.
+        num_sites : Tensor, shape (B,), int64
+
+        Returns
+        -------
+        encoded : Tensor, shape (B, C)
+            `none` where there is no initial structure.
+        has_initial : Tensor, shape (B,), bool
+
+        Raises
+        ------
+        ValueError
+            If "flatten" meets another L than its own.
+        """
+        if initial is None:
+            return self.none.expand(len(num_sites), -1), torch.zeros_like(num_sites, dtype=torch.bool)
+        if self.pool == "flatten" and initial.shape[1] != self.length:
+            raise ValueError(f"initial must have the {self.length} rows that 'flatten' expects, got {initial.shape[1]}")
+        has_initial = initial[:, -1, 3] > 0
+        matrix = initial[..., :3].to(self.none.dtype)
+        h = self._flat(matrix) if self.pool == "flatten" else self._pooled(matrix, num_sites)
+        return torch.where(has_initial[:, None], self.out(h), self.none), has_initial
+
+    def _flat(self, h: Tensor) -> Tensor:
+        for conv in self.convs:
+            h = F.gelu(conv(h))
+        return h.flatten(1)
+
+    def _pooled(self, matrix: Tensor, num_sites: Tensor) -> Tensor:
+        mask = row_mask(num_sites, matrix.shape[1])[:, None, :].to(matrix.dtype)
+        h = matrix.transpose(1, 2)
+        for conv in self.convs:
+            h = F.gelu(conv(h)) * mask
+        # lattice rows stay apart: in one mean with the sites nothing would tell them from coordinates
+        sites = h[..., :-3].sum(2, keepdim=True) / mask[..., :-3].sum(2, keepdim=True).clamp(min=1)
+        return torch.cat([sites, h[..., -3:]], dim=2).flatten(1)
+
+
+class Identity(nn.Module):
+    """What kind of crystal is asked for, as table entries: number of sites, space group, stoichiometry -> (B, E).
+
+    A structure type is known by these three; CNNs and means have to learn to tell them apart first.
+
+    Parameters
+    ----------
+    embed_dim : int
+        E.
+    width : int
+        Hidden units of the stoichiometry's MLP.
+    length : int
+        Largest L.
+    """
+
+    def __init__(self, embed_dim: int, width: int, length: int) -> None:
+        super().__init__()
+        self.count = nn.Embedding(length - EXTRA_ROWS + 1, embed_dim)
+        self.group = nn.Embedding(NUM_SPACE_GROUPS, embed_dim)
+        for table in (self.count, self.group):
+            nn.init.normal_(table.weight, std=0.3)
+        self.stoichiometry = nn.Sequential(nn.Linear(2 * MAX_KINDS, width), nn.SiLU(), nn.Linear(width, embed_dim))
+
+    def forward(self, species: Tensor, num_sites: Tensor, space_group: Tensor) -> Tensor:
+        """Embed `species` (B, N), 0 beyond `num_sites` (B,), and `space_group` (B,)."""
+        count = self.count(num_sites.clamp(max=self.count.num_embeddings - 1))
+        amounts = stoichiometry(species, num_sites).to(count.dtype)
+        out: Tensor = count + self.group(space_group) + self.stoichiometry(amounts)
+        return out
+
+
 class ConditionBlock(nn.Module):
-    """Formula, space group and energy as one vector per crystal (Fig. 2).
+    """Formula, space group, energy and, where asked, initial structure as one vector per crystal (Fig. 2).
 
     Parameters
     ----------
@@ -127,11 +234,18 @@ class ConditionBlock(nn.Module):
     channels : sequence of three int
         Widths of both CNNs; (64, 128, 256) in the paper.
     energy_mean, energy_std : float
-        Energies enter as (energy - mean) / std, eV/atom.
+        Formation energies enter as (energy - mean) / std, eV/atom.
+    change_mean, change_std : float
+        The same for energy changes: the energies of rows with an initial structure.
     element_pool : {"mean", "flatten"}
-        See `ElementCNN`.
+        See `ElementCNN` and `InitialCNN`.
     length : int
-        See `ElementCNN`.
+        See `ElementCNN` and `InitialCNN`.
+    initial : bool
+        Take initial structures; the energy MLP then has a second input, 1 for a change and 0 for a formation energy.
+    identity_embedding : bool
+        Add learned vectors for the number of sites (up to `length` - 4; larger ones share the last), for the space
+        group (one for all where it is open), and an MLP of the stoichiometry.
     element_table : ndarray, shape (104, 125), floating, optional
         Row z holds the features of element z, row 0 zeros; `features.elements.element_features()` if not given.
     space_group_table : ndarray, shape (231, 192, 4, 4), floating, optional
@@ -150,13 +264,18 @@ class ConditionBlock(nn.Module):
         *,
         energy_mean: float = 0.0,
         energy_std: float = 1.0,
+        change_mean: float = 0.0,
+        change_std: float = 1.0,
         element_pool: Literal["mean", "flatten"] = "mean",
         length: int = 64,
+        initial: bool = False,
+        identity_embedding: bool = False,
         element_table: NDArray[np.floating] | None = None,
         space_group_table: NDArray[np.floating] | None = None,
     ) -> None:
         super().__init__()
         self.energy_mean, self.energy_std = energy_mean, energy_std
+        self.change_mean, self.change_std = change_mean, change_std
         if element_table is None:
             from fastcrystal.features.elements import element_features
 
@@ -178,10 +297,15 @@ class ConditionBlock(nn.Module):
         width = channels[-1]
         self.elements = ElementCNN(channels, element_pool, length)
         self.space_groups = SpaceGroupCNN(channels)
-        self.energy = nn.Sequential(nn.Linear(2, width), nn.SiLU(), nn.Linear(width, width))
-        self.out = nn.Linear(3 * width, embed_dim)
+        self.energy = nn.Sequential(nn.Linear(1 + initial, width), nn.SiLU(), nn.Linear(width, width))
+        self.initial = InitialCNN(channels[1:], element_pool, length) if initial else None
+        self.no_group, self.no_energy = learned(width), learned(width)
+        self.identity = Identity(embed_dim, width, length) if identity_embedding else None
+        self.out = nn.Linear((3 + initial) * width, embed_dim)
 
-    def forward(self, species: Tensor, num_sites: Tensor, space_group: Tensor, energy: Tensor) -> Tensor:
+    def forward(
+        self, species: Tensor, num_sites: Tensor, space_group: Tensor, energy: Tensor, initial: Tensor | None = None
+    ) -> Tensor:
         """Embed the conditions of a batch.
 
         Parameters
@@ -192,7 +316,10 @@ class ConditionBlock(nn.Module):
         space_group : Tensor, shape (B,), int64
             1..230, or 0 where unknown.
         energy : Tensor, shape (B,), floating
-            Formation energy, eV/atom; NaN where unknown.
+            eV/atom, NaN where unknown: E(target) - E(initial) in rows with an initial structure, else the formation
+            energy.
+        initial : Tensor, shape (B, L, 4), floating, optional
+            Of `initial_channels`; not given: no row has an initial structure.
 
         Returns
         -------
@@ -201,7 +328,7 @@ class ConditionBlock(nn.Module):
         Raises
         ------
         ValueError
-            If the shapes disagree.
+            If the shapes disagree, or the block takes no initial structure and one is given.
         """
         if species.ndim != 2 or any(v.shape != species.shape[:1] for v in (num_sites, space_group, energy)):
             raise ValueError(
@@ -210,51 +337,80 @@ class ConditionBlock(nn.Module):
             )
         real = torch.arange(species.shape[1], device=species.device) < num_sites[:, None]
         elements = F.embedding(species.masked_fill(~real, 0), self.element_table)
-        parts = [self.elements(elements, real), self._encode_groups(space_group), self.energy(self._energy(energy))]
+        parts = [self.elements(elements, real), self._encode_groups(space_group)]
+        has_initial = None
+        if self.initial is not None:
+            encoded, has_initial = self.initial(initial, num_sites)
+            parts.append(encoded)
+        elif initial is not None:
+            raise ValueError("this network takes no initial structure: build it with UNetConfig(initial=True)")
+        parts.append(self._encode_energy(energy, has_initial))
         out: Tensor = self.out(torch.cat(parts, dim=1))
+        if self.identity is not None:
+            out = out + self.identity(species.masked_fill(~real, 0), num_sites, space_group)
         return out
 
     def _encode_groups(self, space_group: Tensor) -> Tensor:
         # Never more than 231 images and no synchronisation: torch.unique would stop the stream and break the graph.
         if len(space_group) <= NUM_SPACE_GROUPS:
             out: Tensor = self.space_groups(self.space_group_table[space_group])
-            return out
-        return F.embedding(space_group, self.space_groups(self.space_group_table))
+        else:
+            out = F.embedding(space_group, self.space_groups(self.space_group_table))
+        return torch.where((space_group > 0)[:, None], out, self.no_group)
 
-    def _energy(self, energy: Tensor) -> Tensor:
-        """Standardised energy (0 where unknown) beside a flag that says whether it is known, (B, 2)."""
+    def _encode_energy(self, energy: Tensor, is_change: Tensor | None) -> Tensor:
         known = energy.isfinite()
-        value = torch.where(known, (energy - self.energy_mean) / self.energy_std, 0.0)
-        return torch.stack([value, known.to(value.dtype)], dim=1).to(self.element_table.dtype)
+        value = (energy - self.energy_mean) / self.energy_std
+        if is_change is not None:
+            value = torch.where(is_change, (energy - self.change_mean) / self.change_std, value)
+        # not left to the last torch.where: the gradient of a NaN that it passes over is NaN
+        inputs = [torch.where(known, value, 0.0)]
+        if is_change is not None:
+            inputs.append(is_change.to(value.dtype))
+        out = self.energy(torch.stack(inputs, dim=1).to(self.element_table.dtype))
+        return torch.where(known[:, None], out, self.no_energy)
 
 
-class SiteChannels(nn.Module):
-    """Species and the kind of each row as input channels beside the coordinates: (B, N) -> (B, L, S + 4).
+def drop_conditions(
+    space_group: Tensor, energy: Tensor, has_initial: Tensor | None, rate: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Leave conditions open at random, for training (classifier-free guidance, Ho and Salimans, arXiv:2207.12598).
 
-    The first S channels are a learned linear map of the element table (one-hot columns make it an embedding, property
-    columns let elements share it); they are zero on padding and lattice rows. The last four say what a row is: a site,
-    or the lattice vector a, b or c; all zero on padding.
+    With probability `rate` all conditions of a crystal are left open at once; otherwise each one alone, again with
+    probability `rate`. A single condition is thus open with probability 1 - (1 - rate)^2.
+
+    Parameters
+    ----------
+    space_group : Tensor, shape (B,), int64
+    energy : Tensor, shape (B,), floating
+        eV/atom. An energy change has no meaning in a row that loses its initial structure: give formation energies of
+        the targets and subtract those of the initial structures afterwards, where there still is one.
+    has_initial : Tensor, shape (B,), bool, or None
+        None in networks without initial structures.
+    rate : float
+        In [0, 1). 0 returns the inputs and draws nothing.
+    generator : torch.Generator
+        Numbers are drawn on its device, then moved: a CPU generator leaves the same open on any device.
+
+    Returns
+    -------
+    space_group, energy, has_initial : Tensor, Tensor, Tensor or None
+        With 0, NaN and False where left open.
+
+    Raises
+    ------
+    ValueError
+        If `rate` is not in [0, 1).
     """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.project = nn.Linear(ELEMENT_FEATURES, channels, bias=False)
-
-    def forward(self, species: Tensor, num_sites: Tensor, element_table: Tensor, length: int) -> Tensor:
-        """Channels of a matrix of `length` rows from `species` (B, N) and `num_sites` (B,)."""
-        room = length - EXTRA_ROWS
-        species = F.pad(species[:, :room], (0, max(0, room - species.shape[1])))
-        real = torch.arange(room, device=species.device) < num_sites[:, None]
-        # project the 104 rows once, then look up: cheaper than projecting every site
-        embedded = F.embedding(species.masked_fill(~real, 0), self.project(element_table))
-        sites = torch.cat([embedded, F.pad(real[..., None].to(embedded.dtype), (0, 3))], dim=2)
-        sites = F.pad(sites, (0, 0, 0, EXTRA_ROWS))
-        lattice = torch.eye(3, dtype=sites.dtype, device=sites.device)
-        lattice = F.pad(lattice, (sites.shape[2] - 3, 0, length - 3, 0))
-        return sites + lattice
-
-
-def row_mask(num_sites: Tensor, length: int) -> Tensor:
-    """True on site and lattice rows of a crystal matrix, False on padding; shape (B, L), bool."""
-    row = torch.arange(length, device=num_sites.device)
-    return (row < num_sites[:, None]) | (row >= length - 3)
+    if not 0 <= rate < 1:
+        raise ValueError(f"rate must be in [0, 1), got {rate}")
+    if rate == 0:
+        return space_group, energy, has_initial
+    drawn = torch.rand(len(space_group), 4, generator=generator, device=generator.device) < rate
+    # to a GPU a copy that blocks waits for all work in the stream; from one it must
+    device = space_group.device
+    every, *each = drawn.to(device, non_blocking=device.type == "cuda").unbind(1)
+    group_open, energy_open, initial_open = (every | one for one in each)
+    if has_initial is not None:
+        has_initial = has_initial & ~initial_open
+    return space_group.masked_fill(group_open, 0), energy.masked_fill(energy_open, math.nan), has_initial

@@ -1,18 +1,18 @@
 """The denoiser, whole: a 1-D UNet along the rows of the crystal matrix, conditioned in every residual block.
 
-    x (B, L, 3) and, beside it, site channels
+    x (B, L, 3) and, beside it, site channels and the initial structure
       -> convolution -> down: residual blocks + attention, halving L between levels
       -> middle      -> up:   the same with skip connections
       -> GroupNorm, SiLU, zero-initialised convolution -> (B, L, 3)
 
 The architecture is the UNet of improved diffusion (Nichol and Dhariwal, arXiv:2102.09672) in one dimension, as the
-paper uses it. Inside, activations are channels-first (B, C, L).
+paper uses it. Inside, activations are (B, L, C): a convolution over a few rows is then one matrix product.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, cast
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,7 +21,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcrystal.jsonable import Jsonable
-from fastcrystal.model.conditioning import ConditionBlock, SiteChannels, TimeEmbedding, row_mask
+from fastcrystal.model.channels import (
+    PLACE_CHANNELS,
+    PlaceChannels,
+    SiteChannels,
+    initial_channels,
+    row_mask,
+    site_waves,
+)
+from fastcrystal.model.conditioning import ConditionBlock, TimeEmbedding
 
 #: lengths L must be multiples of this: three halvings
 LENGTH_STEP = 8
@@ -52,19 +60,36 @@ class UNetConfig(Jsonable):
     condition_channels: tuple[int, int, int] = (32, 64, 128)
     """Widths of the element and space-group CNNs."""
     element_pool: Literal["mean", "flatten"] = "mean"
-    """How sites become one vector: "mean" for any L; "flatten", the paper's, ties the network to `length`."""
+    """How rows become one vector: "mean" for any L; "flatten", the paper's, ties the network to `length`."""
     length: int = 64
-    """Rows of the element table that "flatten" expects: L of the crystal matrix."""
+    """L of the crystal matrix, which "flatten" expects."""
     site_species: bool = True
     """Give each row its species and kind as input channels. False is the paper's form: species only as a condition."""
     species_channels: int = 28
     """Channels of the species embedding where `site_species`; four more say what kind of row it is."""
+    place_channels: bool = False
+    """16 learned channels that say where a row stands: the rank of its species, which of its kind it is, how many there
+    are, and the row. Ties the network to matrices of at most `length` rows."""
+    site_waves: bool = False
+    """Sine and cosine of the coordinates beside them: both ends of the cell look alike."""
+    site_period: float = 1.0
+    """Period of the site rows (`LatticeScaling.site_scale`), for `site_waves`."""
+    identity_embedding: bool = False
+    """Learned embeddings of the number of sites (which the mean over sites forgets), of the space-group number, and of
+    the stoichiometry, added to the condition embedding. Ties the network to matrices of at most `length` rows."""
+    initial: bool = False
+    """Take an initial structure (Algorithms 7 and 8): as extra channels beside x and through the coordinate condition
+    block."""
     time_scale: float = 1000.0
     """Factor on t before the sinusoids."""
     energy_mean: float = 0.0
     """Mean formation energy of the training set, eV/atom."""
     energy_std: float = 1.0
     """Standard deviation of the formation energies of the training set, eV/atom."""
+    change_mean: float = 0.0
+    """Mean of E(target) - E(initial), eV/atom: rows with an initial structure tell the change instead of the energy."""
+    change_std: float = 1.0
+    """Standard deviation of E(target) - E(initial), eV/atom."""
 
     def __post_init__(self) -> None:
         """Turn JSON lists into tuples and refuse what cannot be built."""
@@ -81,8 +106,9 @@ class UNetConfig(Jsonable):
             raise ValueError(f"condition_channels must be three widths, got {self.condition_channels}")
         if self.element_pool not in ("mean", "flatten"):
             raise ValueError(f"element_pool must be 'mean' or 'flatten', got {self.element_pool!r}")
-        if not self.energy_std > 0:
-            raise ValueError(f"energy_std must be positive, got {self.energy_std}")
+        for name in ("energy_std", "change_std", "site_period"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
 
     @property
     def embed_dim(self) -> int:
@@ -114,26 +140,48 @@ def zero(module: nn.Module) -> nn.Module:
     return module
 
 
+class RowConv(nn.Conv1d):
+    """nn.Conv1d (kernel 1, or 3 with padding 1) along the rows of (B, L, C), as one matrix product; its weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight = self.weight.transpose(1, 2).flatten(1)
+        if self.kernel_size[0] == 3:
+            length, stride = x.shape[1], self.stride[0]
+            padded = F.pad(x, (0, 0, 1, 1))
+            x = torch.cat([padded[:, k : k + length : stride] for k in range(3)], dim=2)
+        return F.linear(x, weight, self.bias)
+
+
+class RowNorm(nn.GroupNorm):
+    """nn.GroupNorm of (B, L, C): statistics over the rows and the channels of a group."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        # as an image of one column in channels-last memory: a layout that group_norm knows without a copy
+        image = x[:, :, None].permute(0, 3, 1, 2)
+        image = F.group_norm(image, self.num_groups, self.weight, self.bias, self.eps)
+        return image.permute(0, 2, 3, 1)[:, :, 0]
+
+
 class ResBlock(nn.Module):
-    """Two convolutions with the condition embedding between them: (B, C, L), (B, E) -> (B, C_out, L)."""
+    """Two convolutions with the condition embedding between them: (B, L, C), (B, E) -> (B, L, C_out)."""
 
     def __init__(self, channels: int, out_channels: int, config: UNetConfig) -> None:
         super().__init__()
         self.scale_shift = config.scale_shift
-        self.norm1 = nn.GroupNorm(config.norm_groups, channels)
-        self.conv1 = nn.Conv1d(channels, out_channels, 3, padding=1)
+        self.norm1 = RowNorm(config.norm_groups, channels)
+        self.conv1 = RowConv(channels, out_channels, 3, padding=1)
         self.embed = nn.Linear(config.embed_dim, out_channels * (2 if config.scale_shift else 1))
-        self.norm2 = nn.GroupNorm(config.norm_groups, out_channels)
+        self.norm2 = RowNorm(config.norm_groups, out_channels)
         self.dropout = nn.Dropout(config.dropout)
-        self.conv2 = zero(nn.Conv1d(out_channels, out_channels, 3, padding=1))
-        self.skip = nn.Identity() if channels == out_channels else nn.Conv1d(channels, out_channels, 1)
+        self.conv2 = zero(RowConv(out_channels, out_channels, 3, padding=1))
+        self.skip = nn.Identity() if channels == out_channels else RowConv(channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """`embedding` comes through SiLU already: once for all blocks."""
         h = self.conv1(F.silu(self.norm1(x)))
-        e = self.embed(embedding)[..., None]
+        e = self.embed(embedding)[:, None]
         if self.scale_shift:
-            scale, shift = e.chunk(2, dim=1)
+            scale, shift = e.chunk(2, dim=2)
             h = self.norm2(h) * (1 + scale) + shift
         else:
             h = self.norm2(h + e)
@@ -143,20 +191,20 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention between the rows: (B, C, L) -> (B, C, L)."""
+    """Self-attention between the rows: (B, L, C) -> (B, L, C)."""
 
     def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
         self.heads = config.num_heads
-        self.norm = nn.GroupNorm(config.norm_groups, channels)
-        self.qkv = nn.Conv1d(channels, 3 * channels, 1)
-        self.out = zero(nn.Conv1d(channels, channels, 1))
+        self.norm = RowNorm(config.norm_groups, channels)
+        self.qkv = RowConv(channels, 3 * channels, 1)
+        self.out = zero(RowConv(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        b, c, length = x.shape
-        qkv = self.qkv(self.norm(x)).view(b, 3, self.heads, c // self.heads, length).transpose(3, 4)
-        h = F.scaled_dot_product_attention(qkv[:, 0], qkv[:, 1], qkv[:, 2])
-        out: Tensor = x + self.out(h.transpose(2, 3).reshape(b, c, length))
+        b, length, c = x.shape
+        q, k, v = self.qkv(self.norm(x)).view(b, length, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
+        h = F.scaled_dot_product_attention(q, k, v)
+        out: Tensor = x + self.out(h.transpose(1, 2).reshape(b, length, c))
         return out
 
 
@@ -174,19 +222,19 @@ class Stage(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Repeat every row, then convolve: (B, C, L) -> (B, C, 2 L)."""
+    """Repeat every row, then convolve: (B, L, C) -> (B, 2 L, C)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv1d(channels, channels, 3, padding=1)
+        self.conv = RowConv(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.conv(x.repeat_interleave(2, dim=2))
+        out: Tensor = self.conv(x.repeat_interleave(2, dim=1))
         return out
 
 
 class UNet(nn.Module):
-    """The network without its conditions: (B, C_in, L), (B, E) -> (B, 3, L).
+    """The network without its conditions: (B, L, C_in), (B, E) -> (B, L, 3).
 
     Parameters
     ----------
@@ -200,7 +248,7 @@ class UNet(nn.Module):
         c = config.model_channels
         attend = [2**level in config.attention_resolutions for level in range(len(config.channel_mult))]
         last = len(config.channel_mult) - 1
-        self.stem = nn.Conv1d(in_channels, c, 3, padding=1)
+        self.stem = RowConv(in_channels, c, 3, padding=1)
         self.down = nn.ModuleList()
         skips = [c]
         for level, mult in enumerate(config.channel_mult):
@@ -209,7 +257,7 @@ class UNet(nn.Module):
                 c = mult * config.model_channels
                 skips.append(c)
             if level != last:
-                self.down.append(nn.Conv1d(c, c, 3, stride=2, padding=1))
+                self.down.append(RowConv(c, c, 3, stride=2, padding=1))
                 skips.append(c)
         self.middle = nn.ModuleList([Stage(c, c, True, config), ResBlock(c, c, config)])
         self.up = nn.ModuleList()
@@ -219,8 +267,8 @@ class UNet(nn.Module):
                 c = mult * config.model_channels
             if level:
                 self.up.append(Upsample(c))
-        self.norm = nn.GroupNorm(config.norm_groups, c)
-        self.out = zero(nn.Conv1d(c, 3, 3, padding=1))
+        self.norm = RowNorm(config.norm_groups, c)
+        self.out = zero(RowConv(c, 3, 3, padding=1))
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         embedding = F.silu(embedding)
@@ -232,7 +280,7 @@ class UNet(nn.Module):
         for module in self.middle:
             h = module(h, embedding)
         for module in self.up:
-            h = module(torch.cat([h, skips.pop()], dim=1), embedding) if isinstance(module, Stage) else module(h)
+            h = module(torch.cat([h, skips.pop()], dim=2), embedding) if isinstance(module, Stage) else module(h)
         out: Tensor = self.out(F.silu(self.norm(h)))
         return out
 
@@ -246,6 +294,8 @@ class Condition(NamedTuple):
     """(B, N), int64: atomic numbers, 0 beyond `num_sites`."""
     num_sites: Tensor
     """(B,), int64."""
+    initial: Tensor | None = None
+    """(B, L, 4), floating: initial structures and a flag, zeros where there is none; None: none in the whole batch."""
 
 
 class CrystalUNet(nn.Module):
@@ -283,15 +333,31 @@ class CrystalUNet(nn.Module):
             config.condition_channels,
             energy_mean=config.energy_mean,
             energy_std=config.energy_std,
+            change_mean=config.change_mean,
+            change_std=config.change_std,
             element_pool=config.element_pool,
             length=config.length,
+            initial=config.initial,
+            identity_embedding=config.identity_embedding,
             element_table=element_table,
             space_group_table=space_group_table,
         )
         self.site_channels = SiteChannels(config.species_channels) if config.site_species else None
-        self.unet = UNet(3 + (config.species_channels + 4 if config.site_species else 0), config)
+        self.place_channels = PlaceChannels(config.length) if config.place_channels else None
+        channels = 3 + 4 * config.initial + 6 * config.site_waves + PLACE_CHANNELS * config.place_channels
+        if self.site_channels is not None:
+            channels += self.site_channels.width
+        self.unet = UNet(channels, config)
 
-    def condition(self, species: Tensor, num_sites: Tensor, space_group: Tensor, energy: Tensor) -> Condition:
+    def condition(
+        self,
+        species: Tensor,
+        num_sites: Tensor,
+        space_group: Tensor,
+        energy: Tensor,
+        initial: Tensor | None = None,
+        has_initial: Tensor | None = None,
+    ) -> Condition:
         """Embed the conditions of a batch, once for all steps of a sampler.
 
         Parameters
@@ -302,15 +368,25 @@ class CrystalUNet(nn.Module):
         space_group : Tensor, shape (B,), int64
             1..230, or 0 where unknown.
         energy : Tensor, shape (B,), floating
-            Formation energy, eV/atom; NaN where unknown.
+            eV/atom, NaN where unknown. In rows with an initial structure the change E(target) - E(initial), in all
+            others the formation energy.
+        initial : Tensor, shape (B, L, 3), floating, optional
+            Encoded crystal matrices of initial structures (`config.initial`); padding is ignored. Not given: none.
+        has_initial : Tensor, shape (B,), bool, optional
+            Rows that have an initial structure; all if not given. `initial` is ignored in the others.
 
         Raises
         ------
         ValueError
-            If the shapes disagree.
+            If the shapes disagree, `has_initial` comes without `initial`, or the network takes no initial structure.
         """
-        embedding = self.conditions(species, num_sites, space_group, energy)
-        return Condition(embedding, species, num_sites)
+        channels = None
+        if initial is not None:
+            channels = initial_channels(initial, num_sites, has_initial)
+        elif has_initial is not None:
+            raise ValueError("has_initial says which rows of initial count: give initial too, or neither")
+        embedding = self.conditions(species, num_sites, space_group, energy, channels)
+        return Condition(embedding, species, num_sites, channels)
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Velocity (flow), noise (diffusion) or structure (regression) of noisy crystal matrices.
@@ -318,7 +394,7 @@ class CrystalUNet(nn.Module):
         Parameters
         ----------
         x : Tensor, shape (B, L, 3), floating
-            Crystal matrices; padding rows are ignored. L is a multiple of 8.
+            Crystal matrices; padding rows are ignored. L is a multiple of 8, and that of any initial structure.
         t : Tensor, shape (B,), floating
             Time in [0, 1].
         cond : Condition
@@ -331,7 +407,7 @@ class CrystalUNet(nn.Module):
         Raises
         ------
         ValueError
-            If the shapes disagree or L is not a multiple of 8.
+            If the shapes disagree, or L is not a multiple of 8 or more than learned places know.
         """
         if x.ndim != 3 or x.shape[2] != 3 or x.shape[1] % LENGTH_STEP or x.shape[1] < LENGTH_STEP:
             raise ValueError(f"x must be (B, L, 3) with L a multiple of {LENGTH_STEP}, got {tuple(x.shape)}")
@@ -339,12 +415,27 @@ class CrystalUNet(nn.Module):
             raise ValueError(
                 f"x, t and cond must share a batch size, got {len(x)}, {tuple(t.shape)} and {len(cond.num_sites)}"
             )
+        if (self.config.identity_embedding or self.config.place_channels) and x.shape[1] > self.config.length:
+            raise ValueError(f"this network knows matrices of up to {self.config.length} rows, got {x.shape[1]}")
         real = row_mask(cond.num_sites, x.shape[1])[..., None]
-        x = x.masked_fill(~real, 0)
+        rows = [x.masked_fill(~real, 0)]
+        if self.config.site_waves:
+            rows.append(site_waves(rows[0], self.config.site_period).masked_fill(~real, 0))
         if self.site_channels is not None:
             table = self.conditions.element_table
-            sites = self.site_channels(cond.species, cond.num_sites, table, x.shape[1])
-            x = torch.cat([x, sites], dim=2)
+            rows.append(self.site_channels(cond.species, cond.num_sites, table, x.shape[1]))
+        if self.place_channels is not None:
+            rows.append(self.place_channels(cond.species, cond.num_sites, x.shape[1]).to(x.dtype))
+        if self.config.initial:
+            rows.append(_initial_rows(x, cond.initial))
         embedding = self.time(t) + cond.embedding
-        out = cast(Tensor, self.unet(x.transpose(1, 2), embedding)).transpose(1, 2)
+        out: Tensor = self.unet(torch.cat(rows, dim=2), embedding)
         return out.masked_fill(~real, 0)
+
+
+def _initial_rows(x: Tensor, initial: Tensor | None) -> Tensor:
+    if initial is None:
+        return x.new_zeros(*x.shape[:2], 4)
+    if initial.shape[:2] != x.shape[:2]:
+        raise ValueError(f"x and initial must share B and L, got {tuple(x.shape[:2])} and {tuple(initial.shape[:2])}")
+    return initial.to(x.dtype)
