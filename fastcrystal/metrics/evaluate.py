@@ -1,4 +1,7 @@
-"""One honest table: the model beside chance and retrieval, on the same test crystals, with intervals."""
+"""One honest table: the model beside chance and retrieval, on the same test crystals, with intervals.
+
+Where initial structures are modified, a fourth column says how often the initial structure is a match as it stands.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,10 @@ from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.metrics import baselines, validity
 from fastcrystal.metrics.match import TOLERANCES, MatchResult, match_many
+from fastcrystal.metrics.table import markdown
 
+#: key in `Evaluation.counts` -> key among the results
+_COUNTED = {"model": "match_rate", "chance": "chance", "retrieval": "retrieval", "copy": "copy"}
 #: quantile of the normal distribution for a 95 % interval
 _Z95 = 1.959963984540054
 
@@ -43,19 +49,22 @@ class Evaluation:
     self_match : dict
         Redundancy of the training labels and round trip of the test set, the fields of `baselines.SelfMatch`.
     n_test, n_train : int
-        Crystals.
+        Test crystals (test pairs, where initial structures are modified), and training crystals.
     n_timeouts : int
         Pairs of the model's that ran out of time, counted as no match.
     counts : dict of str to dict
-        How pairs ended ("ok", "timeout", "error", "crashed") for "model", "chance" and "retrieval".
+        How pairs ended ("ok", "timeout", "error", "crashed") for "model", "chance" and "retrieval", and for
+        "copy" where initial structures are modified.
     intervals : dict of str to (float, float)
-        Wilson 95 % intervals of the six rates, by name.
+        Wilson 95 % intervals of the rates (six, or eight with those of "copy"), by name.
     by_num_sites : list of dict
         One row per range of sites: "sites", "n", and the rates and RMSE by name.
     tolerances : dict
         Of pymatgen's StructureMatcher, for "fit" and "rms".
     settings : dict
         Time limit, seed, names of the data sets.
+    copy_fit, copy_rms, copy_rmse : float
+        The initial structure itself, unchanged; NaN where there is none.
     """
 
     match_rate_fit: float
@@ -81,6 +90,14 @@ class Evaluation:
     by_num_sites: list[dict[str, Any]]
     tolerances: dict[str, dict[str, float]]
     settings: dict[str, Any]
+    copy_fit: float = math.nan
+    copy_rms: float = math.nan
+    copy_rmse: float = math.nan
+
+    @property
+    def modifies(self) -> bool:
+        """Whether the crystals were made from initial structures."""
+        return "copy" in self.counts
 
     @property
     def below_retrieval(self) -> bool:
@@ -93,58 +110,7 @@ class Evaluation:
 
     def table(self) -> str:
         """Markdown that also reads well in a terminal."""
-        fit, rms = (", ".join(f"{k} {v:g}" for k, v in self.tolerances[c].items()) for c in ("fit", "rms"))
-        lines = [
-            f"{self.n_test} test crystals; [ ] are 95 % intervals.",
-            "",
-            "|                        | model | retrieval | chance |",
-            "|------------------------|-------|-----------|--------|",
-            f"| match rate (fit)       | {self._cell('match_rate_fit')} | {self._cell('retrieval_fit')} "
-            f"| {self._cell('chance_fit')} |",
-            f"| match rate (rms)       | {self._cell('match_rate_rms')} | {self._cell('retrieval_rms')} "
-            f"| {self._cell('chance_rms')} |",
-            f"| RMSE, (V/n)^(1/3)      | {_number(self.rmse)} | {_number(self.retrieval_rmse)} "
-            f"| {_number(self.chance_rmse)} |",
-            "",
-            *self._verdict("fit", "match_rate_fit", "retrieval_fit", "chance_fit"),
-            *self._verdict("rms", "match_rate_rms", "retrieval_rms", "chance_rms"),
-            "",
-            f"- fit: StructureMatcher.fit with {fit}; rms: get_rms_dist with {rms}.",
-            f"- {self.n_valid} generated crystals are valid"
-            + "".join(f", {n} {why}" for why, n in self.validity.items() if n and why != "valid")
-            + f"; of the valid, {_percent(self.match_rate_fit_valid)} match (fit).",
-            f"- {self.n_timeouts} pairs ran out of time ({self.settings['time_limit']:g} s) and count as no match; "
-            f"{self.counts['model']['error']} raised an error in pymatgen, {self.counts['model']['crashed']} "
-            "crashed it.",
-            f"- {self.n_no_template} test crystals have no template among {self.n_train} training crystals.",
-            "- Upper bound (test crystals through the crystal matrix): "
-            f"{_percent(self.self_match['round_trip_fit'])} fit, {_percent(self.self_match['round_trip_rms'])} rms.",
-            f"- {_percent(self.self_match['redundancy_fit'])} (fit) of {self.self_match['n_sampled']} sampled training "
-            "crystals match another training crystal of their formula.",
-            "",
-            "| sites | n | model fit | retrieval fit | chance fit | model rms | retrieval rms | chance rms | RMSE |",
-            "|-------|---|-----------|---------------|------------|-----------|---------------|------------|------|",
-        ]
-        rates = ("match_rate_fit", "retrieval_fit", "chance_fit", "match_rate_rms", "retrieval_rms", "chance_rms")
-        for row in self.by_num_sites:
-            cells = " | ".join(_percent(row[name]) for name in rates)
-            lines.append(f"| {row['sites']} | {row['n']} | {cells} | {_number(row['rmse'])} |")
-        return "\n".join(lines)
-
-    def _cell(self, name: str) -> str:
-        low, high = self.intervals[name]
-        return f"{_percent(getattr(self, name))} [{100 * low:.1f}, {100 * high:.1f}]"
-
-    def _verdict(self, criterion: str, model: str, looked_up: str, random: str) -> list[str]:
-        """Where the model stands, in words."""
-        ours, theirs = getattr(self, model), getattr(self, looked_up)
-        where = "BELOW retrieval" if ours < theirs else "above retrieval" if ours > theirs else "level with retrieval"
-        (low, high), (their_low, their_high) = self.intervals[model], self.intervals[looked_up]
-        close = " (the 95 % intervals overlap)" if ours != theirs and low <= their_high and their_low <= high else ""
-        lines = [f"- By {criterion} the model is {where}{close}: {_percent(ours)} against {_percent(theirs)}."]
-        if ours <= getattr(self, random):
-            lines.append(f"- By {criterion} the model is NOT ABOVE chance.")
-        return lines
+        return markdown(self)
 
 
 def evaluate(
@@ -152,6 +118,7 @@ def evaluate(
     test: CrystalDataset,
     train: CrystalDataset,
     *,
+    initial: CrystalBatch | None = None,
     jobs: int | None = None,
     time_limit: float = 10.0,
     seed: int = 0,
@@ -166,6 +133,9 @@ def evaluate(
         One crystal per test crystal, in the order of `test`.
     test, train : CrystalDataset
         True crystals of at most 60 sites, and where retrieval looks for templates.
+    initial : CrystalBatch, optional
+        What each crystal was made from, in the order of `test`: a model that changes structures must beat leaving them
+        as they are.
     jobs, time_limit, progress
         As for `fastcrystal.metrics.match.match_pairs`.
     seed : int
@@ -176,32 +146,36 @@ def evaluate(
     Raises
     ------
     ValueError
-        If the batch and the test set differ in length or are empty, or a test crystal has more than 60 sites.
+        If a batch and the test set differ in length or are empty, or a test crystal has more than 60 sites.
     """
     if len(generated) != len(test):
         raise ValueError(f"one crystal per test crystal is needed, got {len(generated)} for {len(test)}")
+    if initial is not None and len(initial) != len(test):
+        raise ValueError(f"one initial structure per test crystal is needed, got {len(initial)} for {len(test)}")
     if not len(test):
         raise ValueError("the test set is empty")
     true = test.batch()
     looked_up = baselines.retrieve(train, test, seed)
     how: dict[str, Any] = {"jobs": jobs, "time_limit": time_limit, "progress": progress}
-    candidates = (generated, baselines.chance(test, seed), looked_up.batch)
-    model, random, templates = match_many([(batch, true) for batch in candidates], **how)
-    templates = templates.rejected(looked_up.found, "no template in the training set")
+    candidates = {"match_rate": generated, "retrieval": looked_up.batch, "chance": baselines.chance(test, seed)}
+    if initial is not None:
+        candidates["copy"] = initial
+    verdicts = match_many([(batch, true) for batch in candidates.values()], **how)
+    hits = dict(zip(candidates, verdicts, strict=True))
+    hits["retrieval"] = hits["retrieval"].rejected(looked_up.found, "no template in the training set")
+    model = hits["match_rate"]
     own = baselines.self_match(train, test, sample=redundancy_sample, seed=seed, **how)
     state = validity.check(generated)
     among_valid = model.select(state.valid)
-    rates = _rates(model, templates, random)
-    hits = {"match_rate": model, "retrieval": templates, "chance": random}
     intervals = {f"{name}_fit": wilson(int(r.fit.sum()), len(r)) for name, r in hits.items()}
     intervals |= {f"{name}_rms": wilson(int(r.match_rms.sum()), len(r)) for name, r in hits.items()}
-    rows = []
-    groups = [r.by_num_sites() for r in (model, templates, random)]
-    for sites in groups[0]:
-        row = _rates(*(g[sites] for g in groups))
-        rows.append({"sites": sites, "n": len(groups[0][sites]), **row})
+    groups = {name: r.by_num_sites() for name, r in hits.items()}
+    rows = [
+        {"sites": sites, "n": len(part), **_rates({name: group[sites] for name, group in groups.items()})}
+        for sites, part in groups["match_rate"].items()
+    ]
     return Evaluation(
-        **rates,
+        **_rates(hits),
         match_rate_fit_valid=among_valid.rate_fit(),
         match_rate_rms_valid=among_valid.rate_rms(),
         n_valid=int(state.valid.sum()),
@@ -211,7 +185,7 @@ def evaluate(
         n_test=len(test),
         n_train=len(train),
         n_timeouts=model.counts()["timeout"],
-        counts={"model": model.counts(), "chance": random.counts(), "retrieval": templates.counts()},
+        counts={shown: hits[name].counts() for shown, name in _COUNTED.items() if name in hits},
         intervals=intervals,
         by_num_sites=rows,
         tolerances={name: dict(value) for name, value in TOLERANCES.items()},
@@ -237,11 +211,12 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     return low, high
 
 
-def _rates(model: MatchResult, templates: MatchResult, random: MatchResult) -> dict[str, float]:
-    """The nine numbers of one row, by their names in `Evaluation`."""
-    out = {"match_rate_fit": model.rate_fit(), "match_rate_rms": model.rate_rms(), "rmse": model.rmse()}
-    for name, result in (("retrieval", templates), ("chance", random)):
-        out |= {f"{name}_fit": result.rate_fit(), f"{name}_rms": result.rate_rms(), f"{name}_rmse": result.rmse()}
+def _rates(hits: dict[str, MatchResult]) -> dict[str, float]:
+    """The rates and RMSE of each result, by their names in `Evaluation`."""
+    out: dict[str, float] = {}
+    for name, result in hits.items():
+        rmse = "rmse" if name == "match_rate" else f"{name}_rmse"
+        out |= {f"{name}_fit": result.rate_fit(), f"{name}_rms": result.rate_rms(), rmse: result.rmse()}
     return out
 
 
@@ -256,11 +231,3 @@ def _without_nan(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if math.isfinite(share) else "-"
-
-
-def _number(value: float) -> str:
-    return f"{value:.4f}" if math.isfinite(value) else "-"

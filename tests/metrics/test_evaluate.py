@@ -82,6 +82,50 @@ def test_test_crystals_without_template_are_counted() -> None:
     assert result.retrieval_fit <= 0.5
 
 
+def test_copying_targets_cannot_be_beaten() -> None:
+    spoilt = replace(TEST.batch(), lattice=torch.full((len(TEST), 3, 3), float("nan")))
+    result = evaluate(
+        spoilt, TEST, TRAIN, initial=TEST.batch(), jobs=1, progress=False, time_limit=60, redundancy_sample=1
+    )
+    assert result.modifies
+    assert result.copy_fit == result.copy_rms == 1
+    assert result.copy_rmse == pytest.approx(0, abs=1e-6)
+    assert result.intervals["copy_fit"] == result.intervals["copy_rms"] == wilson(6, 6)
+    assert result.counts["copy"]["ok"] == len(TEST)
+    for criterion in ("fit", "rms"):
+        assert f"By {criterion} the model is BELOW copying the input: 0.0 % against 100.0 %." in result.table()
+
+
+def test_copies_are_counted_one_by_one() -> None:
+    """Four initial structures are the targets, one has random sites and one has no lattice."""
+    initial = TEST.batch()
+    initial.frac[KINDS.index("rutile")] = chance(TEST, seed=5).frac[KINDS.index("rutile")]
+    initial.lattice[0] = float("nan")
+    result = evaluate(
+        TEST.batch(), TEST, TRAIN, initial=initial, jobs=1, progress=False, time_limit=60, redundancy_sample=1
+    )
+    assert result.copy_fit == result.copy_rms == 4 / 6
+    assert result.copy_rmse == pytest.approx(0, abs=1e-6)
+    assert result.counts["copy"] == {"ok": 5, "timeout": 0, "error": 1, "crashed": 0}
+    assert [(row["sites"], row["copy_fit"]) for row in result.by_num_sites] == [("1-4", 3 / 4), ("5-8", 1 / 2)]
+    text = result.table()
+    assert "By fit the model is above copying the input (the 95 % intervals overlap): 100.0 % against 66.7 %." in text
+    assert text.startswith("6 test pairs;")
+    assert "0 test pairs have no template among 6 training crystals" in text
+    assert {line.count("|") for line in text.splitlines() if line.startswith("|")} == {6, 12}
+    assert "66.7 % [30.0, 90.3] |\n" in text
+    assert json.loads(result.to_json())["copy_fit"] == result.copy_fit
+
+
+def test_generation_has_nothing_to_copy(perfect: Evaluation) -> None:
+    assert not perfect.modifies
+    assert "cop" not in perfect.table()
+    assert json.loads(perfect.to_json())["copy_rmse"] is None
+    assert "copy" not in perfect.counts
+    assert "copy_fit" not in perfect.intervals
+    assert "copy_fit" not in perfect.by_num_sites[0]
+
+
 @pytest.mark.parametrize(
     ("k", "n", "low", "high"), [(0, 10, 0.0, 0.2775), (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0)]
 )
@@ -92,6 +136,8 @@ def test_wilson(k: int, n: int, low: float, high: float) -> None:
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="got 2 for 6"):
         evaluate(TEST.batch()[torch.arange(2)], TEST, TRAIN)
+    with pytest.raises(ValueError, match="one initial structure per test crystal is needed, got 2 for 6"):
+        evaluate(TEST.batch(), TEST, TRAIN, initial=TEST.batch()[:2])
     with pytest.raises(ValueError, match="the test set is empty"):
         evaluate(TEST.batch()[:0], TEST.select([]), TRAIN)
     with pytest.raises(ValueError, match="got 3 of 2"):

@@ -1,0 +1,8 @@
+"""The command `fastcrystal figures` as a script."""
+
+import sys
+
+from fastcrystal.cli import script
+
+if __name__ == "__main__":
+    sys.exit(script("figures"))
