@@ -1,15 +1,27 @@
-"""The `fastcrystal` command: train, sample, evaluate, data. What a user can mend is one line and exit status 2."""
+"""The `fastcrystal` command and its subcommands. What a user can mend is one line and exit status 2."""
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import fastcrystal
-from fastcrystal.config import ALGORITHMS, LATTICES, NOISES, PRECISIONS, RECIPES, TASKS, TrainConfig
+from fastcrystal.config import (
+    ALGORITHMS,
+    LATTICES,
+    NOISES,
+    PAIRINGS,
+    PRECISIONS,
+    PREDICTIONS,
+    RECIPES,
+    SCHEDULES,
+    SITE_ORDERS,
+    TASKS,
+    TrainConfig,
+)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -17,7 +29,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fastcrystal", description=fastcrystal.__doc__)
     parser.add_argument("--version", action="version", version=fastcrystal.__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_train, _add_sample, _add_evaluate, _add_data):
+    for add in (_add_train, _add_sample, _add_evaluate, _add_figures, _add_data):
         add(commands)
     return parser
 
@@ -25,13 +37,18 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = build_parser().parse_args(argv)
+    return run_guarded(f"fastcrystal {args.command}", lambda: args.run_command(args))
+
+
+def run_guarded(name: str, run: Callable[[], object]) -> int:
+    """Run a command; what a user can mend becomes one line and exit status 2."""
     try:
-        args.run_command(args)
+        run()
     except (ValueError, FloatingPointError, OSError, ImportError) as error:
-        print(f"fastcrystal {args.command}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"fastcrystal {args.command}: interrupted", file=sys.stderr)
+        print(f"{name}: interrupted", file=sys.stderr)
         return 130
     return 0
 
@@ -44,9 +61,19 @@ def script(command: str) -> int:
 def _add_train(commands: Any) -> None:
     p = commands.add_parser("train", help="train a model and judge it", formatter_class=argparse.RawTextHelpFormatter)
     p.set_defaults(run_command=_train)
-    p.add_argument("--algo", choices=ALGORITHMS, help="cfm: conditional flow matching (default)")
-    p.add_argument("--noise", choices=NOISES, help="source of the sites (default: uniform)")
-    p.add_argument("--task", choices=TASKS, help="generate: crystals from conditions (default)")
+    p.add_argument(
+        "--algo",
+        choices=ALGORITHMS,
+        help="cfm: conditional flow matching (default); ddpm, ddim: diffusion; regression: with --task modify",
+    )
+    p.add_argument(
+        "--noise", choices=NOISES, help="source of the sites: uniform (default) or normal; normal in diffusion"
+    )
+    p.add_argument(
+        "--task",
+        choices=TASKS,
+        help="generate: crystals from conditions (default); modify: a polymorph into a more stable one",
+    )
     p.add_argument("--data", help="prototypes (shipped), or .npz of `fastcrystal data import`")
     p.add_argument("--source", help="use only crystals with this source label")
     p.add_argument("--preset", choices=tuple(RECIPES), help="slim: 0.9 M parameters (default); paper: 305 M")
@@ -67,8 +94,26 @@ def _add_train(commands: Any) -> None:
     p.add_argument("--site-scale", type=float)
     p.add_argument("--lattice-weight", type=float)
     p.add_argument("--site-species", action=argparse.BooleanOptionalAction, default=None, help="species at each site")
+    switch = argparse.BooleanOptionalAction
+    p.add_argument("--place-channels", action=switch, default=None, help="which site of its kind a row is")
+    p.add_argument("--site-waves", action=switch, default=None, help="sine and cosine of the coordinates")
+    p.add_argument(
+        "--identity-embedding", action=switch, default=None, help="sites, group, stoichiometry as embeddings"
+    )
+    p.add_argument("--predict", choices=PREDICTIONS, help="data: the crystal; paper: velocity or noise")
     p.add_argument("--torus", action="store_true", default=None, help="coordinates go the short way around the cell")
+    p.add_argument("--schedule", choices=SCHEDULES, help="noise schedule of diffusion")
+    p.add_argument("--diffusion-steps", type=int, help="training steps of the noise schedule (1000)")
+    p.add_argument("--condition-dropout", type=float, help="rate at which conditions are left open in training (0)")
+    p.add_argument("--pairing", choices=PAIRINGS, help="how sites of two polymorphs correspond")
+    p.add_argument("--pairs-per-group", type=int, help="most pairs of a kind that a formula gives to an epoch (10)")
+    p.add_argument("--origin-shifts", action="store_true", default=None, help="augment by shifts that the group allows")
+    p.add_argument("--site-order", choices=SITE_ORDERS, help="random: shuffle equal sites (an ablation)")
+    p.add_argument("--mask-padding", action=argparse.BooleanOptionalAction, default=None, help="--no-: an ablation")
     p.add_argument("--sampling-steps", type=int)
+    p.add_argument("--guidance", type=float, help="classifier-free guidance of the closing evaluation (1: none)")
+    p.add_argument("--eta", type=float, help="noise of DDIM (0)")
+    p.add_argument("--clip", type=float, help="diffusion samplers clamp the predicted data to +- this (0: off)")
     p.add_argument("--max-test", type=int, help="most test crystals of the closing evaluation")
     p.add_argument("--checkpoint-every", type=int)
     p.add_argument("--validate-every", type=int)
@@ -92,22 +137,32 @@ def _add_sample(commands: Any) -> None:
     p.set_defaults(run_command=_sample)
     p.add_argument("--checkpoint", type=Path, required=True, help="run folder of a training")
     p.add_argument("--formula", required=True, help="for example TaB2")
-    p.add_argument("--space-group", type=int, required=True, help="1..230")
-    p.add_argument("--energy", type=float, required=True, help="formation energy, eV/atom")
+    p.add_argument("--space-group", type=int, help="1..230; may be left out with a model of --condition-dropout")
+    p.add_argument("--energy", type=float, help="formation energy, eV/atom; may be left out likewise")
     p.add_argument("--formula-units", type=int, help="per primitive cell (default: as most often in the training data)")
     p.add_argument("--count", type=int, default=8, help="crystals to generate")
-    p.add_argument("--steps", type=int, default=100, help="Euler steps")
+    p.add_argument("--steps", type=int, default=100, help="steps of the sampler")
+    _add_sampler(p)
+    p.add_argument("--out", type=Path, help="folder (default: samples/<formula>_<group>)")
+
+
+def _add_sampler(p: Any) -> None:
+    """Options of every command that samples."""
     p.add_argument("--seed", type=int, default=0)
     p.add_argument("--device", default="auto")
-    p.add_argument("--out", type=Path, help="folder (default: samples/<formula>_<group>)")
+    p.add_argument("--guidance", type=float, help="classifier-free guidance scale (1: none)")
+    p.add_argument("--method", choices=("euler", "midpoint", "heun"), help="how flow matching integrates (euler)")
+    p.add_argument("--eta", type=float, help="noise of DDIM")
 
 
 def _sample(args: argparse.Namespace) -> None:
     from fastcrystal.requests import Request, generate
 
     request = Request(args.formula, args.space_group, args.energy, args.count, args.formula_units)
-    out = args.out or Path("samples") / f"{args.formula}_{args.space_group}"
-    print(generate(args.checkpoint, request, out, steps=args.steps, seed=args.seed, device=args.device))
+    out = args.out or Path("samples") / f"{args.formula}_{args.space_group or 'any'}"
+    how = {"steps": args.steps, "seed": args.seed, "device": args.device, "method": args.method, "eta": args.eta}
+    guidance = 1.0 if args.guidance is None else args.guidance
+    print(generate(args.checkpoint, request, out, guidance=guidance, **how))
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -115,9 +170,8 @@ def _add_evaluate(commands: Any) -> None:
     p.set_defaults(run_command=_evaluate)
     p.add_argument("--checkpoint", type=Path, required=True, help="run folder of a training")
     p.add_argument("--max-test", type=int, help="most test crystals")
-    p.add_argument("--steps", type=int, help="Euler steps")
-    p.add_argument("--seed", type=int, default=0)
-    p.add_argument("--device", default="auto")
+    p.add_argument("--steps", type=int, help="steps of the sampler")
+    _add_sampler(p)
     p.add_argument("--jobs", type=int)
     p.add_argument("--json", action="store_true", help="print result.json instead of the table")
 
@@ -125,8 +179,34 @@ def _add_evaluate(commands: Any) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     from fastcrystal.runs import evaluate_run, run_folder
 
-    result = evaluate_run(args.checkpoint, args.max_test, args.steps, args.seed, args.device, args.jobs)
+    result = evaluate_run(
+        args.checkpoint,
+        args.max_test,
+        args.steps,
+        args.seed,
+        args.device,
+        args.jobs,
+        args.guidance,
+        args.method,
+        args.eta,
+    )
     print((run_folder(args.checkpoint) / "result.json").read_text("utf-8").rstrip() if args.json else result.table())
+
+
+def _add_figures(commands: Any) -> None:
+    p = commands.add_parser(
+        "figures", help="the paper's figures 3 and 4 as PNGs: coordinates, and two views of a crystal"
+    )
+    p.set_defaults(run_command=_figures)
+    p.add_argument("--checkpoint", type=Path, action="append", default=[], help="run folder to draw (repeatable)")
+    p.add_argument("--data", default="prototypes", help="data set of figure 4 and, without a run, of figure 3")
+    p.add_argument("--out", type=Path, default=Path("figures"))
+
+
+def _figures(args: argparse.Namespace) -> None:
+    from fastcrystal.figures import make_figures
+
+    print(make_figures(args.checkpoint, args.data, args.out))
 
 
 def _add_data(commands: Any) -> None:

@@ -7,11 +7,26 @@ from typing import Any
 
 from fastcrystal.jsonable import Jsonable
 
-ALGORITHMS = ("cfm",)
+ALGORITHMS = ("cfm", "ddpm", "ddim", "regression")
 NOISES = ("uniform", "normal")
-TASKS = ("generate",)
-LATTICES = ("composition", "raw")
+TASKS = ("generate", "modify")
+LATTICES = ("composition", "raw", "standard", "triangular", "metric")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+SCHEDULES = ("squaredcos_cap_v2", "linear")
+PAIRINGS = ("listed", "nearest")
+PREDICTIONS = ("data", "paper")
+SITE_ORDERS = ("canonical", "random")
+
+#: noise that each task and algorithm may start from, the default first; "none": it starts from the initial structure
+NOISES_OF: dict[tuple[str, str], tuple[str, ...]] = {
+    ("generate", "cfm"): ("uniform", "normal"),
+    ("generate", "ddpm"): ("normal",),
+    ("generate", "ddim"): ("normal",),
+    ("modify", "regression"): ("none",),
+    ("modify", "cfm"): ("none",),
+    ("modify", "ddpm"): ("normal",),
+    ("modify", "ddim"): ("normal",),
+}
 
 #: what a preset changes beside the network: the paper's recipe (A.3), and one that fits ten minutes on two cores
 RECIPES: dict[str, dict[str, Any]] = {
@@ -24,6 +39,11 @@ RECIPES: dict[str, dict[str, Any]] = {
         "ema": 0.9999,
         "lattice": "raw",
         "length": 64,
+        "site_species": False,
+        "place_channels": False,
+        "site_waves": False,
+        "identity_embedding": False,
+        "predict": "paper",
     },
 }
 
@@ -33,11 +53,13 @@ class TrainConfig(Jsonable):
     """Settings of a run. `TrainConfig.from_preset` fills what a preset decides."""
 
     algo: str = "cfm"
-    """"cfm": conditional flow matching (Algorithms 3, 5, 6)."""
-    noise: str = "uniform"
-    """Source of the sites: "uniform" over the cell, or "normal"."""
+    """"cfm": conditional flow matching (Algorithms 4 to 6); "ddpm" and "ddim": diffusion, trained alike and sampled
+    with and without noise (Algorithms 7 to 11); "regression" (Algorithms 1 and 2), for modification alone."""
+    noise: str = "auto"
+    """Source of the sites: "uniform" over the cell, "normal", or "none" where an initial structure is the source;
+    "auto": the first of `NOISES_OF`."""
     task: str = "generate"
-    """"generate": crystals from conditions alone."""
+    """"generate": crystals from conditions alone; "modify": a more stable polymorph from a less stable one."""
     data: str = "prototypes"
     """Shipped data set by name, or path of an .npz."""
     source: str | None = None
@@ -70,12 +92,43 @@ class TrainConfig(Jsonable):
     """Sites enter the network as (frac - 1/2) * site_scale where `lattice` is "composition"."""
     site_species: bool = True
     """Species at each site's input channels, beside the paper's condition block."""
+    place_channels: bool = True
+    """Learned channels that say which site of its kind a row is."""
+    site_waves: bool = True
+    """Sine and cosine of the coordinates as input channels."""
+    identity_embedding: bool = True
+    """Learned embeddings of number of sites, space group and stoichiometry, beside the paper's condition block."""
+    predict: str = "data"
+    """What the network gives: "data", the crystal itself, its sites judged under periodic boundaries; "paper": the
+    velocity in flow matching, the noise in diffusion."""
     torus: bool = False
     """Take coordinates the short way around the cell."""
     lattice_weight: float = 1.0
     """Weight of the lattice in the loss."""
+    schedule: str = "squaredcos_cap_v2"
+    """Noise schedule of diffusion; "linear": beta from 1e-4 to 0.02."""
+    diffusion_steps: int = 1000
+    """Training steps of the noise schedule."""
+    eta: float = 0.0
+    """Noise of DDIM: 0 is deterministic, 1 has the variance of DDPM."""
+    clip: float = 0.0
+    """Diffusion samplers clamp the predicted data to [-clip, clip]; 0: they do not (the paper's equations)."""
+    condition_dropout: float = 0.0
+    """Rate at which conditions are left open in training: all at once, and each alone. 0 is the paper's."""
+    guidance: float = 1.0
+    """Classifier-free guidance scale of the closing evaluation; 1: none. Needs `condition_dropout`."""
+    pairing: str = "listed"
+    """Sites of two polymorphs correspond as "listed", or as "nearest" in space."""
+    pairs_per_group: int = 10
+    """Most pairs of each kind that a group of polymorphs gives to an epoch."""
+    origin_shifts: bool = False
+    """Augmentation: move the origin by a random shift that the space group allows."""
+    site_order: str = "canonical"
+    """"random": shuffle the sites of each species at every step (what the canonical order is worth)."""
+    mask_padding: bool = True
+    """False: padding rows are noised and learned like sites (what the mask is worth)."""
     sampling_steps: int = 100
-    """Euler steps of the closing evaluation."""
+    """Steps of the sampler in the closing evaluation."""
     max_test: int = 400
     """Most test crystals of the closing evaluation, drawn with `seed`."""
     checkpoint_every: int = 1000
@@ -87,18 +140,28 @@ class TrainConfig(Jsonable):
         """Refuse values that cannot train."""
         choices = {
             "algo": ALGORITHMS,
-            "noise": NOISES,
             "task": TASKS,
             "preset": tuple(RECIPES),
             "lattice": LATTICES,
             "precision": PRECISIONS,
+            "schedule": SCHEDULES,
+            "pairing": PAIRINGS,
+            "predict": PREDICTIONS,
+            "site_order": SITE_ORDERS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
-        for name in ("max_steps", "batch_size", "sampling_steps", "max_test", "checkpoint_every", "validate_every"):
+        object.__setattr__(self, "noise", self._noise())
+        counts = ("max_steps", "batch_size", "sampling_steps", "max_test", "checkpoint_every", "validate_every")
+        for name in (*counts, "diffusion_steps", "pairs_per_group"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.diffuses and self.sampling_steps > self.diffusion_steps:
+            raise ValueError(
+                f"sampling_steps must be in 1..{self.diffusion_steps}, the steps of the schedule, "
+                f"got {self.sampling_steps}"
+            )
         for name in ("lr", "site_scale", "lattice_weight"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
@@ -110,6 +173,45 @@ class TrainConfig(Jsonable):
             raise ValueError(f"ema must be in [0, 1), got {self.ema}")
         if self.length % 8 or not 0 <= self.length <= 64:
             raise ValueError(f"length must be a multiple of 8 up to 64 (0: from the data), got {self.length}")
+        if not 0 <= self.condition_dropout < 1:
+            raise ValueError(f"condition_dropout must be in [0, 1), got {self.condition_dropout}")
+        if not 0 <= self.guidance < float("inf"):
+            raise ValueError(f"guidance must be at least 0 and finite, got {self.guidance}")
+        if self.guidance != 1 and not self.condition_dropout:
+            raise ValueError(
+                f"guidance {self.guidance} needs a model trained with conditions left open: --condition-dropout 0.1"
+            )
+        if self.eta and self.algo != "ddim":
+            raise ValueError(f"eta is DDIM's: --algo ddim, or eta 0, got eta {self.eta} with {self.algo}")
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta must be in [0, 1], got {self.eta}")
+        if not 0 <= self.clip < float("inf"):
+            raise ValueError(f"clip must be at least 0 (0: off) and finite, got {self.clip}")
+        if self.origin_shifts and self.task == "modify":
+            raise ValueError("origin_shifts would move the two structures of a pair apart: only with --task generate")
+
+    def _noise(self) -> str:
+        """The noise asked for or, for "auto", the usual one; ValueError names the combinations that exist."""
+        allowed = NOISES_OF.get((self.task, self.algo))
+        if allowed is None:
+            algorithms = ", ".join(a for task, a in NOISES_OF if task == self.task)
+            raise ValueError(f"algo {self.algo} cannot {self.task}: --task {self.task} takes --algo {algorithms}")
+        if self.noise == "auto":
+            return allowed[0]
+        if self.noise not in allowed:
+            what = "no --noise: it starts from the initial structure" if allowed == ("none",) else ", ".join(allowed)
+            raise ValueError(f"--task {self.task} --algo {self.algo} takes {what}, got noise {self.noise!r}")
+        return self.noise
+
+    @property
+    def diffuses(self) -> bool:
+        """Whether the process is a diffusion."""
+        return self.algo in ("ddpm", "ddim")
+
+    @property
+    def conditions_on_initial(self) -> bool:
+        """Whether the network is told the initial structure (Palette: Algorithms 7 and 8), beside what it denoises."""
+        return self.task == "modify" and self.diffuses
 
     @classmethod
     def from_preset(cls, preset: str, **overrides: Any) -> TrainConfig:

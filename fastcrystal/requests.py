@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ import torch
 
 from fastcrystal.canonical import species_order
 from fastcrystal.crystal import MAX_SITES, CrystalBatch
+from fastcrystal.process.flow import Method
 from fastcrystal.sampling import Generator
 from fastcrystal.training import anonymise
 
@@ -33,10 +35,10 @@ class Request:
     ----------
     formula : str
         For example "TaB2"; kept exactly.
-    space_group : int
-        International number 1..230.
-    energy : float
-        Formation energy, eV/atom.
+    space_group : int, optional
+        International number 1..230; left open where not given.
+    energy : float, optional
+        Formation energy, eV/atom; left open where not given.
     count : int
         Crystals to generate.
     formula_units : int, optional
@@ -45,16 +47,16 @@ class Request:
     """
 
     formula: str
-    space_group: int
-    energy: float
+    space_group: int | None = None
+    energy: float | None = None
     count: int = 8
     formula_units: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what cannot be asked."""
-        if not 1 <= self.space_group <= 230:
+        if self.space_group is not None and not 1 <= self.space_group <= 230:
             raise ValueError(f"space group must be in 1..230, got {self.space_group}")
-        if not np.isfinite(self.energy):
+        if self.energy is not None and not np.isfinite(self.energy):
             raise ValueError(f"energy must be a finite number of eV/atom, got {self.energy}")
         if not 1 <= self.count <= MAX_COUNT:
             raise ValueError(f"count must be in 1..{MAX_COUNT}, got {self.count}")
@@ -113,8 +115,8 @@ def conditions(request: Request, sampler: Generator) -> tuple[CrystalBatch, str]
         torch.zeros(b, n, 3),
         torch.eye(3).expand(b, 3, 3),
         torch.full((b,), n),
-        torch.full((b,), request.space_group),
-        torch.full((b,), request.energy, dtype=torch.float32),
+        torch.full((b,), request.space_group or 0),
+        torch.full((b,), np.nan if request.energy is None else request.energy, dtype=torch.float32),
     )
     return batch, why
 
@@ -123,11 +125,15 @@ def _choose_units(request: Request, written: list[int], sampler: Generator) -> t
     if request.formula_units is not None:
         return request.formula_units, f"{request.formula_units} formula units, as asked"
     anonymous, own_units = anonymise(written)
-    seen = sampler.config["data"]["formula_units"].get(f"{anonymous}:{request.space_group}", {})
+    seen: Counter[str] = Counter()
+    for kind, counts in sampler.run["data"]["formula_units"].items():
+        if kind == f"{anonymous}:{request.space_group or kind.split(':')[1]}":
+            seen.update(counts)
     fitting = {int(u): n for u, n in seen.items() if int(u) % own_units == 0}
     if not fitting:
+        group = "" if request.space_group is None else f" with space group {request.space_group}"
         return 1, (
-            f"as written: no training crystal of type {anonymous} has space group {request.space_group}, "
+            f"as written: there is no training crystal of type {anonymous}{group}, "
             "so expect little (--formula-units sets the cell's size)"
         )
     best = max(fitting, key=lambda u: (fitting[u], -u))
@@ -135,7 +141,16 @@ def _choose_units(request: Request, written: list[int], sampler: Generator) -> t
 
 
 def generate(
-    checkpoint: Path, request: Request, out: Path, *, steps: int = 100, seed: int = 0, device: str = "auto"
+    checkpoint: Path,
+    request: Request,
+    out: Path,
+    *,
+    steps: int = 100,
+    seed: int = 0,
+    device: str = "auto",
+    guidance: float = 1.0,
+    method: Method | None = None,
+    eta: float | None = None,
 ) -> str:
     """Generate, write and describe crystals.
 
@@ -146,7 +161,7 @@ def generate(
     request : Request
     out : Path
         Folder: 000.cif ..., crystals.extxyz, crystals.csv, crystals.json, crystals.png.
-    steps, seed, device
+    steps, seed, device, guidance, method, eta
         As for `fastcrystal.sampling.Generator.sample`.
 
     Returns
@@ -163,7 +178,8 @@ def generate(
 
     sampler = Generator.from_run(checkpoint, device)
     batch, why = conditions(request, sampler)
-    crystals = sampler.sample(batch, steps=steps, seed=seed)
+    how: dict[str, Any] = {"steps": steps, "seed": seed, "guidance": guidance, "method": method, "eta": eta}
+    crystals = sampler.sample(batch, **how)
     state = validity.check(crystals)
     structures = _structures(crystals, state.valid)
     rows = [
@@ -183,8 +199,8 @@ def generate(
     out.mkdir(parents=True, exist_ok=True)
     _remove_former(out)
     _write(out, structures, rows)
-    about = {"request": asdict(request), "cell": why, "checkpoint": str(checkpoint), "step": sampler.step, "seed": seed}
-    text = json.dumps({**about, "steps": steps, "crystals": rows}, indent=2, allow_nan=False) + "\n"
+    about = {"request": asdict(request), "cell": why, "checkpoint": str(checkpoint), "step": sampler.step, **how}
+    text = json.dumps({**about, "crystals": rows}, indent=2, allow_nan=False) + "\n"
     (out / "crystals.json").write_text(text, encoding="utf-8")
     return _table(request, why, rows, out)
 
@@ -249,7 +265,7 @@ def _write(out: Path, structures: list[Structure | None], rows: list[dict[str, A
         writer.writeheader()
         writer.writerows(rows)
     shown = [(s, r) for s, r in zip(structures, rows, strict=True) if s is not None][:8]
-    titles = [f"{r['file']}\ngroup {r['group_0.1']} (asked {r['requested_group']})" for _, r in shown]
+    titles = [f"{r['file']}\ngroup {r['group_0.1']} (asked {r['requested_group'] or 'any'})" for _, r in shown]
     if shown:
         draw_crystals([s for s, _ in shown], titles, out / "crystals.png")
 
@@ -258,13 +274,17 @@ def _table(request: Request, why: str, rows: list[dict[str, Any]], out: Path) ->
     head = (
         "file      group asked  found at " + "  ".join(f"{p:g} A" for p in SYMPRECS) + "   A^3/atom  shortest A  state"
     )
-    lines = [f"{request.formula}, space group {request.space_group}, {request.energy:g} eV/atom; cell {why}", head]
+    group = "any space group" if request.space_group is None else f"space group {request.space_group}"
+    energy = "any energy" if request.energy is None else f"{request.energy:g} eV/atom"
+    lines = [f"{request.formula}, {group}, {energy}; cell {why}", head]
     for r in rows:
         groups = "".join(f"{_or_dash(r[f'group_{p:g}']):>7}" for p in SYMPRECS)
         lines.append(
-            f"{_or_dash(r['file']):9} {r['requested_group']:>11}      {groups}   {_or_dash(r['volume_per_atom']):>8}  "
-            f"{_or_dash(r['min_distance']):>10}  {r['state']}"
+            f"{_or_dash(r['file']):9} {_or_dash(r['requested_group']):>11}      {groups}   "
+            f"{_or_dash(r['volume_per_atom']):>8}  {_or_dash(r['min_distance']):>10}  {r['state']}"
         )
+    if request.space_group is None:
+        return "\n".join([*lines, f"written to {out}: CIF, crystals.extxyz, .csv, .json, .png"])
     hits = {p: sum(r[f"group_{p:g}"] == request.space_group for r in rows) for p in SYMPRECS}
     shares = ", ".join(f"{n} of {len(rows)} at {p:g} A" for p, n in hits.items())
     lines += [f"space group obtained: {shares}", f"written to {out}: CIF, crystals.extxyz, .csv, .json, .png"]

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from fastcrystal.checkpoint import list_checkpoints, write_json
 from fastcrystal.config import TrainConfig
-from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.metrics.evaluate import Evaluation, evaluate
+from fastcrystal.process.flow import Method
 from fastcrystal.sampling import Generator
-from fastcrystal.training import Prepared, Trainer, new_run_folder, prepare
+from fastcrystal.tasks import Prepared, prepare, trial
+from fastcrystal.training import Trainer, new_run_folder
 
 #: training crystals whose labels are checked for repeats at the end of a run: half a minute's matching
 REDUNDANCY_SAMPLE = 50
@@ -37,7 +40,8 @@ def train_and_evaluate(config: TrainConfig, out: Path | None, *, resume: bool = 
     -------
     str
         The table, and where the run folder is. The folder holds config.json, metrics.jsonl, checkpoints/, tensorboard/,
-        curves.png, result.json and table.md.
+        curves.png, result.json, table.md, and the crystals judged: generated.npz, test.npz and, in modification,
+        initial.npz.
 
     Raises
     ------
@@ -58,29 +62,56 @@ def train_and_evaluate(config: TrainConfig, out: Path | None, *, resume: bool = 
     _say(_opening(trainer))
     trainer.fit()
     draw_curves(run)
-    result = _judge(trainer.sampler(), trainer.prepared, config, run, jobs)
+    result = judge(trainer.sampler(), trainer.prepared, config, run, jobs)
     minutes = (time.perf_counter() - started) / 60
     return f"{result.table()}\n\nrun folder: {run}  ({minutes:.1f} min in all)"
 
 
+def finish_training(config: TrainConfig, run: Path) -> Trainer:
+    """Train in the folder `run` from wherever it stands: from the start, the newest checkpoint, or not at all.
+
+    Raises
+    ------
+    ValueError
+        If the folder belongs to other settings, or the data cannot be used.
+    """
+    trainer = Trainer(config, run)
+    if list_checkpoints(run):
+        trainer.resume()
+    if trainer.step < config.max_steps:
+        _say(_opening(trainer))
+        trainer.fit()
+        draw_curves(run)
+    return trainer
+
+
 def evaluate_run(
-    run: Path, max_test: int | None, steps: int | None, seed: int, device: str, jobs: int | None
+    run: Path,
+    max_test: int | None,
+    steps: int | None,
+    seed: int,
+    device: str,
+    jobs: int | None,
+    guidance: float | None = None,
+    method: Method | None = None,
+    eta: float | None = None,
 ) -> Evaluation:
     """Judge a finished run again, on its own test formulas; writes its result.json anew.
 
     Raises
     ------
     ValueError
-        If `run` has no usable checkpoint, or its data set is gone or has changed size.
+        If `run` has no usable checkpoint, its data set is gone or has changed, or an option does not suit it.
     """
     sampler = Generator.from_run(run, device)
-    config = TrainConfig.from_dict(sampler.config["train"])
-    prepared = prepare(config)
-    if prepared.data.fingerprint() != sampler.config["data"]["sha256"]:
-        raise ValueError(f"{config.data} has changed since {run} was trained: its test formulas are no longer known")
-    overrides = {"max_test": max_test, "sampling_steps": steps}
-    config = TrainConfig.from_dict({**config.to_dict(), **{k: v for k, v in overrides.items() if v is not None}})
-    return _judge(sampler, prepared, config, run_folder(run), jobs, seed)
+    prepared = prepare(sampler.config)
+    if prepared.data.fingerprint() != sampler.run["data"]["sha256"]:
+        raise ValueError(
+            f"{sampler.config.data} has changed since {run} was trained: its test formulas are no longer known"
+        )
+    asked: dict[str, Any] = {"max_test": max_test, "sampling_steps": steps, "guidance": guidance, "eta": eta}
+    config = replace(sampler.config, **{k: v for k, v in asked.items() if v is not None})
+    return judge(sampler, prepared, config, run_folder(run), jobs, seed, method)
 
 
 def run_folder(run: Path) -> Path:
@@ -88,30 +119,65 @@ def run_folder(run: Path) -> Path:
     return run.parent.parent if run.parent.name == "checkpoints" else run
 
 
-def test_crystals(prepared: Prepared, config: TrainConfig) -> CrystalDataset:
-    """The crystals that a run is judged on: those of the test formulas, or `max_test` of them drawn with the seed."""
-    index = prepared.split.test
-    if len(index) > config.max_test:
-        index = np.sort(np.random.default_rng(config.seed).permutation(index)[: config.max_test])
-    return prepared.data.select(index)
-
-
-def _judge(
-    sampler: Generator, prepared: Prepared, config: TrainConfig, run: Path, jobs: int | None, seed: int = 0
+def judge(
+    sampler: Generator,
+    prepared: Prepared,
+    config: TrainConfig,
+    run: Path,
+    jobs: int | None,
+    seed: int = 0,
+    method: Method | None = None,
 ) -> Evaluation:
-    test = test_crystals(prepared, config)
+    """Generate for the test formulas and judge; leaves result.json, table.md and the crystals in the folder `run`.
+
+    Parameters
+    ----------
+    sampler : Generator
+    prepared : Prepared
+    config : TrainConfig
+        Says how many test crystals, and how to sample.
+    run : Path
+    jobs : int, optional
+        Processes that match crystals; all cores where not given.
+    seed : int
+        Of the sampler's noise and of the baselines.
+    method : {"euler", "midpoint", "heun"}, optional
+
+    Raises
+    ------
+    ValueError
+        If an option does not suit the algorithm.
+    """
+    asked = trial(prepared, config)
     started = time.perf_counter()
-    generated = sampler.sample(test.batch(), steps=config.sampling_steps, seed=seed, progress=True)
-    seconds = (time.perf_counter() - started) / len(test)
+    generated = sampler.sample(
+        asked.conditions,
+        initial=asked.initial,
+        steps=config.sampling_steps,
+        seed=seed,
+        guidance=config.guidance,
+        method=method,
+        eta=config.eta if config.algo == "ddim" else None,
+        progress=True,
+    )
+    seconds = (time.perf_counter() - started) / len(asked.target)
+    crystals = {"generated": generated, "test": asked.target.batch(), "initial": asked.initial}
+    # a data set holds finite numbers; a crystal that is not finite is counted in result.json
+    finite = (generated.frac.isfinite().flatten(1).all(1) & generated.lattice.isfinite().flatten(1).all(1)).numpy()
+    for name, batch in crystals.items():
+        if batch is not None and finite.any():
+            asked.target.with_crystals(batch).select(finite).save(run / f"{name}.npz")
     result = evaluate(
         generated,
-        test,
+        asked.target,
         prepared.data.select(prepared.split.train),
+        initial=asked.initial,
         jobs=jobs,
         seed=seed,
         redundancy_sample=REDUNDANCY_SAMPLE,
     )
-    values = {**json.loads(result.to_json()), "seconds_per_crystal": seconds, "step": sampler.step}
+    how = {"steps": config.sampling_steps, "guidance": config.guidance, "method": method, "eta": config.eta}
+    values = {**json.loads(result.to_json()), "seconds_per_crystal": seconds, "step": sampler.step, "sampling": how}
     write_json(run / "result.json", values)
     (run / "table.md").write_text(result.table() + "\n", encoding="utf-8")
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,20 +16,42 @@ from fastcrystal.checkpoint import latest_checkpoint, load_weights, read_config,
 from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
 from fastcrystal.model.scaling import LatticeScaling
-from fastcrystal.model.unet import CrystalUNet, UNetConfig
-from fastcrystal.process.flow import FlowMatching
+from fastcrystal.model.unet import Condition, CrystalUNet, UNetConfig
+from fastcrystal.process import Process
+from fastcrystal.process.diffusion import Diffusion
+from fastcrystal.process.flow import FlowMatching, Method
+from fastcrystal.process.regression import Regression
 
 
-def make_flow(config: TrainConfig, scaling: LatticeScaling) -> FlowMatching:
+def make_process(config: TrainConfig, scaling: LatticeScaling) -> Process:
     """The process that `config` asks for: standardised lattices start from normal noise, raw ones as the sites do."""
+    if config.algo == "regression":
+        return Regression(scaling.site_scale, scaling.site_offset, config.lattice_weight)
+    if config.diffuses:
+        return Diffusion(
+            sampler=config.algo,  # type: ignore[arg-type]
+            schedule=config.schedule,  # type: ignore[arg-type]
+            training_steps=config.diffusion_steps,
+            eta=config.eta,
+            clip=config.clip,
+            lattice_weight=config.lattice_weight,
+            predict="noise" if config.predict == "paper" else "data",
+            site_scale=scaling.site_scale,
+        )
     return FlowMatching(
-        noise=config.noise,  # type: ignore[arg-type]
-        lattice_noise="normal" if scaling.mode == "composition" else "same",
+        noise="uniform" if config.noise == "none" else config.noise,  # type: ignore[arg-type]
+        lattice_noise="normal" if scaling.standardised else "same",
         torus=config.torus,
         site_scale=scaling.site_scale,
         site_offset=scaling.site_offset,
         lattice_weight=config.lattice_weight,
+        predict="velocity" if config.predict == "paper" else "data",
     )
+
+
+def live_rows(config: TrainConfig, num_sites: Tensor, length: int) -> Tensor:
+    """How many rows of a crystal matrix are noised and learned: the sites, or, unmasked, the padding too."""
+    return num_sites if config.mask_padding else torch.full_like(num_sites, length - EXTRA_ROWS)
 
 
 def pick_device(name: str) -> torch.device:
@@ -51,21 +74,23 @@ def pick_device(name: str) -> torch.device:
 
 
 class Generator:
-    """A trained model that turns conditions into crystals.
+    """A trained model that turns conditions, and in modification initial structures, into crystals.
 
     Parameters
     ----------
     model : CrystalUNet
         In evaluation mode, on its device.
-    flow : FlowMatching
+    config : TrainConfig
+        How it was trained.
     scaling : LatticeScaling
     length : int
         L of the crystal matrix.
     """
 
-    def __init__(self, model: CrystalUNet, flow: FlowMatching, scaling: LatticeScaling, length: int) -> None:
-        self.model, self.flow, self.scaling, self.length = model, flow, scaling, length
-        self.config: dict[str, Any] = {}
+    def __init__(self, model: CrystalUNet, config: TrainConfig, scaling: LatticeScaling, length: int) -> None:
+        self.model, self.config, self.scaling, self.length = model, config, scaling, length
+        self.process = make_process(config, scaling)
+        self.run: dict[str, Any] = {}
         self.step = 0
 
     @classmethod
@@ -94,8 +119,8 @@ class Generator:
         train, scaling = TrainConfig.from_dict(config["train"]), LatticeScaling.from_dict(config["scaling"])
         model = CrystalUNet(UNetConfig.from_dict(config["model"]))
         load_weights(model, read_tensors(checkpoint, "ema"), checkpoint)
-        out = cls(model.to(target).eval(), make_flow(train, scaling), scaling, config["length"])
-        out.config, out.step = config, read_state(checkpoint)["step"]
+        out = cls(model.to(target).eval(), train, scaling, config["length"])
+        out.run, out.step = config, read_state(checkpoint)["step"]
         return out
 
     @property
@@ -108,23 +133,38 @@ class Generator:
         self,
         conditions: CrystalBatch,
         *,
+        initial: CrystalBatch | None = None,
         steps: int = 100,
         seed: int = 0,
         batch_size: int = 256,
+        guidance: float = 1.0,
+        method: Method | None = None,
+        eta: float | None = None,
         progress: bool = False,
     ) -> CrystalBatch:
-        """One crystal for each crystal of `conditions` (Algorithm 6).
+        """One crystal for each crystal of `conditions` (Algorithms 2, 6, 8, 10, 11, as the model was trained).
 
         Parameters
         ----------
         conditions : CrystalBatch
-            Species, num_sites, space_group and energy are used; coordinates and lattice are not looked at.
+            Species, num_sites, space_group and energy are used; coordinates and lattice are not looked at. A space
+            group 0 and an energy NaN are left open, which a model trained with `condition_dropout` understands. In
+            modification the energy is E(target) - E(initial).
+        initial : CrystalBatch, optional
+            Structures to modify, with the species of `conditions` site by site.
         steps : int
-            Euler steps.
+            Steps of the sampler; a regression takes one whatever is asked.
         seed : int
             The same seed, conditions and batch size give the same crystals, whatever the device draws them on.
         batch_size : int
             Crystals at a time.
+        guidance : float
+            Classifier-free guidance: prediction = open + guidance (told - open), where nothing but the formula (and the
+            initial structure) is told in `open`. 1: none; each step calls the network once instead of twice.
+        method : {"euler", "midpoint", "heun"}, optional
+            How flow matching integrates; Euler (the paper's) where not given.
+        eta : float, optional
+            Noise of DDIM, instead of that of the run.
         progress : bool
             Show a bar on stderr.
 
@@ -136,18 +176,25 @@ class Generator:
         Raises
         ------
         ValueError
-            If a crystal has more sites than the model's matrix, or `steps` is less than 1.
+            If a crystal has more sites than the model's matrix, a condition is left open or guidance asked for without
+            a model trained for it, an initial structure is missing or not wanted, or an option does not suit the
+            algorithm or its schedule.
         """
-        if int(conditions.num_sites.max()) > self.max_sites:
-            raise ValueError(
-                f"num_sites must be in 1..{self.max_sites} for this model, got {int(conditions.num_sites.max())}"
-            )
+        self._check(conditions, initial, guidance, method)
+        process = self._process(eta)
         generator = torch.Generator().manual_seed(seed)
         parts = []
         bar = tqdm(total=len(conditions), desc="sampling", unit="crystal", disable=not progress, file=sys.stderr)
         for start in range(0, len(conditions), batch_size):
-            part = conditions[start : start + batch_size].to(self.device)
-            parts.append(self._sample_batch(part, steps, generator).to("cpu"))
+            chunk = slice(start, start + batch_size)
+            part = conditions[chunk].to(self.device)
+            x_0 = None if initial is None else self.scaling.encode(initial[chunk].to(self.device), self.length)
+            network = self._network(part, x_0, guidance)
+            options: dict[str, Any] = {} if method is None else {"method": method}
+            rows = live_rows(self.config, part.num_sites, self.length)
+            x = process.sample(network, rows, self.length, steps, generator, x_0, **options)
+            frac, lattice = self.scaling.decode(x.float(), part.species, part.num_sites)
+            parts.append(replace(part, frac=frac, lattice=lattice).to("cpu"))
             bar.update(len(part))
         bar.close()
         frac, lattice = torch.cat([p.frac for p in parts]), torch.cat([p.lattice for p in parts])
@@ -158,13 +205,66 @@ class Generator:
         """Where the weights are."""
         return next(self.model.parameters()).device
 
-    def _sample_batch(self, part: CrystalBatch, steps: int, generator: torch.Generator) -> CrystalBatch:
-        cond = self.model.condition(part.species, part.num_sites, part.space_group, part.energy)
+    def _network(self, part: CrystalBatch, x_0: Tensor | None, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
+        """The network with its conditions, and guidance where asked: (x, t) -> (B, L, 3)."""
+        told = x_0 if self.config.conditions_on_initial else None
+        rows = live_rows(self.config, part.num_sites, self.length)
 
-        def velocity(x: Tensor, t: Tensor) -> Tensor:
-            out: Tensor = self.model(x, t, cond)
+        def embed(group: Tensor, energy: Tensor) -> Condition:
+            cond = self.model.condition(part.species, part.num_sites, group, energy, told)
+            return cond._replace(num_sites=rows)
+
+        told_all = embed(part.space_group, part.energy)
+        if guidance == 1:
+            return lambda x, t: self.model(x, t, told_all)
+        left_open = embed(torch.zeros_like(part.space_group), torch.full_like(part.energy, torch.nan))
+
+        def guided(x: Tensor, t: Tensor) -> Tensor:
+            without = self.model(x, t, left_open)
+            out: Tensor = without + guidance * (self.model(x, t, told_all) - without)
             return out
 
-        x = self.flow.sample(velocity, part.num_sites, self.length, steps, generator)
-        frac, lattice = self.scaling.decode(x.float(), part.species, part.num_sites)
-        return replace(part, frac=frac, lattice=lattice)
+        return guided
+
+    def _process(self, eta: float | None) -> Process:
+        if eta is None:
+            return self.process
+        if self.config.algo != "ddim":
+            raise ValueError(f"eta is DDIM's; this model was trained with --algo {self.config.algo}")
+        return make_process(replace(self.config, eta=eta), self.scaling)
+
+    def _check(
+        self, conditions: CrystalBatch, initial: CrystalBatch | None, guidance: float, method: Method | None
+    ) -> None:
+        """Raise ValueError where the model cannot do what is asked."""
+        if int(conditions.num_sites.max()) > self.max_sites:
+            raise ValueError(
+                f"num_sites must be in 1..{self.max_sites} for this model, got {int(conditions.num_sites.max())}"
+            )
+        if method is not None and self.config.algo != "cfm":
+            raise ValueError(f"method {method} is for flow matching; this model was trained with {self.config.algo}")
+        if not self.config.condition_dropout:
+            if guidance != 1:
+                raise ValueError(
+                    f"guidance {guidance:g} needs a model trained with --condition-dropout; this one was trained with 0"
+                )
+            for name, missing in (
+                ("space_group", conditions.space_group == 0),
+                ("energy", conditions.energy.isnan()),
+            ):
+                if missing.any():
+                    raise ValueError(
+                        f"{name} is left open for crystal {int(missing.nonzero()[0])}: this model was trained without "
+                        "--condition-dropout and needs it"
+                    )
+        if self.config.task == "generate":
+            if initial is not None:
+                raise ValueError("this model generates: it takes no initial structure (train one with --task modify)")
+        elif initial is None:
+            if not (self.config.conditions_on_initial and self.config.condition_dropout):
+                raise ValueError(
+                    "this model modifies: it needs initial structures (only --task modify --algo ddpm or ddim, trained "
+                    "with --condition-dropout, does without)"
+                )
+        elif initial.species.shape != conditions.species.shape or not initial.species.equal(conditions.species):
+            raise ValueError("initial structures must have the species of the conditions, site by site")

@@ -1,7 +1,4 @@
-"""The training loop (A.3): Adam, warm-up and cosine decay, averaged weights, checkpoints, one JSON line a step.
-
-The data set is small (a few hundred bytes a crystal), so it lies on the device whole; a step gathers its batch there.
-"""
+"""The training loop (A.3): Adam, warm-up and cosine decay, averaged weights, checkpoints, one JSON line a step."""
 
 from __future__ import annotations
 
@@ -10,11 +7,10 @@ import math
 import platform
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -30,73 +26,22 @@ from fastcrystal.checkpoint import (
     write_config,
 )
 from fastcrystal.config import TrainConfig
-from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch, matrix_length
-from fastcrystal.data.dataset import CrystalDataset, load_dataset
-from fastcrystal.data.splits import Split, split_by_formula
+from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.model.conditioning import drop_conditions
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import PRESETS, CrystalUNet, UNetConfig
-from fastcrystal.sampling import Generator, make_flow, pick_device
+from fastcrystal.sampling import Generator, live_rows, make_process, pick_device
+from fastcrystal.tasks import Example, GenerateTask, ModifyTask, prepare
 
-#: shares of train, validation and test, by formula
-FRACTIONS = (0.8, 0.05, 0.15)
 #: most crystals of a validation loss: one forward pass
 VALIDATION_SIZE = 512
 #: settings that may change when a run is resumed; "data" may move, but must hold the same crystals
 FREE_ON_RESUME = frozenset(
-    ("data", "device", "precision", "max_steps", "sampling_steps", "max_test", "checkpoint_every", "validate_every")
+    (
+        *("data", "device", "precision", "max_steps", "max_test", "checkpoint_every", "validate_every"),
+        *("sampling_steps", "guidance", "eta", "clip"),
+    )
 )
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A data set, split and ready to train on.
-
-    Attributes
-    ----------
-    data : CrystalDataset
-    split : Split
-    length : int
-        L of the crystal matrix.
-    left_out : dict of str to int
-        Crystals that cannot be used, by reason.
-    """
-
-    data: CrystalDataset
-    split: Split
-    length: int
-    left_out: dict[str, int]
-
-
-def prepare(config: TrainConfig) -> Prepared:
-    """Open the data set of `config`, leave out what cannot be used, and split it by formula.
-
-    Raises
-    ------
-    ValueError
-        If the data set cannot be read, or a side of the split is empty.
-    """
-    data = load_dataset(config.data, config.source)
-    largest = min(config.max_sites, config.length - EXTRA_ROWS) if config.length else config.max_sites
-    bad = {
-        f"larger than {largest} sites": data.natoms > largest,
-        "without energy": ~np.isfinite(data.e_form),
-        "without space group": data.sg == 0,
-    }
-    unusable = np.any(list(bad.values()), axis=0)
-    left_out = {why: int(mask.sum()) for why, mask in bad.items() if mask.any()}
-    if unusable.all():
-        raise ValueError(f"{config.data} has no crystal to train on: {_listed(left_out)} of {len(data)}")
-    data = data.select(~unusable)
-    length = config.length or matrix_length(int(data.natoms.max()))
-    split = split_by_formula(data, FRACTIONS, config.seed)
-    for side in ("train", "test"):  # validation only draws a curve: a small set may do without
-        if not len(getattr(split, side)):
-            raise ValueError(f"{config.data}: too few formulas to split, none is left for {side}")
-    return Prepared(data, split, length, left_out)
-
-
-def _listed(left_out: dict[str, int]) -> str:
-    return ", ".join(f"{n} {why}" for why, n in left_out.items())
 
 
 class Trainer:
@@ -113,11 +58,11 @@ class Trainer:
         self.config, self.run = config, run
         self.device = pick_device(config.device)
         self.prepared = prepare(config)
-        data, split = self.prepared.data, self.prepared.split
-        self.train = data.select(split.train).batch().to(self.device)
-        self.val = data.select(split.val).batch().to(self.device) if len(split.val) else None
         self.scaling = self._fit_scaling()
-        self.flow = make_flow(config, self.scaling)
+        self.process = make_process(config, self.scaling)
+        task = GenerateTask if config.task == "generate" else ModifyTask
+        self.task = task(self.prepared, config, self.scaling, self.device)
+        self.val = self.task.validation(VALIDATION_SIZE)
         torch.manual_seed(config.seed)
         self.model = CrystalUNet(self._model_config()).to(self.device)
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
@@ -132,21 +77,29 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half is torch.float16)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.step = 0
-        self.x_1 = self.scaling.encode(self.train, self.prepared.length)
 
     def _fit_scaling(self) -> LatticeScaling:
         if self.config.lattice == "raw":
             return LatticeScaling()
-        return LatticeScaling.fit(self.train.to("cpu"), self.config.site_scale, 0.5)
+        train = self.prepared.data.select(self.prepared.split.train).batch()
+        return LatticeScaling.fit(train, self.config.site_scale, 0.5, self.config.lattice)  # type: ignore[arg-type]
 
     def _model_config(self) -> UNetConfig:
-        energy = self.train.energy.double()
+        energy = torch.from_numpy(self.prepared.data.e_form[self.prepared.split.train])
+        scale: dict[str, Any] = dict(zip(("energy_mean", "energy_std"), _moments(energy), strict=True))
+        if isinstance(self.task, ModifyTask):
+            what = "change" if self.config.conditions_on_initial else "energy"
+            scale |= dict(zip((f"{what}_mean", f"{what}_std"), _moments(self.task.changes()), strict=True))
         return replace(
             PRESETS[self.config.preset],
             length=self.prepared.length,
             site_species=self.config.site_species,
-            energy_mean=float(energy.mean()),
-            energy_std=max(float(energy.std(correction=0)), 1e-3),
+            place_channels=self.config.place_channels,
+            site_waves=self.config.site_waves,
+            site_period=self.scaling.site_scale,
+            identity_embedding=self.config.identity_embedding,
+            initial=self.config.conditions_on_initial,
+            **scale,
         )
 
     def learning_rate(self, step: int) -> float:
@@ -206,10 +159,11 @@ class Trainer:
         FloatingPointError
             If the loss is not finite.
         """
-        index = torch.randint(len(self.train), (self.config.batch_size,), generator=self.generator).to(self.device)
+        example = self.task.batch(self.step, self.generator)
         for group in self.optimiser.param_groups:
             group["lr"] = lr
-        loss = self._loss(self.model, self.train[index], self.x_1[index], self.generator)
+        with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
+            loss = self._loss(self.model, example, self.generator, self.config.condition_dropout)
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimiser)
@@ -227,28 +181,31 @@ class Trainer:
         return value
 
     @torch.no_grad()
-    def validate(self, batch: CrystalBatch) -> float:
-        """Loss of the averaged weights on (up to `VALIDATION_SIZE` of) a batch, with the same noise every time."""
-        from torch.func import functional_call
-
+    def validate(self, example: Example) -> float:
+        """Loss of the averaged weights, with the same noise every time and no condition left open."""
         generator = torch.Generator().manual_seed(self.config.seed)
+        averaged = _Averaged(self.model, self.average)
         self.model.eval()
-
-        def averaged(x: Tensor, t: Tensor, cond: Any) -> Tensor:
-            out: Tensor = functional_call(self.model, self.average, (x, t, cond))
-            return out
-
-        batch = batch[:VALIDATION_SIZE]
-        x_1 = self.scaling.encode(batch, self.prepared.length)
-        cond = functional_call(_Conditions(self.model), {f"model.{k}": v for k, v in self.average.items()}, (batch,))
-        loss = self.flow.loss(averaged, x_1, batch.num_sites, cond, generator)
+        loss = self._loss(averaged, example, generator, 0.0)
         self.model.train()
         return float(loss)
 
-    def _loss(self, model: CrystalUNet, batch: CrystalBatch, x_1: Tensor, generator: torch.Generator) -> Tensor:
-        with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
-            cond = model.condition(batch.species, batch.num_sites, batch.space_group, batch.energy)
-            return self.flow.loss(model, x_1, batch.num_sites, cond, generator)
+    def _loss(
+        self, model: CrystalUNet | _Averaged, example: Example, generator: torch.Generator, dropout: float
+    ) -> Tensor:
+        crystals = example.crystals
+        told = example.initial if self.config.conditions_on_initial else None
+        has_initial = None if told is None else torch.ones_like(crystals.num_sites, dtype=torch.bool)
+        group, energy, has_initial = drop_conditions(
+            crystals.space_group, crystals.energy, has_initial, dropout, generator
+        )
+        if has_initial is not None and example.initial_energy is not None:
+            # without its initial structure a row is told the formation energy instead of the change
+            energy = torch.where(has_initial, energy, energy + example.initial_energy)
+        cond = model.condition(crystals.species, crystals.num_sites, group, energy, told, has_initial)
+        rows = live_rows(self.config, crystals.num_sites, self.prepared.length)
+        cond = cond._replace(num_sites=rows)
+        return self.process.loss(model, example.x_1, rows, cond, generator, example.initial)
 
     def description(self) -> dict[str, Any]:
         """What config.json says of the run."""
@@ -322,20 +279,44 @@ class Trainer:
         """The averaged weights, ready to generate."""
         model = CrystalUNet(self.model.config).to(self.device).eval()
         model.load_state_dict(self.average)
-        out = Generator(model, self.flow, self.scaling, self.prepared.length)
-        out.config, out.step = self.description(), self.step
+        out = Generator(model, self.config, self.scaling, self.prepared.length)
+        out.run, out.step = self.description(), self.step
         return out
 
 
-class _Conditions(torch.nn.Module):
-    """Makes `CrystalUNet.condition` reachable for functional_call."""
+class _Averaged:
+    """A model with other weights in its place, for a validation that leaves the weights alone."""
 
-    def __init__(self, model: CrystalUNet) -> None:
+    def __init__(self, model: CrystalUNet, weights: dict[str, Tensor]) -> None:
+        self.model, self.weights = model, {f"model.{k}": v for k, v in weights.items()}
+
+    def __call__(self, *args: Any) -> Any:
+        return self._call("forward", *args)
+
+    def condition(self, *args: Any) -> Any:
+        return self._call("condition", *args)
+
+    def _call(self, method: str, *args: Any) -> Any:
+        from torch.func import functional_call
+
+        return functional_call(_Method(self.model, method), self.weights, args)
+
+
+class _Method(torch.nn.Module):
+    """Makes any method of a model reachable for functional_call."""
+
+    def __init__(self, model: CrystalUNet, method: str) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.method = model, method
 
-    def forward(self, batch: CrystalBatch) -> Any:
-        return self.model.condition(batch.species, batch.num_sites, batch.space_group, batch.energy)
+    def forward(self, *args: Any) -> Any:
+        return getattr(self.model, self.method)(*args)
+
+
+def _moments(values: Tensor) -> tuple[float, float]:
+    """Mean and standard deviation; a constant has the deviation 1e-3, so that it can be divided by."""
+    values = values.double()
+    return float(values.mean()), max(float(values.std(correction=0)), 1e-3)
 
 
 def formula_units(data: CrystalDataset) -> dict[str, dict[str, int]]:
@@ -369,4 +350,5 @@ def _cut_metrics(path: Path, step: int) -> None:
 def new_run_folder(config: TrainConfig, root: Path = Path("runs")) -> Path:
     """A folder name that says what the run is and when it began."""
     stamp = time.strftime("%Y%m%d-%H%M%S")
-    return root / f"{config.algo}-{config.noise}-{Path(config.data).stem}-{config.preset}-{stamp}"
+    what = [config.algo, config.noise if config.task == "generate" else config.task, Path(config.data).stem]
+    return root / "-".join([*what, config.preset, stamp])

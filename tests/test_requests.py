@@ -88,10 +88,10 @@ def test_the_seed_decides(tiny_run: Path, sampled: tuple[Path, str], tmp_path: P
     ("request_", "sites", "why"),
     [
         (Request("NaCl", 225, -2.0), 2, "as in 24 of 24 training crystals of type AB"),
-        (Request("NaCl", 186, -2.0), 2, "as written: no training crystal of type AB has space group 186"),
+        (Request("NaCl", 186, -2.0), 2, "as written: there is no training crystal of type AB with space group 186"),
         (Request("NaCl", 225, -2.0, formula_units=2), 4, "2 formula units, as asked"),
         (Request("Na2Cl2", 225, -2.0), 4, "as written"),
-        (Request("Na", 229, 0.0), 1, "as written: no training crystal of type A"),
+        (Request("Na", 229, 0.0), 1, "as written: there is no training crystal of type A"),
     ],
 )
 def test_size_of_the_cell(sampler: Generator, request_: Request, sites: int, why: str) -> None:
@@ -103,7 +103,7 @@ def test_size_of_the_cell(sampler: Generator, request_: Request, sites: int, why
 
 def test_units_follow_the_commonest_training_cell(sampler: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {"AB:186": {"2": 5, "1": 1, "4": 5}}
-    monkeypatch.setitem(sampler.config["data"], "formula_units", seen)
+    monkeypatch.setitem(sampler.run["data"], "formula_units", seen)
     batch, line = conditions(Request("ZnO", 186, -1.5), sampler)
     assert batch.species[0].tolist() == [30, 30, 8, 8]  # of equally common cells the smaller; cation first
     assert line == "as in 5 of 11 training crystals of type AB"

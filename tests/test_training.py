@@ -19,7 +19,8 @@ from fastcrystal.config import TrainConfig
 from fastcrystal.data.dataset import load_dataset
 from fastcrystal.runs import draw_curves, evaluate_run, train_and_evaluate
 from fastcrystal.sampling import Generator, pick_device
-from fastcrystal.training import Trainer, anonymise, formula_units, new_run_folder, prepare
+from fastcrystal.tasks import GenerateTask, prepare
+from fastcrystal.training import Trainer, anonymise, formula_units, new_run_folder
 from tests.tiny import shrink_networks, tiny_config, tiny_dataset
 
 
@@ -39,8 +40,8 @@ def metrics(run: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"algo": "gan"}, "algo must be one of cfm, got 'gan'"),
-        ({"noise": "pink"}, "noise must be one of uniform, normal, got 'pink'"),
+        ({"algo": "gan"}, "algo must be one of cfm, ddpm, ddim, regression, got 'gan'"),
+        ({"noise": "pink"}, "takes uniform, normal, got noise 'pink'"),
         ({"preset": "huge"}, "preset must be one of slim, paper, got 'huge'"),
         ({"precision": "fp8"}, "precision must be one of"),
         ({"max_steps": 0}, "max_steps must be at least 1, got 0"),
@@ -192,7 +193,8 @@ def test_metrics_of_a_run_without_checkpoint_are_not_mixed_with_the_next(tiny_np
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_npz: Path, tmp_path: Path) -> None:
     trainer = Trainer(tiny_config(tiny_npz), tmp_path)
-    trainer.x_1[:] = torch.nan
+    assert isinstance(trainer.task, GenerateTask)
+    trainer.task.x_1[:] = torch.nan
     with pytest.raises(FloatingPointError, match="the loss is nan at step 1: lower --lr"):
         trainer.fit()
     assert not list_checkpoints(tmp_path)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import functools
+import io
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +61,22 @@ def shrink_networks(patch: Any) -> None:
     patch.setitem(PRESETS, "slim", TINY_NETWORK)
 
 
+def match_in_process(patch: Any) -> None:
+    """Let pymatgen judge in this process: a worker takes seconds to start, and tests of its own see to the pool."""
+    from fastcrystal.metrics import pool
+    from fastcrystal.metrics.worker import pymatgen_judge, read_message
+
+    def run_tasks(task: Callable[[int], bytes], count: int, *rest: Any, **options: Any) -> list[dict[str, Any]]:
+        judge = pymatgen_judge()
+        requests = [read_message(io.BytesIO(task(k))) for k in range(count)]
+        return [judge(request) for request in requests if request is not None]
+
+    patch.setattr(pool, "run_tasks", run_tasks)
+
+
 def tiny_config(data: Path, **changes: Any) -> TrainConfig:
     """Settings of a tiny run on the data set at `data`."""
-    return replace(TrainConfig.from_preset("slim", data=str(data), **TINY), **changes)
+    return TrainConfig.from_preset(**{"preset": "slim", "data": str(data), **TINY, **changes})
 
 
 def run_command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -18,7 +18,7 @@ import hashlib
 import zipfile
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
@@ -116,6 +116,25 @@ class CrystalDataset:
             torch.from_numpy(self.natoms.copy()),
             torch.from_numpy(self.sg.copy()),
             torch.from_numpy(self.e_form.copy()),
+        )
+
+    def with_crystals(self, batch: CrystalBatch) -> CrystalDataset:
+        """The same formulas, energies, groups and labels with the sites and lattices of a batch, crystal by crystal.
+
+        Raises
+        ------
+        ValueError
+            If the batch has another length or other numbers of sites.
+        """
+        host = batch.to("cpu")
+        if host.num_sites.tolist() != self.natoms.tolist():
+            raise ValueError(f"crystal by crystal as many sites are needed: got {len(host)} crystals for {len(self)}")
+        real = host.site_mask
+        return replace(
+            self,
+            lattice=host.lattice.float().numpy(),
+            numbers=host.species[real].numpy(),
+            frac=host.frac[real].float().numpy(),
         )
 
     def save(self, path: str | Path) -> Path:

@@ -1,0 +1,131 @@
+"""What each choice is worth: one switch a row, everything else alike; the same steps, seeds and test crystals."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastcrystal.checkpoint import write_json
+from fastcrystal.config import TrainConfig
+from fastcrystal.metrics.evaluate import wilson
+from fastcrystal.runs import finish_training, judge
+from fastcrystal.tasks import prepare
+
+#: row -> what differs from the recipe; the first row is the recipe itself
+ROWS: dict[str, dict[str, Any]] = {
+    "recipe": {},
+    "lattice in angstrom, as it is": {"lattice": "raw", "site_scale": 1.0},
+    "lattice in angstrom, standardised": {"lattice": "standard"},
+    "lattice lower-triangular, log-diagonal": {"lattice": "triangular"},
+    "lattice as a log-metric": {"lattice": "metric"},
+    "sites not scaled to unit variance": {"site_scale": 1.0},
+    "species only as a condition": {"site_species": False},
+    "velocity instead of data": {"predict": "paper"},
+    "no places of rows": {"place_channels": False},
+    "no sine and cosine of sites": {"site_waves": False},
+    "no embeddings of sites, group, stoichiometry": {"identity_embedding": False},
+    "torus path": {"torus": True},
+    "random order of equal sites": {"site_order": "random"},
+    "origin shifts allowed by the group": {"origin_shifts": True},
+    "padding not masked": {"mask_padding": False},
+    "no averaged weights": {"ema": 0.0},
+    "normal noise": {"noise": "normal"},
+}
+
+
+def ablate(
+    out: Path,
+    base: TrainConfig,
+    rows: Sequence[str] = tuple(ROWS),
+    seeds: Sequence[int] = (42,),
+    jobs: int | None = None,
+) -> str:
+    """Train and judge every row with every seed in `out`; what is done already is kept.
+
+    Parameters
+    ----------
+    out : Path
+        Folder: a run folder for each row and seed, ablation.md, ablation.json.
+    base : TrainConfig
+        The recipe.
+    rows : sequence of str
+        Keys of `ROWS`.
+    seeds : sequence of int
+        A seed decides the split too; the crystals of all seeds are counted together.
+    jobs : int, optional
+        Processes that match crystals; all cores where not given.
+
+    Returns
+    -------
+    str
+        The table.
+
+    Raises
+    ------
+    ValueError
+        If a row is unknown, or `out` holds rows of other settings.
+    """
+    unknown = [row for row in rows if row not in ROWS]
+    if unknown:
+        raise ValueError(f"rows must be among {', '.join(ROWS)}; got {unknown[0]!r}")
+    done: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        for seed in seeds:
+            config = replace(base, seed=seed, **ROWS[row])
+            run = out / f"{row.replace(' ', '-').replace(',', '')}-{seed}"
+            trainer = finish_training(config, run)
+            if not (run / "result.json").is_file():
+                judge(trainer.sampler(), prepare(config), config, run, jobs)
+            done.setdefault(row, []).append(json.loads((run / "result.json").read_text("utf-8")))
+    about = {
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        "date": time.strftime("%Y-%m-%d"),
+        "base": base.to_dict(),
+        "seeds": list(seeds),
+    }
+    text = table(done, base, seeds)
+    write_json(out / "ablation.json", {**about, "rows": done})
+    (out / "ablation.md").write_text(text + "\n", encoding="utf-8")
+    return f"{text}\n\nwritten to {out}"
+
+
+def table(done: dict[str, list[dict[str, Any]]], base: TrainConfig, seeds: Sequence[int]) -> str:
+    """One row a switch, the crystals of all seeds counted together."""
+    first = next(iter(done.values()))
+    lines = [
+        f"{base.data}, {base.max_steps} steps of {base.batch_size}, seeds {', '.join(map(str, seeds))}, "
+        f"{sum(r['n_test'] for r in first)} test crystals; [ ] are 95 % intervals",
+        "",
+        "| switch | fit | rms | RMSE |",
+        "|---|---|---|---|",
+    ]
+    for row, results in done.items():
+        lines.append(
+            f"| {row} | {_pooled(results, 'match_rate_fit')} | {_pooled(results, 'match_rate_rms')} | "
+            f"{_mean(results, 'rmse')} |"
+        )
+    lines += [
+        f"| *{name}* | {_pooled(first, f'{name}_fit')} | {_pooled(first, f'{name}_rms')} | "
+        f"{_mean(first, f'{name}_rmse')} |"
+        for name in ("retrieval", "chance")
+    ]
+    return "\n".join(lines)
+
+
+def _pooled(results: list[dict[str, Any]], name: str) -> str:
+    n = sum(r["n_test"] for r in results)
+    hits = round(sum(r[name] * r["n_test"] for r in results))
+    low, high = wilson(hits, n)
+    return f"{100 * hits / n:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _mean(results: list[dict[str, Any]], name: str) -> str:
+    values = [r[name] for r in results if r[name] is not None]
+    return f"{sum(values) / len(values):.4f}" if values else "-"

@@ -1,0 +1,244 @@
+"""The paper's Tables 1 and 2: every model trained with one recipe, one seed and one budget, and judged side by side.
+
+Table 1 (modification)   regression, flow matching, diffusion, beside copying the input
+Table 2 (generation)     flow matching from uniform and from normal noise, DDPM, DDIM
+
+DDPM and DDIM share their training (Algorithm 9): one network serves both rows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import fastcrystal
+from fastcrystal.checkpoint import write_json
+from fastcrystal.config import TrainConfig
+from fastcrystal.runs import finish_training, judge
+from fastcrystal.sampling import Generator
+from fastcrystal.tasks import prepare
+from fastcrystal.training import Trainer
+
+#: share of the budget that trains; the rest samples and matches
+TRAINING_SHARE = 0.8
+#: steps that are timed before the number of steps is decided
+_TIMED_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Model:
+    """One row of the paper's tables."""
+
+    name: str
+    """Folder and key."""
+    title: str
+    """What the table calls it."""
+    settings: dict[str, str]
+    """Task, algorithm and noise."""
+    weights_of: str | None = None
+    """Sampled from the weights of this model instead of its own."""
+
+    @property
+    def task(self) -> str:
+        """ "modify" (Table 1) or "generate" (Table 2)."""
+        return self.settings["task"]
+
+
+MODELS = (
+    Model("modify-regression", "regression (Alg. 1, 2)", {"task": "modify", "algo": "regression"}),
+    Model("modify-cfm", "flow matching (Alg. 4, 6)", {"task": "modify", "algo": "cfm"}),
+    Model("modify-ddpm", "diffusion (Alg. 7, 8)", {"task": "modify", "algo": "ddpm"}),
+    Model("cfm-uniform", "flow matching, uniform (Alg. 5, 6)", {"task": "generate", "algo": "cfm", "noise": "uniform"}),
+    Model("cfm-normal", "flow matching, normal (Alg. 5, 6)", {"task": "generate", "algo": "cfm", "noise": "normal"}),
+    Model("ddpm", "DDPM (Alg. 9, 10)", {"task": "generate", "algo": "ddpm"}),
+    Model("ddim", "DDIM (Alg. 9, 11)", {"task": "generate", "algo": "ddim"}, weights_of="ddpm"),
+)
+TITLES = {"modify": "Table 1: modification", "generate": "Table 2: generation"}
+#: best accuracies that the paper's abstract gives, on its own data (AFLOW)
+PAPER = {"modify": 0.41, "generate": 0.82}
+#: baseline -> what it is
+BASELINES = {
+    "copy": "the initial structure as it is",
+    "retrieval": "training template, elements exchanged",
+    "chance": "true lattice, random sites",
+}
+
+
+def reproduce(out: Path, base: TrainConfig, minutes: float, jobs: int | None = None) -> str:
+    """Train and judge all seven models in `out`; what is done already is kept, what was interrupted goes on.
+
+    Parameters
+    ----------
+    out : Path
+        Folder: one run folder a model, tables.md, tables.json, tables.png.
+    base : TrainConfig
+        Data, recipe and seed that all models share.
+    minutes : float
+        For everything, about; decides the number of steps, which is the same for every model.
+    jobs : int, optional
+        Processes that match crystals; all cores where not given.
+
+    Returns
+    -------
+    str
+        Both tables.
+
+    Raises
+    ------
+    ValueError
+        If the budget is not positive, `out` holds the tables of other settings, or the data cannot be used.
+    """
+    if not 0 < minutes < math.inf:
+        raise ValueError(f"budget must be a positive number of minutes, got {minutes}")
+    started = time.perf_counter()
+    base = plan(out, base, minutes)
+    for model in MODELS:
+        if model.weights_of is None:
+            finish_training(config_of(model, base), out / model.name)
+        if not (out / model.name / "result.json").is_file():
+            judge_model(out, model, base, jobs)
+    results = {m.name: json.loads((out / m.name / "result.json").read_text("utf-8")) for m in MODELS}
+    about = {
+        "machine": f"{platform.machine()}, {torch.get_num_threads()} threads"
+        + (f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""),
+        "fastcrystal": fastcrystal.__version__,
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+        "data": base.data,
+        "steps": base.max_steps,
+        "batch_size": base.batch_size,
+        "seed": base.seed,
+        "minutes_this_time": (time.perf_counter() - started) / 60,
+        "paper": PAPER,
+    }
+    write_json(out / "tables.json", {**about, "models": results})
+    text = tables(results, about)
+    (out / "tables.md").write_text(text + "\n", encoding="utf-8")
+    draw(results, out / "tables.png")
+    return f"{text}\n\nwritten to {out}: tables.md, tables.json, tables.png and a run folder for each model"
+
+
+def plan(out: Path, base: TrainConfig, minutes: float) -> TrainConfig:
+    """`base` with the number of steps that fits the budget, timed once and kept in plan.json."""
+    path = out / "plan.json"
+    settings = {k: v for k, v in base.to_dict().items() if k not in ("max_steps", "warmup")}
+    if path.is_file():
+        known = json.loads(path.read_text(encoding="utf-8"))
+        if known["settings"] != json.loads(json.dumps(settings)) or known["minutes"] != minutes:
+            raise ValueError(f"{out} holds tables of other settings: give another --out, or delete it")
+        return replace(base, max_steps=known["max_steps"], warmup=known["warmup"])
+    trainings = sum(m.weights_of is None for m in MODELS)
+    rate = steps_per_second(replace(base, task="generate", algo="cfm"))
+    steps = max(1, int(60 * minutes * TRAINING_SHARE / trainings * rate))
+    warmup = min(base.warmup, steps // 10)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(path, {"minutes": minutes, "max_steps": steps, "warmup": warmup, "settings": settings})
+    sys.stderr.write(f"{rate:.2f} steps/s: {steps} steps for each of {trainings} trainings in {minutes:g} minutes\n")
+    return replace(base, max_steps=steps, warmup=warmup)
+
+
+def steps_per_second(config: TrainConfig) -> float:
+    """Speed of training on this machine, measured on a few steps that are thrown away."""
+    trainer = Trainer(config, Path("unused"))
+    for _ in range(2):
+        trainer.train_step(0.0)
+    started = time.perf_counter()
+    for _ in range(_TIMED_STEPS):
+        trainer.train_step(0.0)
+    return _TIMED_STEPS / (time.perf_counter() - started)
+
+
+def config_of(model: Model, base: TrainConfig) -> TrainConfig:
+    """The settings of one model."""
+    return replace(base, **{"noise": "auto", **model.settings})  # type: ignore[arg-type]
+
+
+def judge_model(out: Path, model: Model, base: TrainConfig, jobs: int | None) -> None:
+    """Sample and match; the result lies in the model's own folder."""
+    config = config_of(model, base)
+    trained = Generator.from_run(out / (model.weights_of or model.name), config.device)
+    sampler = Generator(trained.model, config, trained.scaling, trained.length)
+    sampler.run, sampler.step = trained.run, trained.step
+    (out / model.name).mkdir(exist_ok=True)
+    judge(sampler, prepare(config), config, out / model.name, jobs)
+
+
+def tables(results: dict[str, dict[str, Any]], about: dict[str, Any]) -> str:
+    """Both tables as Markdown."""
+    blocks = []
+    for task, title in TITLES.items():
+        models = [m for m in MODELS if m.task == task]
+        first = results[models[0].name]
+        unit = "pairs" if task == "modify" else "crystals"
+        lines = [
+            f"{title}, {first['n_test']} test {unit} of unseen formulas",
+            "",
+            "| model | accuracy (fit) | match rate (rms) | RMSE | seconds a crystal |",
+            "|---|---|---|---|---|",
+        ]
+        for m in models:
+            r = results[m.name]
+            lines.append(f"| {m.title} | {_rate(r, 'match_rate', 'rmse')} | {r['seconds_per_crystal']:.3f} |")
+        for name, what in BASELINES.items():
+            if first.get(f"{name}_fit") is not None:
+                lines.append(f"| *{name}: {what}* | {_rate(first, name, f'{name}_rmse')} | |")
+        lines.append(f"| *the paper's best, its own data* | {100 * PAPER[task]:.0f} % | | | |")
+        blocks.append("\n".join(lines))
+    note = (
+        f"{about['data']}; {about['steps']} steps of {about['batch_size']} for every model, seed {about['seed']}; "
+        f"{about['machine']}, torch {about['torch']}, {about['date']}. [ ] are 95 % intervals. The paper's figures are "
+        "for AFLOW data that are not public in this form: they cannot be compared number by number."
+    )
+    return "\n\n".join([*blocks, note])
+
+
+def _rate(result: dict[str, Any], name: str, rmse: str) -> str:
+    cells = []
+    for criterion in ("fit", "rms"):
+        low, high = result["intervals"][f"{name}_{criterion}"]
+        cells.append(f"{100 * result[f'{name}_{criterion}']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]")
+    value = result[rmse]
+    return " | ".join([*cells, "-" if value is None else f"{value:.4f}"])
+
+
+def draw(results: dict[str, dict[str, Any]], path: Path) -> Path:
+    """Both tables as bars with 95 % intervals, the baselines as lines."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    counts = [sum(m.task == task for m in MODELS) for task in TITLES]
+    figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained", sharey=True, width_ratios=counts)
+    for axis, (task, title) in zip(axes, TITLES.items(), strict=True):
+        models = [m for m in MODELS if m.task == task]
+        first = results[models[0].name]
+        for offset, criterion, colour in ((-0.2, "fit", "#1f5fa8"), (0.2, "rms", "#9cc3e6")):
+            x = [i + offset for i in range(len(models))]
+            height = [100 * results[m.name][f"match_rate_{criterion}"] for m in models]
+            bounds = [results[m.name]["intervals"][f"match_rate_{criterion}"] for m in models]
+            error = [[h - 100 * b[0] for h, b in zip(height, bounds, strict=True)]]
+            error += [[100 * b[1] - h for h, b in zip(height, bounds, strict=True)]]
+            axis.bar(x, height, 0.38, yerr=error, capsize=3, color=colour, label=f"model ({criterion})")
+        styles = {"copy": ":", "retrieval": "--", "chance": "-."}
+        for name, style in styles.items():
+            if first.get(f"{name}_fit") is not None:
+                axis.axhline(100 * first[f"{name}_fit"], color="k", linestyle=style, linewidth=1, label=f"{name} (fit)")
+        axis.set_xticks(range(len(models)), [m.title.replace(" (", "\n(").replace(", ", ",\n") for m in models])
+        axis.tick_params(axis="x", labelsize=8)
+        axis.set_title(f"{title} (n = {first['n_test']})", fontsize=10)
+        axis.set_ylim(0, 100)
+        axis.grid(axis="y", alpha=0.25)
+        axis.legend(fontsize=7, frameon=False, loc="upper left", ncols=2)
+    axes[0].set_ylabel("test crystals matched, %")
+    figure.savefig(path, dpi=130)
+    plt.close(figure)
+    return path

@@ -1,0 +1,301 @@
+"""The two tasks, from a data set to batches: what is trained on, what validates, what is judged.
+
+generate    a crystal x_1 from its conditions (Algorithms 5 and 9)
+modify      a more stable polymorph x_1 from a less stable one, x_0, and the energy between them (Algorithms 1, 4 and 7)
+
+The data set lies on the device whole; a batch is gathered there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastcrystal.config import TrainConfig
+from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch, matrix_length
+from fastcrystal.data.augment import Shifts, allowed_shifts, random_order, shift_origin
+from fastcrystal.data.dataset import CrystalDataset, load_dataset
+from fastcrystal.data.polymorphs import PairSampler, find_pairs
+from fastcrystal.data.site_pairs import paired_order
+from fastcrystal.data.splits import Split, split_by_formula
+from fastcrystal.model.scaling import LatticeScaling
+
+#: shares of train, validation and test, by formula
+FRACTIONS = (0.8, 0.05, 0.15)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set, split and ready to train on.
+
+    Attributes
+    ----------
+    data : CrystalDataset
+    split : Split
+    length : int
+        L of the crystal matrix.
+    left_out : dict of str to int
+        Crystals that cannot be used, by reason.
+    """
+
+    data: CrystalDataset
+    split: Split
+    length: int
+    left_out: dict[str, int]
+
+
+def prepare(config: TrainConfig) -> Prepared:
+    """Open the data set of `config`, leave out what cannot be used, and split it by formula.
+
+    Raises
+    ------
+    ValueError
+        If the data set cannot be read, or a side of the split is empty.
+    """
+    data = load_dataset(config.data, config.source)
+    largest = min(config.max_sites, config.length - EXTRA_ROWS) if config.length else config.max_sites
+    bad: dict[str, NDArray[np.bool_]] = {
+        f"larger than {largest} sites": data.natoms > largest,
+        "without energy": ~np.isfinite(data.e_form),
+        "without space group": data.sg == 0,
+    }
+    unusable = np.any(list(bad.values()), axis=0)
+    if config.task == "modify" and not unusable.all():
+        # left out before the split: else the heavy formulas that training gets would take nearly all pairs along
+        alone = ~unusable
+        alone[np.unique(find_pairs(data, np.flatnonzero(~unusable)).lowest)] = False
+        bad["without a polymorph"] = alone
+        unusable |= alone
+    left_out = {why: int(mask.sum()) for why, mask in bad.items() if mask.any()}
+    if unusable.all():
+        listed = ", ".join(f"{n} {why}" for why, n in left_out.items())
+        raise ValueError(f"{config.data} has no crystal to train on: {listed} of {len(data)}")
+    data = data.select(~unusable)
+    length = config.length or matrix_length(int(data.natoms.max()))
+    split = split_by_formula(data, FRACTIONS, config.seed)
+    for side in ("train", "test"):  # validation only draws a curve: a small set may do without
+        if not len(getattr(split, side)):
+            raise ValueError(f"{config.data}: too few formulas to split, none is left for {side}")
+    return Prepared(data, split, length, left_out)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A batch ready for the network.
+
+    Attributes
+    ----------
+    crystals : CrystalBatch
+        The targets; `energy` is the condition, eV/atom: in modification E(target) - E(initial).
+    x_1 : Tensor, shape (B, L, 3), floating
+        The targets, encoded.
+    initial : Tensor, shape (B, L, 3), floating, or None
+        Encoded initial structures of a modification.
+    initial_energy : Tensor, shape (B,), floating, or None
+        Formation energies of the initial structures, eV/atom.
+    """
+
+    crystals: CrystalBatch
+    x_1: Tensor
+    initial: Tensor | None = None
+    initial_energy: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What a model is judged on.
+
+    Attributes
+    ----------
+    target : CrystalDataset
+        True crystals of unseen formulas.
+    conditions : CrystalBatch
+        What the model is told: species, number of sites, space group and energy (in modification the energy change).
+    initial : CrystalBatch or None
+        Initial structures of a modification, one for each target.
+    """
+
+    target: CrystalDataset
+    conditions: CrystalBatch
+    initial: CrystalBatch | None = None
+
+
+def trial(prepared: Prepared, config: TrainConfig) -> Trial:
+    """The test crystals of a run, or `max_test` of them drawn with the seed; in modification the lowest-energy pairs.
+
+    Raises
+    ------
+    ValueError
+        If the task is modification and the test formulas have no two polymorphs.
+    """
+    data, test = prepared.data, prepared.split.test
+    if config.task == "generate":
+        target = data.select(_some(test, config))
+        return Trial(target, target.batch())
+    initial, target_index = _some(find_pairs(data, test).lowest, config).T
+    before, target = data.select(initial).batch(), data.select(target_index)
+    return Trial(target, _changes(before, target.batch()), before)
+
+
+def _some(index: NDArray[np.int64], config: TrainConfig) -> NDArray[np.int64]:
+    """At most `max_test` rows, drawn with the seed, in ascending order."""
+    if len(index) <= config.max_test:
+        return index
+    rows = np.random.default_rng(config.seed).permutation(len(index))[: config.max_test]
+    some: NDArray[np.int64] = index[np.sort(rows)]
+    return some
+
+
+def _changes(initial: CrystalBatch, target: CrystalBatch) -> CrystalBatch:
+    """The targets, with the energy change in the place of the energy."""
+    return replace(target, species=initial.species, energy=target.energy - initial.energy)
+
+
+class GenerateTask:
+    """Single crystals, drawn with replacement.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    config : TrainConfig
+    scaling : LatticeScaling
+    device : torch.device
+    """
+
+    def __init__(self, prepared: Prepared, config: TrainConfig, scaling: LatticeScaling, device: torch.device) -> None:
+        self.prepared, self.config, self.scaling = prepared, config, scaling
+        train = prepared.data.select(prepared.split.train)
+        self.train = train.batch().to(device)
+        self.x_1 = scaling.encode(self.train, prepared.length)
+        self.shifts: Shifts | None = allowed_shifts(train).to(device) if config.origin_shifts else None
+
+    def batch(self, step: int, generator: torch.Generator) -> Example:
+        """The training batch of a step: `generator` draws it, so `step` does not matter."""
+        index = torch.randint(len(self.train), (self.config.batch_size,), generator=generator).to(self.train.device)
+        crystals, x_1 = self.train[index], self.x_1[index]
+        if self.shifts is not None:
+            shift = self.shifts.draw(index, generator)
+            crystals = replace(crystals, frac=shift_origin(crystals.frac, shift, crystals.num_sites))
+        if self.config.site_order == "random":
+            order = random_order(crystals.species, crystals.num_sites, generator)
+            crystals = replace(crystals, frac=_reordered(crystals.frac, order))
+        if self.shifts is not None or self.config.site_order == "random":
+            x_1 = _with_sites(x_1, crystals, self.scaling)
+        return Example(crystals, x_1)
+
+    def validation(self, size: int) -> Example | None:
+        """The first `size` crystals of the validation formulas; None where there are none."""
+        index = self.prepared.split.val[:size]
+        if not len(index):
+            return None
+        crystals = self.prepared.data.select(index).batch().to(self.x_1.device)
+        return Example(crystals, self.scaling.encode(crystals, self.prepared.length))
+
+
+class ModifyTask:
+    """Pairs of polymorphs, drawn anew in every epoch.
+
+    Parameters
+    ----------
+    prepared : Prepared
+    config : TrainConfig
+    scaling : LatticeScaling
+    device : torch.device
+
+    Raises
+    ------
+    ValueError
+        If no formula of the training set has two polymorphs of one size.
+    """
+
+    def __init__(self, prepared: Prepared, config: TrainConfig, scaling: LatticeScaling, device: torch.device) -> None:
+        self.prepared, self.config, self.scaling = prepared, config, scaling
+        data, split = prepared.data, prepared.split
+        self.pairs = find_pairs(data, split.train)
+        self.sampler = PairSampler(self.pairs, config.pairs_per_group, config.seed)
+        self.crystals = data.batch().to(device)
+        self.x = scaling.encode(self.crystals, prepared.length)
+        self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
+        if config.pairing == "listed":
+            _check_listed(data, np.concatenate([self.pairs.lowest, self.pairs.other]))
+
+    def changes(self) -> Tensor:
+        """Energy changes of all training pairs, shape (P,), eV/atom."""
+        pairs = torch.from_numpy(np.concatenate([self.pairs.lowest, self.pairs.other])).to(self.x.device)
+        energy: Tensor = self.crystals.energy[pairs]
+        return energy[:, 1] - energy[:, 0]
+
+    def batch(self, step: int, generator: torch.Generator) -> Example:
+        """The training batch of a step: the same pairs however often the run was interrupted before it."""
+        example = self._example(self.sampler.batch(step, self.config.batch_size))
+        if self.config.site_order == "canonical" or example.initial is None:
+            return example
+        crystals = example.crystals
+        order = random_order(crystals.species, crystals.num_sites, generator)
+        x_1, initial = (_reordered(x, _rows(order, x.shape[1])) for x in (example.x_1, example.initial))
+        return replace(
+            example, crystals=replace(crystals, frac=_reordered(crystals.frac, order)), x_1=x_1, initial=initial
+        )
+
+    def validation(self, size: int) -> Example | None:
+        """The first `size` lowest-energy pairs of the validation formulas; None where there are none."""
+        try:
+            pairs = find_pairs(self.prepared.data, self.prepared.split.val).lowest
+        except ValueError:  # a small set may do without
+            return None
+        return self._example(pairs[:size])
+
+    def _example(self, pairs: NDArray[np.int64]) -> Example:
+        initial, target = torch.from_numpy(pairs.T.copy()).to(self.x.device)
+        crystals = _changes(self.crystals[initial], self.crystals[target])
+        x_1 = self.x[target]
+        if self.config.pairing == "nearest":
+            order = torch.from_numpy(self._nearest(pairs)).to(self.x.device)
+            crystals = replace(crystals, frac=_reordered(crystals.frac, order))
+            x_1 = _reordered(x_1, _rows(order, x_1.shape[1]))
+        return Example(crystals, x_1, self.x[initial], self.crystals.energy[initial])
+
+    def _nearest(self, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Order of the target's sites beside the initial structure's, shape (B, N); each pair is worked out once."""
+        keys = [(int(i), int(j)) for i, j in pairs]
+        new = sorted({k for k in keys if k not in self._orders})
+        if new:
+            found = paired_order(self.prepared.data, np.array(new, dtype=np.int64))
+            self._orders.update(zip(new, found, strict=True))
+        out = np.tile(np.arange(self.crystals.species.shape[1]), (len(keys), 1))
+        for row, key in zip(out, keys, strict=True):
+            order = self._orders[key]
+            row[: len(order)] = order
+        return out
+
+
+def _check_listed(data: CrystalDataset, pairs: NDArray[np.int64]) -> None:
+    offsets = data.offsets
+    for i, j in pairs:
+        if not np.array_equal(data.numbers[offsets[i] : offsets[i + 1]], data.numbers[offsets[j] : offsets[j + 1]]):
+            raise ValueError(
+                f"crystals {i} and {j} of {data.name} list their species in different orders: --pairing nearest, or "
+                "bring them into canonical form with `fastcrystal data import`"
+            )
+
+
+def _reordered(rows: Tensor, order: Tensor) -> Tensor:
+    """rows[b, order[b, i]], for rows (B, N, 3) and order (B, N)."""
+    return rows.gather(1, order[..., None].expand(*order.shape, rows.shape[2]))
+
+
+def _rows(order: Tensor, length: int) -> Tensor:
+    """An order of N sites as an order of all L rows of a crystal matrix."""
+    rest = torch.arange(order.shape[1], length, device=order.device).expand(len(order), length - order.shape[1])
+    return torch.cat([order, rest], dim=1)
+
+
+def _with_sites(x: Tensor, crystals: CrystalBatch, scaling: LatticeScaling) -> Tensor:
+    """Crystal matrices with other sites: those of `crystals`, encoded."""
+    sites = (crystals.frac - scaling.site_offset) * scaling.site_scale
+    n = sites.shape[1]
+    return torch.cat([sites.masked_fill(~crystals.site_mask[..., None], 0), x[:, n:]], dim=1)

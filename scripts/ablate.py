@@ -1,0 +1,34 @@
+"""What each choice of the recipe is worth: `python scripts/ablate.py --help`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from fastcrystal.ablation import ROWS, ablate
+from fastcrystal.cli import run_guarded
+from fastcrystal.config import TrainConfig
+
+
+def main() -> None:
+    """Parse the command line and make the table."""
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--data", default="prototypes", help="prototypes (shipped), or an .npz of `fastcrystal data import`")
+    p.add_argument("--max-steps", type=int, default=1200, help="training steps of each row")
+    p.add_argument("--row", action="append", metavar="NAME", help=f"only these (repeatable): {'; '.join(ROWS)}")
+    p.add_argument("--seed", type=int, action="append", help="also decides the split; repeatable (42)")
+    p.add_argument("--sampling-steps", type=int)
+    p.add_argument("--max-test", type=int)
+    p.add_argument("--batch-size", type=int)
+    p.add_argument("--out", type=Path, default=Path("ablation"), help="folder; run again to go on with it")
+    p.add_argument("--jobs", type=int, help="processes that match crystals (all cores)")
+    args = p.parse_args()
+    own = ("row", "seed", "out", "jobs")
+    given = {k: v for k, v in vars(args).items() if k not in own and v is not None}
+    base = TrainConfig.from_preset("slim", **given)
+    print(ablate(args.out, base, args.row or tuple(ROWS), args.seed or (42,), args.jobs))
+
+
+if __name__ == "__main__":
+    sys.exit(run_guarded("ablate", main))

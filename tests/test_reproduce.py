@@ -1,0 +1,165 @@
+"""All seven models and both tables at the smallest scale; the weights then serve the tests of each sampler."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastcrystal import reproduce as r
+from fastcrystal.ablation import ROWS, ablate
+from fastcrystal.config import TrainConfig
+from fastcrystal.process.flow import Method
+from fastcrystal.runs import evaluate_run
+from fastcrystal.sampling import Generator
+from fastcrystal.tasks import prepare, trial
+from tests.tiny import match_in_process, shrink_networks, tiny_config
+
+
+@pytest.fixture(scope="module")
+def made(tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainConfig, str]:
+    """Folder, settings and text of tables made in seconds."""
+    out = tmp_path_factory.mktemp("tables") / "out"
+    base = tiny_config(tiny_npz, max_test=3, condition_dropout=0.2, validate_every=10)
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_networks(patch)
+        match_in_process(patch)
+        patch.setattr(r, "steps_per_second", lambda config: 1.0)
+        torch.set_num_threads(1)
+        text = r.reproduce(out, base, 0.5, jobs=1)
+    torch.set_num_threads(threads)
+    return out, base, text
+
+
+def sampler_of(out: Path, name: str) -> tuple[Generator, Any]:
+    sampler = Generator.from_run(out / name, "cpu")
+    return sampler, trial(prepare(sampler.config), sampler.config)
+
+
+def test_both_tables_have_every_model_and_baseline(made: tuple[Path, TrainConfig, str]) -> None:
+    out, _, text = made
+    assert [m.name for m in r.MODELS if m.task == "modify"] == ["modify-regression", "modify-cfm", "modify-ddpm"]
+    assert all(m.title in text for m in r.MODELS)
+    first, second = text.split("Table 2")
+    assert "*copy" in first
+    assert "*copy" not in second
+    assert all("*retrieval" in part and "*chance" in part for part in (first, second))
+    assert (out / "tables.png").stat().st_size > 10_000
+    values = json.loads((out / "tables.json").read_text(encoding="utf-8"))
+    assert set(values["models"]) == {m.name for m in r.MODELS}
+    assert values["steps"] == 4  # 0.8 of half a minute, six trainings, a step a second
+    for m in r.MODELS:
+        config = json.loads((out / (m.weights_of or m.name) / "config.json").read_text(encoding="utf-8"))["train"]
+        assert (config["max_steps"], config["seed"]) == (4, 42)
+        assert values["models"][m.name]["n_test"] == 3
+    assert text.startswith((out / "tables.md").read_text(encoding="utf-8").rstrip())
+
+
+def test_what_is_done_is_kept(made: tuple[Path, TrainConfig, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    out, base, text = made
+    shrink_networks(monkeypatch)
+    monkeypatch.setattr(r, "judge", lambda *a, **k: pytest.fail("judged again"))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert r.reproduce(out, base, 0.5, jobs=1) == text
+    with pytest.raises(ValueError, match="holds tables of other settings"):
+        r.reproduce(out, base, 0.7)
+    with pytest.raises(ValueError, match="budget must be a positive number of minutes, got 0"):
+        r.reproduce(out, base, 0)
+
+
+def test_modification_depends_on_the_initial_structure(made: tuple[Path, TrainConfig, str]) -> None:
+    for name in ("modify-regression", "modify-cfm", "modify-ddpm"):
+        sampler, asked = sampler_of(made[0], name)
+        a = sampler.sample(asked.conditions, initial=asked.initial, steps=2)
+        moved = replace(asked.initial, lattice=1.2 * asked.initial.lattice)
+        b = sampler.sample(asked.conditions, initial=moved, steps=2)
+        again = sampler.sample(asked.conditions, initial=asked.initial, steps=2)
+        assert torch.equal(a.lattice, again.lattice)
+        if name != "modify-ddpm":  # four steps have not opened its zero-initialised way to the condition far
+            assert not torch.allclose(a.lattice, b.lattice, atol=1e-4), name
+
+
+def test_one_palette_model_serves_all_queries(made: tuple[Path, TrainConfig, str]) -> None:
+    sampler, asked = sampler_of(made[0], "modify-ddpm")
+    known = asked.conditions
+    unknown = replace(known, energy=torch.full_like(known.energy, torch.nan), space_group=0 * known.space_group)
+    for conditions in (known, unknown):
+        for initial in (asked.initial, None):
+            for guidance in (1.0, 2.0):
+                out = sampler.sample(conditions, initial=initial, steps=2, guidance=guidance)
+                assert out.lattice.isfinite().all()
+
+
+def test_samplers_of_flow_matching(made: tuple[Path, TrainConfig, str]) -> None:
+    sampler, asked = sampler_of(made[0], "cfm-uniform")
+    methods: tuple[Method | None, ...] = (None, "euler", "heun", "midpoint")
+    lattices = [sampler.sample(asked.conditions, steps=3, method=m).lattice for m in methods]
+    assert torch.equal(lattices[0], lattices[1])
+    assert not torch.equal(lattices[1], lattices[2])
+    guided = sampler.sample(asked.conditions, steps=3, guidance=3.0).lattice
+    assert not torch.equal(guided, lattices[0])
+    barely = sampler.sample(asked.conditions, steps=3, guidance=1.0 + 1e-7).lattice
+    assert torch.allclose(barely, lattices[0], atol=1e-4)
+
+
+def test_ddpm_and_ddim_differ_in_their_noise(made: tuple[Path, TrainConfig, str]) -> None:
+    sampler, asked = sampler_of(made[0], "ddpm")
+    with pytest.raises(ValueError, match="eta is DDIM's; this model was trained with --algo ddpm"):
+        sampler.sample(asked.conditions, eta=0.5)
+    ddim = Generator(sampler.model, replace(sampler.config, algo="ddim"), sampler.scaling, sampler.length)
+    a, b, c = (ddim.sample(asked.conditions, steps=4, eta=eta).lattice for eta in (None, 0.0, 1.0))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
+    with pytest.raises(ValueError, match=r"steps must be in 1\.\.1000, got 1001"):
+        ddim.sample(asked.conditions, steps=1001)
+
+
+def test_what_a_model_cannot_do_is_one_line(made: tuple[Path, TrainConfig, str], tiny_run: Path) -> None:
+    out, _, _ = made
+    generating, asked = sampler_of(tiny_run.parent, tiny_run.name)
+    conditions = asked.conditions
+    with pytest.raises(ValueError, match="guidance 2 needs a model trained with --condition-dropout"):
+        generating.sample(conditions, guidance=2.0)
+    with pytest.raises(ValueError, match="space_group is left open for crystal 0"):
+        generating.sample(replace(conditions, space_group=0 * conditions.space_group))
+    with pytest.raises(ValueError, match="energy is left open for crystal 0"):
+        generating.sample(replace(conditions, energy=torch.full_like(conditions.energy, torch.nan)))
+    with pytest.raises(ValueError, match="this model generates: it takes no initial structure"):
+        generating.sample(conditions, initial=conditions)
+    modifying, asked = sampler_of(out, "modify-cfm")
+    with pytest.raises(ValueError, match="this model modifies: it needs initial structures"):
+        modifying.sample(asked.conditions)
+    with pytest.raises(ValueError, match="species of the conditions, site by site"):
+        modifying.sample(asked.conditions, initial=replace(asked.initial, species=asked.initial.species.flip(1)))
+    with pytest.raises(ValueError, match="method heun is for flow matching; this model was trained with regression"):
+        sampler_of(out, "modify-regression")[0].sample(asked.conditions, initial=asked.initial, method="heun")
+    with pytest.raises(ValueError, match=r"guidance 2\.0 needs a model trained with conditions left open"):
+        evaluate_run(tiny_run, None, None, 0, "cpu", 1, guidance=2.0)
+
+
+def test_speed_is_measured(tiny_npz: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink_networks(monkeypatch)
+    config = tiny_config(tiny_npz)
+    assert 0.1 < r.steps_per_second(config) < 10_000
+    with pytest.raises(ValueError, match="no data set at"):
+        r.plan(tiny_npz.parent / "new", replace(config, data="gone.npz"), 1.0)
+    assert not (tiny_npz.parent / "new").exists()
+
+
+def test_ablation(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink_networks(monkeypatch)
+    match_in_process(monkeypatch)
+    base = tiny_config(tiny_npz, max_test=2, max_steps=2)
+    for row, changes in ROWS.items():
+        replace(base, **changes)  # every row is a setting that can train
+        assert row == "recipe" or replace(base, **changes) != base, row
+    text = ablate(tmp_path, base, ("recipe", "torus path"), (1, 2), jobs=1)
+    assert "| torus path | " in text
+    assert "seeds 1, 2, 4 test crystals" in text
+    with pytest.raises(ValueError, match=r"rows must be among recipe, .*; got 'wings'"):
+        ablate(tmp_path, base, ("wings",))

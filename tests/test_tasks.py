@@ -1,0 +1,162 @@
+"""The two tasks: settings that go together, batches of crystals and of polymorph pairs, what is judged."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fastcrystal.config import ALGORITHMS, NOISES_OF, TASKS, TrainConfig
+from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.model.scaling import LatticeScaling
+from fastcrystal.tasks import GenerateTask, ModifyTask, prepare, trial
+from tests.tiny import tiny_config, tiny_dataset
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def rich_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny data set with each crystal three times more: stretched by a little, and higher in energy."""
+    data = tiny_dataset()
+    order = np.repeat(np.arange(len(data)), 3)
+    copies = np.tile(np.arange(3), len(data))
+    out = data.select(order)
+    lattice = (out.lattice * (1 + 0.02 * copies)[:, None, None]).astype(np.float32)
+    energy = (out.e_form + 0.05 * copies).astype(np.float32)
+    return replace(out, lattice=lattice, e_form=energy).save(tmp_path_factory.mktemp("rich") / "rich.npz")
+
+
+def task_of(path: Path, **changes: Any) -> tuple[Any, TrainConfig]:
+    config = tiny_config(path, **changes)
+    prepared = prepare(config)
+    scaling = LatticeScaling.fit(prepared.data.select(prepared.split.train).batch())
+    kind = GenerateTask if config.task == "generate" else ModifyTask
+    return kind(prepared, config, scaling, CPU), config
+
+
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("noise", ["auto", "uniform", "normal"])
+def test_combinations(task: str, algo: str, noise: str) -> None:
+    allowed = NOISES_OF.get((task, algo))
+    if allowed is None:
+        with pytest.raises(ValueError, match="algo regression cannot generate: --task generate takes --algo cfm, ddpm"):
+            TrainConfig(task=task, algo=algo, noise=noise)
+    elif noise == "auto":
+        assert TrainConfig(task=task, algo=algo, noise=noise).noise == allowed[0]
+    elif noise in allowed:
+        assert TrainConfig(task=task, algo=algo, noise=noise).noise == noise
+    else:
+        with pytest.raises(ValueError, match=rf"--task {task} --algo {algo} takes .*, got noise '{noise}'"):
+            TrainConfig(task=task, algo=algo, noise=noise)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"algo": "ddpm", "sampling_steps": 2000}, r"sampling_steps must be in 1\.\.1000, the steps of the schedule"),
+        ({"algo": "ddpm", "diffusion_steps": 0}, "diffusion_steps must be at least 1, got 0"),
+        ({"guidance": 2.0}, r"guidance 2\.0 needs a model trained with conditions left open: --condition-dropout 0\.1"),
+        ({"guidance": -1.0, "condition_dropout": 0.1}, "guidance must be at least 0"),
+        ({"condition_dropout": 1.0}, r"condition_dropout must be in \[0, 1\), got 1"),
+        ({"eta": 0.5}, r"eta is DDIM's: --algo ddim, or eta 0, got eta 0\.5 with cfm"),
+        ({"algo": "ddim", "eta": 2.0}, r"eta must be in \[0, 1\], got 2"),
+        ({"clip": -1.0}, "clip must be at least 0"),
+        ({"task": "modify", "origin_shifts": True}, "origin_shifts would move the two structures of a pair apart"),
+        ({"schedule": "cosine"}, "schedule must be one of squaredcos_cap_v2, linear, got 'cosine'"),
+    ],
+)
+def test_settings_that_contradict(changes: dict[str, Any], line: str) -> None:
+    with pytest.raises(ValueError, match=line):
+        TrainConfig(**changes)
+
+
+def test_generation_draws_training_crystals(tiny_npz: Path) -> None:
+    task, config = task_of(tiny_npz)
+    example = task.batch(0, torch.Generator().manual_seed(1))
+    assert example.initial is None
+    assert len(example.crystals) == config.batch_size
+    assert torch.equal(task.scaling.encode(example.crystals, 8), example.x_1)
+    train = task.train
+    for lattice, frac in zip(example.crystals.lattice, example.crystals.frac, strict=True):
+        same = (train.lattice == lattice).all((1, 2)) & (train.frac == frac).all((1, 2))
+        assert same.any()
+
+
+@pytest.mark.parametrize("changes", [{"origin_shifts": True}, {"site_order": "random"}])
+def test_augmented_batches_are_the_same_crystals(rich_npz: Path, changes: dict[str, Any]) -> None:
+    plain, _ = task_of(rich_npz)
+    task, _ = task_of(rich_npz, **changes)
+    example = task.batch(0, torch.Generator().manual_seed(1))
+    assert torch.equal(task.scaling.encode(example.crystals, 8), example.x_1)
+    batch = plain.batch(0, torch.Generator().manual_seed(1))
+    assert torch.equal(batch.crystals.species, example.crystals.species)
+    if "origin_shifts" in changes:  # the same differences between sites
+        assert not torch.equal(batch.crystals.frac, example.crystals.frac)
+        step = (batch.crystals.frac[:, 0] - batch.crystals.frac[:, 1]) - (
+            example.crystals.frac[:, 0] - example.crystals.frac[:, 1]
+        )
+        assert (step - step.round()).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("pairing", ["listed", "nearest"])
+def test_modification_learns_from_less_to_more_stable(rich_npz: Path, pairing: str) -> None:
+    task, config = task_of(rich_npz, task="modify", pairing=pairing)
+    generator = torch.Generator().manual_seed(1)
+    a, again, other = (task.batch(step, generator) for step in (3, 3, 4))
+    assert torch.equal(a.x_1, again.x_1)  # a pure function of the step
+    assert not torch.equal(a.initial, other.initial)
+    assert (a.crystals.energy <= 0).all()
+    assert (a.crystals.energy < 0).any()
+    assert len(a.crystals) == config.batch_size
+    assert torch.equal(task.scaling.encode(a.crystals, 8), a.x_1)
+    assert not torch.equal(a.x_1, a.initial)
+    assert task.changes().shape == (len(task.pairs.lowest) + len(task.pairs.other),)
+
+
+def test_pairs_of_unseen_formulas_are_judged(rich_npz: Path) -> None:
+    config = tiny_config(rich_npz, task="modify", max_test=1000)
+    prepared = prepare(config)
+    asked = trial(prepared, config)
+    test = prepared.data.select(prepared.split.test)
+    assert set(asked.target.formula) <= set(test.formula)
+    assert not set(asked.target.formula) & set(prepared.data.formula[prepared.split.train])
+    assert asked.initial is not None
+    lowest = {f: test.e_form[test.formula == f].min() for f in set(test.formula)}
+    assert all(e == lowest[f] for f, e in zip(asked.target.formula, asked.target.e_form, strict=True))
+    change = torch.from_numpy(asked.target.e_form) - asked.initial.energy
+    assert torch.allclose(asked.conditions.energy, change)
+    assert len(asked.target) == len(test) - len(lowest)  # every other polymorph leads to the lowest
+    few = trial(prepared, replace(config, max_test=5))
+    assert len(few.target) == 5
+    validation = ModifyTask(prepared, config, LatticeScaling(), CPU).validation(10_000)
+    unseen = prepared.data.select(prepared.split.val)
+    assert validation is not None
+    assert len(validation.crystals) == len(unseen) - len(set(unseen.formula))
+
+
+def test_a_data_set_without_polymorphs_is_refused(tmp_path: Path) -> None:
+    data = tiny_dataset()
+    path = data.select(np.unique(data.formula, return_index=True)[1]).save(tmp_path / "single.npz")
+    with pytest.raises(ValueError, match="the modification task needs polymorphs"):
+        task_of(path, task="modify")
+
+
+def test_other_orders_of_species_need_nearest_pairs(tmp_path: Path) -> None:
+    data = tiny_dataset()
+    numbers, frac = data.numbers.copy(), data.frac.copy()
+    for i in range(0, len(data), 2):
+        own = slice(2 * i, 2 * i + 2)
+        numbers[own], frac[own] = numbers[own][::-1].copy(), frac[own][::-1].copy()
+    mixed: CrystalDataset = replace(data, numbers=numbers, frac=frac)
+    path = mixed.save(tmp_path / "mixed.npz")
+    with pytest.raises(ValueError, match="list their species in different orders: --pairing nearest"):
+        task_of(path, task="modify")
+    task, _ = task_of(path, task="modify", pairing="nearest")
+    example = task.batch(0, torch.Generator())
+    assert torch.equal(task.scaling.encode(example.crystals, 8), example.x_1)
