@@ -31,6 +31,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "no places of rows": {"place_channels": False},
     "no sine and cosine of sites": {"site_waves": False},
     "no embeddings of sites, group, stoichiometry": {"identity_embedding": False},
+    "no regularisation": {"dropout": 0.0, "name_dropout": 0.0, "energy_noise": 0.0},
     "torus path": {"torus": True},
     "random order of equal sites": {"site_order": "random"},
     "origin shifts allowed by the group": {"origin_shifts": True},

@@ -101,6 +101,9 @@ def _add_train(commands: Any) -> None:
         "--identity-embedding", action=switch, default=None, help="sites, group, stoichiometry as embeddings"
     )
     p.add_argument("--predict", choices=PREDICTIONS, help="data: the crystal; paper: velocity or noise")
+    p.add_argument("--dropout", type=float, help="in the residual blocks")
+    p.add_argument("--name-dropout", type=float, help="share of crystals told without the names of their elements")
+    p.add_argument("--energy-noise", type=float, help="on the energies in training, eV/atom")
     p.add_argument("--torus", action="store_true", default=None, help="coordinates go the short way around the cell")
     p.add_argument("--schedule", choices=SCHEDULES, help="noise schedule of diffusion")
     p.add_argument("--diffusion-steps", type=int, help="training steps of the noise schedule (1000)")

@@ -44,6 +44,9 @@ RECIPES: dict[str, dict[str, Any]] = {
         "site_waves": False,
         "identity_embedding": False,
         "predict": "paper",
+        "dropout": 0.0,
+        "name_dropout": 0.0,
+        "energy_noise": 0.0,
     },
 }
 
@@ -101,6 +104,12 @@ class TrainConfig(Jsonable):
     predict: str = "data"
     """What the network gives: "data", the crystal itself, its sites judged under periodic boundaries; "paper": the
     velocity in flow matching, the noise in diffusion."""
+    dropout: float = 0.1
+    """Dropout in the residual blocks."""
+    name_dropout: float = 0.3
+    """Share of the training crystals whose elements are told by their properties alone."""
+    energy_noise: float = 0.03
+    """Standard deviation of noise on the energies in training, eV/atom."""
     torus: bool = False
     """Take coordinates the short way around the cell."""
     lattice_weight: float = 1.0
@@ -173,8 +182,11 @@ class TrainConfig(Jsonable):
             raise ValueError(f"ema must be in [0, 1), got {self.ema}")
         if self.length % 8 or not 0 <= self.length <= 64:
             raise ValueError(f"length must be a multiple of 8 up to 64 (0: from the data), got {self.length}")
-        if not 0 <= self.condition_dropout < 1:
-            raise ValueError(f"condition_dropout must be in [0, 1), got {self.condition_dropout}")
+        for name in ("condition_dropout", "dropout", "name_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be in [0, 1), got {getattr(self, name)}")
+        if not 0 <= self.energy_noise < float("inf"):
+            raise ValueError(f"energy_noise must be at least 0 and finite, got {self.energy_noise}")
         if not 0 <= self.guidance < float("inf"):
             raise ValueError(f"guidance must be at least 0 and finite, got {self.guidance}")
         if self.guidance != 1 and not self.condition_dropout:

@@ -93,6 +93,7 @@ class Trainer:
         return replace(
             PRESETS[self.config.preset],
             length=self.prepared.length,
+            dropout=self.config.dropout,
             site_species=self.config.site_species,
             place_channels=self.config.place_channels,
             site_waves=self.config.site_waves,
@@ -163,7 +164,7 @@ class Trainer:
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
-            loss = self._loss(self.model, example, self.generator, self.config.condition_dropout)
+            loss = self._loss(self.model, example, self.generator)
         self.optimiser.zero_grad(set_to_none=True)
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimiser)
@@ -186,23 +187,34 @@ class Trainer:
         generator = torch.Generator().manual_seed(self.config.seed)
         averaged = _Averaged(self.model, self.average)
         self.model.eval()
-        loss = self._loss(averaged, example, generator, 0.0)
+        loss = self._loss(averaged, example, generator, regularise=False)
         self.model.train()
         return float(loss)
 
     def _loss(
-        self, model: CrystalUNet | _Averaged, example: Example, generator: torch.Generator, dropout: float
+        self,
+        model: CrystalUNet | _Averaged,
+        example: Example,
+        generator: torch.Generator,
+        regularise: bool = True,
     ) -> Tensor:
-        crystals = example.crystals
-        told = example.initial if self.config.conditions_on_initial else None
+        crystals, config = example.crystals, self.config
+        nameless = None
+        if regularise and config.energy_noise:
+            noise = torch.randn(len(crystals), generator=generator).to(self.device)
+            crystals = replace(crystals, energy=crystals.energy + config.energy_noise * noise)
+        if regularise and config.name_dropout:
+            nameless = (torch.rand(len(crystals), generator=generator) < config.name_dropout).to(self.device)
+        told = example.initial if config.conditions_on_initial else None
         has_initial = None if told is None else torch.ones_like(crystals.num_sites, dtype=torch.bool)
+        rate = config.condition_dropout if regularise else 0.0
         group, energy, has_initial = drop_conditions(
-            crystals.space_group, crystals.energy, has_initial, dropout, generator
+            crystals.space_group, crystals.energy, has_initial, rate, generator
         )
         if has_initial is not None and example.initial_energy is not None:
             # without its initial structure a row is told the formation energy instead of the change
             energy = torch.where(has_initial, energy, energy + example.initial_energy)
-        cond = model.condition(crystals.species, crystals.num_sites, group, energy, told, has_initial)
+        cond = model.condition(crystals.species, crystals.num_sites, group, energy, told, has_initial, nameless)
         rows = live_rows(self.config, crystals.num_sites, self.prepared.length)
         cond = cond._replace(num_sites=rows)
         return self.process.loss(model, example.x_1, rows, cond, generator, example.initial)

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcrystal.crystal import EXTRA_ROWS
+from fastcrystal.crystal import EXTRA_ROWS, MAX_ATOMIC_NUMBER
 
 #: one-hot species and 22 properties (paper, section 2.1)
 ELEMENT_FEATURES = 125
+#: the one-hot part of an element's row
+NAMES = MAX_ATOMIC_NUMBER
 #: channels of `PlaceChannels`
 PLACE_CHANNELS = 16
 #: kinds of species in a cell that `stoichiometry` tells apart; the rest count together
@@ -42,11 +44,21 @@ class SiteChannels(nn.Module):
         self.width = channels + 4
         self.project = nn.Linear(ELEMENT_FEATURES, channels, bias=False)
 
-    def forward(self, species: Tensor, num_sites: Tensor, element_table: Tensor, length: int) -> Tensor:
-        """Channels of a matrix of `length` rows from `species` (B, N) and `num_sites` (B,)."""
+    def forward(
+        self,
+        species: Tensor,
+        num_sites: Tensor,
+        element_table: Tensor,
+        length: int,
+        nameless: Tensor | None = None,
+    ) -> Tensor:
+        """Channels of a matrix of `length` rows from `species` (B, N), `num_sites` (B,) and `nameless` (B,), bool."""
         species, real = _fitted(species, num_sites, length)
         # project the 104 rows once, then look up: cheaper than projecting every site
         embedded = F.embedding(species, self.project(element_table))
+        if nameless is not None:
+            without = F.embedding(species, self.project(without_names(element_table)))
+            embedded = torch.where(nameless[:, None, None], without, embedded)
         parts = [embedded, F.pad(real[..., None].to(embedded.dtype), (0, 3))]
         sites = F.pad(torch.cat(parts, dim=2), (0, 0, 0, EXTRA_ROWS))
         lattice = torch.eye(3, dtype=sites.dtype, device=sites.device)
@@ -126,6 +138,11 @@ def _fitted(species: Tensor, num_sites: Tensor, length: int) -> tuple[Tensor, Te
     species = F.pad(species[:, :room], (0, max(0, room - species.shape[1])))
     real = torch.arange(room, device=species.device) < num_sites[:, None]
     return species.masked_fill(~real, 0), real
+
+
+def without_names(element_table: Tensor) -> Tensor:
+    """Element rows (..., 125) without their one-hot part: what is left are the properties."""
+    return F.pad(element_table[..., NAMES:], (NAMES, 0))
 
 
 def initial_channels(initial: Tensor, num_sites: Tensor, has_initial: Tensor | None = None) -> Tensor:

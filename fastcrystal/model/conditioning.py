@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcrystal.crystal import EXTRA_ROWS, MAX_ATOMIC_NUMBER
-from fastcrystal.model.channels import ELEMENT_FEATURES, MAX_KINDS, row_mask, stoichiometry
+from fastcrystal.model.channels import ELEMENT_FEATURES, MAX_KINDS, row_mask, stoichiometry, without_names
 
 #: numbers of the space groups, 0 (unknown) included
 NUM_SPACE_GROUPS = 231
@@ -304,7 +304,13 @@ class ConditionBlock(nn.Module):
         self.out = nn.Linear((3 + initial) * width, embed_dim)
 
     def forward(
-        self, species: Tensor, num_sites: Tensor, space_group: Tensor, energy: Tensor, initial: Tensor | None = None
+        self,
+        species: Tensor,
+        num_sites: Tensor,
+        space_group: Tensor,
+        energy: Tensor,
+        initial: Tensor | None = None,
+        nameless: Tensor | None = None,
     ) -> Tensor:
         """Embed the conditions of a batch.
 
@@ -320,6 +326,8 @@ class ConditionBlock(nn.Module):
             energy.
         initial : Tensor, shape (B, L, 4), floating, optional
             Of `initial_channels`; not given: no row has an initial structure.
+        nameless : Tensor, shape (B,), bool, optional
+            Crystals whose elements are told by their properties alone.
 
         Returns
         -------
@@ -337,6 +345,8 @@ class ConditionBlock(nn.Module):
             )
         real = torch.arange(species.shape[1], device=species.device) < num_sites[:, None]
         elements = F.embedding(species.masked_fill(~real, 0), self.element_table)
+        if nameless is not None:
+            elements = torch.where(nameless[:, None, None], without_names(elements), elements)
         parts = [self.elements(elements, real), self._encode_groups(space_group)]
         has_initial = None
         if self.initial is not None:

@@ -296,6 +296,8 @@ class Condition(NamedTuple):
     """(B,), int64."""
     initial: Tensor | None = None
     """(B, L, 4), floating: initial structures and a flag, zeros where there is none; None: none in the whole batch."""
+    nameless: Tensor | None = None
+    """(B,), bool: crystals whose elements are told by their properties alone; None: none."""
 
 
 class CrystalUNet(nn.Module):
@@ -357,6 +359,7 @@ class CrystalUNet(nn.Module):
         energy: Tensor,
         initial: Tensor | None = None,
         has_initial: Tensor | None = None,
+        nameless: Tensor | None = None,
     ) -> Condition:
         """Embed the conditions of a batch, once for all steps of a sampler.
 
@@ -374,6 +377,9 @@ class CrystalUNet(nn.Module):
             Encoded crystal matrices of initial structures (`config.initial`); padding is ignored. Not given: none.
         has_initial : Tensor, shape (B,), bool, optional
             Rows that have an initial structure; all if not given. `initial` is ignored in the others.
+        nameless : Tensor, shape (B,), bool, optional
+            Crystals whose elements are told by their properties alone, without the one-hot part (regularisation: a
+            network that has seen few formulas learns them by name).
 
         Raises
         ------
@@ -385,8 +391,8 @@ class CrystalUNet(nn.Module):
             channels = initial_channels(initial, num_sites, has_initial)
         elif has_initial is not None:
             raise ValueError("has_initial says which rows of initial count: give initial too, or neither")
-        embedding = self.conditions(species, num_sites, space_group, energy, channels)
-        return Condition(embedding, species, num_sites, channels)
+        embedding = self.conditions(species, num_sites, space_group, energy, channels, nameless)
+        return Condition(embedding, species, num_sites, channels, nameless)
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
         """Velocity (flow), noise (diffusion) or structure (regression) of noisy crystal matrices.
@@ -423,7 +429,7 @@ class CrystalUNet(nn.Module):
             rows.append(site_waves(rows[0], self.config.site_period).masked_fill(~real, 0))
         if self.site_channels is not None:
             table = self.conditions.element_table
-            rows.append(self.site_channels(cond.species, cond.num_sites, table, x.shape[1]))
+            rows.append(self.site_channels(cond.species, cond.num_sites, table, x.shape[1], cond.nameless))
         if self.place_channels is not None:
             rows.append(self.place_channels(cond.species, cond.num_sites, x.shape[1]).to(x.dtype))
         if self.config.initial:

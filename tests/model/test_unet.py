@@ -367,3 +367,21 @@ def test_row_norm_is_group_norm() -> None:
     assert isinstance(norm, RowNorm)
     plain = torch.nn.functional.group_norm(x.mT, 3, norm.weight, norm.bias).mT
     torch.testing.assert_close(norm(x), plain)
+
+
+def test_nameless_elements_are_told_by_their_properties_alone() -> None:
+    model, batch, t = build(TINY), random_batch(4, 20), torch.rand(4)
+    x, nameless = batch.matrix(24), torch.tensor([True, False, True, False])
+
+    def out() -> torch.Tensor:
+        args = batch.species, batch.num_sites, batch.space_group, batch.energy
+        result: torch.Tensor = model(x, t, model.condition(*args, nameless=nameless))
+        return result
+
+    before, full = out(), model(x, t, condition(model, batch))
+    assert torch.equal(before[~nameless], full[~nameless])
+    assert ((before - full)[nameless].abs().amax((1, 2)) > 1e-6).all()
+    model.conditions.element_table[:, :103] += 1.0
+    assert torch.equal(out()[nameless], before[nameless])
+    model.conditions.element_table[:, 103:] += 1.0
+    assert not torch.equal(out()[nameless], before[nameless])
