@@ -28,8 +28,9 @@ from benchmarks.gpu_check import arguments, machine, write
 from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
 from fastcrystal.model.scaling import LatticeScaling
-from fastcrystal.model.unet import PRESETS, CrystalUNet, UNetConfig
-from fastcrystal.process.flow import FlowMatching
+from fastcrystal.model.unet import CrystalUNet, UNetConfig
+from fastcrystal.process import Process
+from fastcrystal.process.build import make_process
 from fastcrystal.testing import random_batch
 
 
@@ -79,9 +80,9 @@ def write_losses(path: Path, rows: list[tuple[str, int, float]]) -> None:
         out.writerows(rows)
 
 
-def network(case: Case, tiny: bool) -> UNetConfig:
-    """The preset's network for the case's length; tiny: its form with fewer and narrower layers."""
-    config = replace(PRESETS[case.preset], length=case.length)
+def network(case: Case, recipe: TrainConfig, scaling: LatticeScaling, tiny: bool) -> UNetConfig:
+    """The recipe's network for the case's length; tiny: its form with fewer and narrower layers."""
+    config = recipe.network(length=case.length, site_period=scaling.site_scale)
     if tiny:
         config = replace(config, model_channels=32, num_res_blocks=1, condition_channels=(8, 16, 32))
     return config
@@ -94,11 +95,9 @@ def run(case: Case, device: str, tiny: bool) -> tuple[dict[str, Any], list[float
     recipe = TrainConfig.from_preset(case.preset)
     raw = recipe.lattice == "raw"
     scaling = LatticeScaling() if raw else LatticeScaling.fit(data, recipe.site_scale, 0.5)
-    flow = FlowMatching(
-        lattice_noise="same" if raw else "normal", site_scale=scaling.site_scale, site_offset=scaling.site_offset
-    )
+    flow = make_process(recipe, scaling)
     torch.manual_seed(0)
-    model = CrystalUNet(network(case, tiny)).to(device)
+    model = CrystalUNet(network(case, recipe, scaling, tiny)).to(device)
     data = data.to(device)
 
     reset_peak(device)
@@ -142,7 +141,7 @@ def run(case: Case, device: str, tiny: bool) -> tuple[dict[str, Any], list[float
 
 def train(
     model: CrystalUNet,
-    flow: FlowMatching,
+    flow: Process,
     data: CrystalBatch,
     x_1: Tensor,
     case: Case,
@@ -180,7 +179,7 @@ def train(
 
 @torch.no_grad()
 def sample(
-    model: CrystalUNet, flow: FlowMatching, scaling: LatticeScaling, conditions: CrystalBatch, case: Case
+    model: CrystalUNet, flow: Process, scaling: LatticeScaling, conditions: CrystalBatch, case: Case
 ) -> tuple[Tensor, Tensor]:
     """Coordinates and lattices for `conditions`, in float32 as fastcrystal.sampling does."""
     species, n = conditions.species, conditions.num_sites

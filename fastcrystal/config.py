@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from fastcrystal.jsonable import Jsonable
+
+if TYPE_CHECKING:
+    from fastcrystal.model.unet import UNetConfig
 
 ALGORITHMS = ("cfm", "ddpm", "ddim", "regression")
 NOISES = ("uniform", "normal")
@@ -31,7 +34,7 @@ NOISES_OF: dict[tuple[str, str], tuple[str, ...]] = {
 #: what a preset changes beside the network: the paper's recipe (A.3), and one that fits ten minutes on two cores
 RECIPES: dict[str, dict[str, Any]] = {
     # site_scale: uniform sites get unit variance, like the standardised lattice
-    "slim": {"max_steps": 2400, "warmup": 200, "site_scale": 12**0.5},
+    "slim": {"max_steps": 2400, "warmup": 200, "lr": 2e-3, "site_scale": 12**0.5},
     "paper": {
         "max_steps": 200_000,
         "batch_size": 256,
@@ -214,6 +217,21 @@ class TrainConfig(Jsonable):
             what = "no --noise: it starts from the initial structure" if allowed == ("none",) else ", ".join(allowed)
             raise ValueError(f"--task {self.task} --algo {self.algo} takes {what}, got noise {self.noise!r}")
         return self.noise
+
+    def network(self, **measured: Any) -> UNetConfig:
+        """The network of these settings; `measured` on the data: length, site_period, energy_mean, energy_std, ..."""
+        from fastcrystal.model.unet import PRESETS
+
+        return replace(
+            PRESETS[self.preset],
+            dropout=self.dropout,
+            site_species=self.site_species,
+            place_channels=self.place_channels,
+            site_waves=self.site_waves,
+            identity_embedding=self.identity_embedding,
+            initial=self.conditions_on_initial,
+            **measured,
+        )
 
     @property
     def diffuses(self) -> bool:

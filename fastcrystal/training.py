@@ -29,8 +29,9 @@ from fastcrystal.config import TrainConfig
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.model.conditioning import drop_conditions
 from fastcrystal.model.scaling import LatticeScaling
-from fastcrystal.model.unet import PRESETS, CrystalUNet, UNetConfig
-from fastcrystal.sampling import Generator, live_rows, make_process, pick_device
+from fastcrystal.model.unet import CrystalUNet, UNetConfig
+from fastcrystal.process.build import live_rows, make_process
+from fastcrystal.sampling import Generator, pick_device
 from fastcrystal.tasks import Example, GenerateTask, ModifyTask, prepare
 
 #: most crystals of a validation loss: one forward pass
@@ -90,18 +91,7 @@ class Trainer:
         if isinstance(self.task, ModifyTask):
             what = "change" if self.config.conditions_on_initial else "energy"
             scale |= dict(zip((f"{what}_mean", f"{what}_std"), _moments(self.task.changes()), strict=True))
-        return replace(
-            PRESETS[self.config.preset],
-            length=self.prepared.length,
-            dropout=self.config.dropout,
-            site_species=self.config.site_species,
-            place_channels=self.config.place_channels,
-            site_waves=self.config.site_waves,
-            site_period=self.scaling.site_scale,
-            identity_embedding=self.config.identity_embedding,
-            initial=self.config.conditions_on_initial,
-            **scale,
-        )
+        return self.config.network(length=self.prepared.length, site_period=self.scaling.site_scale, **scale)
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then cosine decay to zero at the last step."""

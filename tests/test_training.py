@@ -126,8 +126,9 @@ def test_the_same_seed_gives_the_same_run_and_another_does_not(tiny_npz: Path, t
     assert losses[0] != losses[2]
 
 
-def test_resuming_changes_nothing(tiny_npz: Path, tmp_path: Path) -> None:
-    config = tiny_config(tiny_npz, max_steps=10, checkpoint_every=4, validate_every=5)
+@pytest.mark.parametrize("changes", [{}, {"task": "modify", "algo": "ddpm", "condition_dropout": 0.2}], ids=str)
+def test_resuming_changes_nothing(tiny_npz: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = tiny_config(tiny_npz, max_steps=10, checkpoint_every=4, validate_every=5, **changes)
     Trainer(config, tmp_path / "whole").fit()
     stopped = Trainer(config, tmp_path / "parts")
     step = stopped.train_step

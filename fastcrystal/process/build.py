@@ -1,0 +1,45 @@
+"""The process that the settings of a run ask for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastcrystal.config import TrainConfig
+from fastcrystal.crystal import EXTRA_ROWS
+from fastcrystal.model.scaling import LatticeScaling
+from fastcrystal.process import Process
+from fastcrystal.process.diffusion import Diffusion
+from fastcrystal.process.flow import FlowMatching
+from fastcrystal.process.regression import Regression
+
+
+def make_process(config: TrainConfig, scaling: LatticeScaling) -> Process:
+    """The process that `config` asks for: standardised lattices start from normal noise, raw ones as the sites do."""
+    if config.algo == "regression":
+        return Regression(scaling.site_scale, scaling.site_offset, config.lattice_weight)
+    if config.diffuses:
+        return Diffusion(
+            sampler=config.algo,  # type: ignore[arg-type]
+            schedule=config.schedule,  # type: ignore[arg-type]
+            training_steps=config.diffusion_steps,
+            eta=config.eta,
+            clip=config.clip,
+            lattice_weight=config.lattice_weight,
+            predict="noise" if config.predict == "paper" else "data",
+            site_scale=scaling.site_scale,
+        )
+    return FlowMatching(
+        noise="uniform" if config.noise == "none" else config.noise,  # type: ignore[arg-type]
+        lattice_noise="normal" if scaling.standardised else "same",
+        torus=config.torus,
+        site_scale=scaling.site_scale,
+        site_offset=scaling.site_offset,
+        lattice_weight=config.lattice_weight,
+        predict="velocity" if config.predict == "paper" else "data",
+    )
+
+
+def live_rows(config: TrainConfig, num_sites: Tensor, length: int) -> Tensor:
+    """How many rows of a crystal matrix are noised and learned: the sites, or, unmasked, the padding too."""
+    return num_sites if config.mask_padding else torch.full_like(num_sites, length - EXTRA_ROWS)
