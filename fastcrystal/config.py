@@ -34,7 +34,7 @@ NOISES_OF: dict[tuple[str, str], tuple[str, ...]] = {
 #: what a preset changes beside the network: the paper's recipe (A.3), and one that fits ten minutes on two cores
 RECIPES: dict[str, dict[str, Any]] = {
     # site_scale: uniform sites get unit variance, like the standardised lattice
-    "slim": {"max_steps": 2400, "warmup": 200, "lr": 2e-3, "site_scale": 12**0.5},
+    "slim": {"max_steps": 3000, "warmup": 200, "lr": 2e-3, "site_scale": 12**0.5},
     "paper": {
         "max_steps": 200_000,
         "batch_size": 256,
@@ -74,7 +74,7 @@ class TrainConfig(Jsonable):
     """Leave out larger cells."""
     preset: str = "slim"
     """Network and recipe: "slim" (about 1 M parameters) or "paper" (305 M)."""
-    max_steps: int = 2400
+    max_steps: int = 3000
     """Optimiser steps."""
     batch_size: int = 128
     """Crystals a step (256 in A.3)."""

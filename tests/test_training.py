@@ -158,7 +158,7 @@ def test_resuming_changes_nothing(tiny_npz: Path, tmp_path: Path, changes: dict[
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"lr": 0.5}, r"was trained with lr 0\.001, not 0\.5"),
+        ({"lr": 0.5}, r"was trained with lr 0\.002, not 0\.5"),
         ({"noise": "normal"}, "was trained with noise uniform, not normal"),
         ({"seed": 7}, "was trained with seed 42, not 7"),
         ({"source": "a"}, "was trained with source None, not a"),
