@@ -15,13 +15,13 @@ import torch
 from fastcrystal.checkpoint import write_json
 from fastcrystal.config import TrainConfig
 from fastcrystal.metrics.evaluate import wilson
-from fastcrystal.runs import finish_training, judge
+from fastcrystal.runs import finish_training, is_judged, judge
 from fastcrystal.tasks import prepare
 
 #: row -> what differs from the recipe; the first row is the recipe itself
 ROWS: dict[str, dict[str, Any]] = {
     "recipe": {},
-    "lattice in angstrom, as it is": {"lattice": "raw", "site_scale": 1.0},
+    "lattice and sites as in the paper, unscaled": {"lattice": "raw", "site_scale": 1.0},
     "lattice in angstrom, standardised": {"lattice": "standard"},
     "lattice lower-triangular, log-diagonal": {"lattice": "triangular"},
     "lattice as a log-metric": {"lattice": "metric"},
@@ -38,13 +38,30 @@ ROWS: dict[str, dict[str, Any]] = {
     "padding not masked": {"mask_padding": False},
     "no averaged weights": {"ema": 0.0},
     "normal noise": {"noise": "normal"},
+    "twice the steps": {},
 }
+#: the same for modification
+MODIFY_ROWS: dict[str, dict[str, Any]] = {
+    "recipe": {},
+    "sites of a pair by least distance": {"pairing": "nearest"},
+}
+
+
+def rows_of(task: str) -> dict[str, dict[str, Any]]:
+    """The rows of a task."""
+    return ROWS if task == "generate" else MODIFY_ROWS
+
+
+def settings(base: TrainConfig, row: str, seed: int) -> TrainConfig:
+    """The recipe with one row's switch."""
+    steps = 2 * base.max_steps if row == "twice the steps" else base.max_steps
+    return replace(base, max_steps=steps, seed=seed, **rows_of(base.task)[row])
 
 
 def ablate(
     out: Path,
     base: TrainConfig,
-    rows: Sequence[str] = tuple(ROWS),
+    rows: Sequence[str] | None = None,
     seeds: Sequence[int] = (42,),
     jobs: int | None = None,
 ) -> str:
@@ -56,10 +73,11 @@ def ablate(
         Folder: a run folder for each row and seed, ablation.md, ablation.json.
     base : TrainConfig
         The recipe.
-    rows : sequence of str
-        Keys of `ROWS`.
+    rows : sequence of str, optional
+        Keys of `rows_of` the task; all where not given.
     seeds : sequence of int
-        A seed decides the split too; the crystals of all seeds are counted together.
+        A seed decides the split too; the crystals of all seeds are counted together, as if no formula were in the test
+        set of two.
     jobs : int, optional
         Processes that match crystals; all cores where not given.
 
@@ -73,16 +91,18 @@ def ablate(
     ValueError
         If a row is unknown, or `out` holds rows of other settings.
     """
-    unknown = [row for row in rows if row not in ROWS]
+    known = rows_of(base.task)
+    rows = tuple(known) if rows is None else rows
+    unknown = [row for row in rows if row not in known]
     if unknown:
-        raise ValueError(f"rows must be among {', '.join(ROWS)}; got {unknown[0]!r}")
+        raise ValueError(f"rows must be among {', '.join(known)}; got {unknown[0]!r}")
     done: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         for seed in seeds:
-            config = replace(base, seed=seed, **ROWS[row])
+            config = settings(base, row, seed)
             run = out / f"{row.replace(' ', '-').replace(',', '')}-{seed}"
             trainer = finish_training(config, run)
-            if not (run / "result.json").is_file():
+            if not is_judged(config, run):
                 judge(trainer.sampler(), prepare(config), config, run, jobs)
             done.setdefault(row, []).append(json.loads((run / "result.json").read_text("utf-8")))
     about = {

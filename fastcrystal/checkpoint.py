@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 #: raised whenever older checkpoints can no longer be read
-FORMAT = 1
+FORMAT = 2
 #: what config.json must hold for a run to be opened again
 CONFIG_PARTS = ("train", "model", "scaling", "length", "data")
 #: checkpoints kept in a run folder

@@ -89,8 +89,13 @@ def _add_train(commands: Any) -> None:
     p.add_argument("--ema", type=float, help="decay of the averaged weights")
     p.add_argument("--seed", type=int)
     p.add_argument("--max-sites", type=int, help="leave out larger cells")
+    p.add_argument("--min-polymorphs", type=int, help="leave out formulas with fewer crystals (7 in the paper)")
     p.add_argument("--length", type=int, help="rows of the crystal matrix (0: shortest that holds the data)")
-    p.add_argument("--lattice", choices=LATTICES, help="composition: in units known from the formula; raw: angstrom")
+    p.add_argument(
+        "--lattice",
+        choices=LATTICES,
+        help="how lattices enter (docs/training.md)",
+    )
     p.add_argument("--site-scale", type=float)
     p.add_argument("--lattice-weight", type=float)
     p.add_argument("--site-species", action=argparse.BooleanOptionalAction, default=None, help="species at each site")
@@ -144,7 +149,7 @@ def _add_sample(commands: Any) -> None:
     p.add_argument("--energy", type=float, help="formation energy, eV/atom; may be left out likewise")
     p.add_argument("--formula-units", type=int, help="per primitive cell (default: as most often in the training data)")
     p.add_argument("--count", type=int, default=8, help="crystals to generate")
-    p.add_argument("--steps", type=int, default=100, help="steps of the sampler")
+    p.add_argument("--steps", type=int, help="steps of the sampler (default: as the run was judged)")
     _add_sampler(p)
     p.add_argument("--out", type=Path, help="folder (default: samples/<formula>_<group>)")
 
@@ -155,6 +160,7 @@ def _add_sampler(p: Any) -> None:
     p.add_argument("--device", default="auto")
     p.add_argument("--guidance", type=float, help="classifier-free guidance scale (1: none)")
     p.add_argument("--method", choices=("euler", "midpoint", "heun"), help="how flow matching integrates (euler)")
+    p.add_argument("--sampler", choices=("ddpm", "ddim"), help="how a diffusion walks back (default: its --algo)")
     p.add_argument("--eta", type=float, help="noise of DDIM")
 
 
@@ -163,7 +169,8 @@ def _sample(args: argparse.Namespace) -> None:
 
     request = Request(args.formula, args.space_group, args.energy, args.count, args.formula_units)
     out = args.out or Path("samples") / f"{args.formula}_{args.space_group or 'any'}"
-    how = {"steps": args.steps, "seed": args.seed, "device": args.device, "method": args.method, "eta": args.eta}
+    how = {"steps": args.steps, "seed": args.seed, "device": args.device, "method": args.method}
+    how |= {"sampler": args.sampler, "eta": args.eta}
     guidance = 1.0 if args.guidance is None else args.guidance
     print(generate(args.checkpoint, request, out, guidance=guidance, **how))
 
@@ -191,6 +198,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         args.jobs,
         args.guidance,
         args.method,
+        args.sampler,
         args.eta,
     )
     print((run_folder(args.checkpoint) / "result.json").read_text("utf-8").rstrip() if args.json else result.table())

@@ -20,6 +20,9 @@ PAIRINGS = ("listed", "nearest")
 PREDICTIONS = ("data", "paper")
 SITE_ORDERS = ("canonical", "random")
 
+#: largest share of the data's variance that a schedule may leave at its end
+MAX_SIGNAL = 0.05
+
 #: noise that each task and algorithm may start from, the default first; "none": it starts from the initial structure
 NOISES_OF: dict[tuple[str, str], tuple[str, ...]] = {
     ("generate", "cfm"): ("uniform", "normal"),
@@ -33,14 +36,15 @@ NOISES_OF: dict[tuple[str, str], tuple[str, ...]] = {
 
 #: what a preset changes beside the network: the paper's recipe (A.3), and one that fits ten minutes on two cores
 RECIPES: dict[str, dict[str, Any]] = {
-    # site_scale: uniform sites get unit variance, like the standardised lattice
-    "slim": {"max_steps": 3000, "warmup": 200, "lr": 2e-3, "site_scale": 12**0.5},
+    "slim": {},
     "paper": {
         "max_steps": 200_000,
         "batch_size": 256,
         "lr": 1e-4,
+        "warmup": 500,
         "ema": 0.9999,
         "lattice": "raw",
+        "site_scale": 1.0,
         "length": 64,
         "site_species": False,
         "place_channels": False,
@@ -72,16 +76,18 @@ class TrainConfig(Jsonable):
     """Use only crystals with this "source" label."""
     max_sites: int = 60
     """Leave out larger cells."""
+    min_polymorphs: int = 1
+    """Leave out formulas with fewer crystals (7 in the paper)."""
     preset: str = "slim"
     """Network and recipe: "slim" (about 1 M parameters) or "paper" (305 M)."""
     max_steps: int = 3000
     """Optimiser steps."""
     batch_size: int = 128
     """Crystals a step (256 in A.3)."""
-    lr: float = 1e-3
+    lr: float = 2e-3
     """Peak learning rate (1e-4 in A.3)."""
-    warmup: int = 500
-    """Steps of linear warm-up before the cosine decay (A.3)."""
+    warmup: int = 200
+    """Steps of linear warm-up before the cosine decay (500 in A.3)."""
     ema: float = 0.995
     """Decay of the averaged weights, which sample and are judged."""
     seed: int = 42
@@ -94,8 +100,9 @@ class TrainConfig(Jsonable):
     """L of the crystal matrix; 0: the shortest that holds the data set's cells, 64 in the paper."""
     lattice: str = "composition"
     """"composition": lattice in units of a length known from the formula, standardised; "raw": angstrom (paper)."""
-    site_scale: float = 1.0
-    """Sites enter the network as (frac - 1/2) * site_scale where `lattice` is "composition"."""
+    site_scale: float = 12**0.5
+    """Sites enter the network as (frac - 1/2) * site_scale; the root of 12 gives uniform sites unit variance. 1 where
+    `lattice` is "raw", which takes them as they are."""
     site_species: bool = True
     """Species at each site's input channels, beside the paper's condition block."""
     place_channels: bool = True
@@ -105,8 +112,8 @@ class TrainConfig(Jsonable):
     identity_embedding: bool = True
     """Learned embeddings of number of sites, space group and stoichiometry, beside the paper's condition block."""
     predict: str = "data"
-    """What the network gives: "data", the crystal itself, its sites judged under periodic boundaries; "paper": the
-    velocity in flow matching, the noise in diffusion."""
+    """What the network gives: "data", the crystal itself; "paper": the velocity in flow matching, the noise in diffusion
+    (regression gives the crystal in any case)."""
     dropout: float = 0.1
     """Dropout in the residual blocks."""
     name_dropout: float = 0.3
@@ -166,7 +173,7 @@ class TrainConfig(Jsonable):
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         object.__setattr__(self, "noise", self._noise())
         counts = ("max_steps", "batch_size", "sampling_steps", "max_test", "checkpoint_every", "validate_every")
-        for name in (*counts, "diffusion_steps", "pairs_per_group"):
+        for name in (*counts, "diffusion_steps", "pairs_per_group", "min_polymorphs"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.diffuses and self.sampling_steps > self.diffusion_steps:
@@ -174,6 +181,8 @@ class TrainConfig(Jsonable):
                 f"sampling_steps must be in 1..{self.diffusion_steps}, the steps of the schedule, "
                 f"got {self.sampling_steps}"
             )
+        if self.diffuses:
+            self._check_schedule()
         for name in ("lr", "site_scale", "lattice_weight"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
@@ -202,8 +211,39 @@ class TrainConfig(Jsonable):
             raise ValueError(f"eta must be in [0, 1], got {self.eta}")
         if not 0 <= self.clip < float("inf"):
             raise ValueError(f"clip must be at least 0 (0: off) and finite, got {self.clip}")
+        if self.clip and self.clip < self.site_scale / 2:
+            raise ValueError(
+                f"clip {self.clip:g} would cut sites, which reach {self.site_scale / 2:.2f}: more, or 0 (off)"
+            )
+        self._refuse_idle()
         if self.origin_shifts and self.task == "modify":
             raise ValueError("origin_shifts would move the two structures of a pair apart: only with --task generate")
+
+    def _check_schedule(self) -> None:
+        """ValueError for a schedule that ends before the data are noise, from which sampling starts."""
+        from fastcrystal.process.schedule import noise_schedule
+
+        left = noise_schedule(self.schedule, self.diffusion_steps).alpha_bar[-1]
+        if left > MAX_SIGNAL:
+            raise ValueError(
+                f"schedule {self.schedule} of {self.diffusion_steps} steps leaves {100 * left:.0f} % of the data's "
+                "variance where sampling starts from noise: more diffusion_steps, or squaredcos_cap_v2"
+            )
+
+    def _refuse_idle(self) -> None:
+        """ValueError for a setting that these algorithm, task and lattice would not heed."""
+        idle = {
+            "--algo cfm": (self.algo != "cfm", ("torus",)),
+            "--algo ddpm or ddim": (not self.diffuses, ("schedule", "diffusion_steps", "clip")),
+            "--task modify": (self.task != "modify", ("pairing", "pairs_per_group")),
+        }
+        for wanted, (unused, names) in idle.items():
+            for name in names:
+                value, usual = getattr(self, name), self.__dataclass_fields__[name].default
+                if unused and value != usual:
+                    raise ValueError(f"{name} {value} needs {wanted}; leave it at {usual}")
+        if self.lattice == "raw" and self.site_scale != 1:
+            raise ValueError(f"lattice raw takes sites as they are: site_scale 1, got {self.site_scale:g}")
 
     def _noise(self) -> str:
         """The noise asked for or, for "auto", the usual one; ValueError names the combinations that exist."""
@@ -254,4 +294,6 @@ class TrainConfig(Jsonable):
         """
         if preset not in RECIPES:
             raise ValueError(f"preset must be one of {', '.join(RECIPES)}, got {preset!r}")
+        if overrides.get("lattice") == "raw":
+            overrides = {"site_scale": 1.0, **overrides}
         return cls(**{"preset": preset, **RECIPES[preset], **overrides})

@@ -22,7 +22,7 @@ import torch
 import fastcrystal
 from fastcrystal.checkpoint import write_json
 from fastcrystal.config import TrainConfig
-from fastcrystal.runs import finish_training, judge
+from fastcrystal.runs import finish_training, is_judged, judge
 from fastcrystal.sampling import Generator
 from fastcrystal.tasks import prepare
 from fastcrystal.training import Trainer
@@ -78,7 +78,7 @@ def reproduce(out: Path, base: TrainConfig, minutes: float, jobs: int | None = N
     Parameters
     ----------
     out : Path
-        Folder: one run folder a model, tables.md, tables.json, tables.png.
+        Folder: a run folder for each network, tables.md, tables.json, tables.png.
     base : TrainConfig
         Data, recipe and seed that all models share.
     minutes : float
@@ -103,7 +103,7 @@ def reproduce(out: Path, base: TrainConfig, minutes: float, jobs: int | None = N
     for model in MODELS:
         if model.weights_of is None:
             finish_training(config_of(model, base), out / model.name)
-        if not (out / model.name / "result.json").is_file():
+        if not is_judged(config_of(model, base), out / model.name):
             judge_model(out, model, base, jobs)
     results = {m.name: json.loads((out / m.name / "result.json").read_text("utf-8")) for m in MODELS}
     about = {
@@ -123,7 +123,7 @@ def reproduce(out: Path, base: TrainConfig, minutes: float, jobs: int | None = N
     text = tables(results, about)
     (out / "tables.md").write_text(text + "\n", encoding="utf-8")
     draw(results, out / "tables.png")
-    return f"{text}\n\nwritten to {out}: tables.md, tables.json, tables.png and a run folder for each model"
+    return f"{text}\n\nwritten to {out}: tables.md, tables.json, tables.png and a run folder for each network"
 
 
 def plan(out: Path, base: TrainConfig, minutes: float) -> TrainConfig:
@@ -136,7 +136,8 @@ def plan(out: Path, base: TrainConfig, minutes: float) -> TrainConfig:
             raise ValueError(f"{out} holds tables of other settings: give another --out, or delete it")
         return replace(base, max_steps=known["max_steps"], warmup=known["warmup"])
     trainings = sum(m.weights_of is None for m in MODELS)
-    rate = steps_per_second(replace(base, task="generate", algo="cfm"))
+    timed = [config_of(m, base) for m in MODELS if m.name in ("cfm-uniform", "modify-ddpm")]
+    rate = len(timed) / sum(1 / steps_per_second(config) for config in timed)
     steps = max(1, int(60 * minutes * TRAINING_SHARE / trainings * rate))
     warmup = min(base.warmup, steps // 10)
     out.mkdir(parents=True, exist_ok=True)
@@ -165,10 +166,8 @@ def judge_model(out: Path, model: Model, base: TrainConfig, jobs: int | None) ->
     """Sample and match; the result lies in the model's own folder."""
     config = config_of(model, base)
     trained = Generator.from_run(out / (model.weights_of or model.name), config.device)
-    sampler = Generator(trained.model, config, trained.scaling, trained.length)
-    sampler.run, sampler.step = trained.run, trained.step
     (out / model.name).mkdir(exist_ok=True)
-    judge(sampler, prepare(config), config, out / model.name, jobs)
+    judge(trained, prepare(config), config, out / model.name, jobs)
 
 
 def tables(results: dict[str, dict[str, Any]], about: dict[str, Any]) -> str:

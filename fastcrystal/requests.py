@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -145,11 +145,12 @@ def generate(
     request: Request,
     out: Path,
     *,
-    steps: int = 100,
+    steps: int | None = None,
     seed: int = 0,
     device: str = "auto",
     guidance: float = 1.0,
     method: Method | None = None,
+    sampler: Literal["ddpm", "ddim"] | None = None,
     eta: float | None = None,
 ) -> str:
     """Generate, write and describe crystals.
@@ -161,7 +162,7 @@ def generate(
     request : Request
     out : Path
         Folder: 000.cif ..., crystals.extxyz, crystals.csv, crystals.json, crystals.png.
-    steps, seed, device, guidance, method, eta
+    steps, seed, device, guidance, method, sampler, eta
         As for `fastcrystal.sampling.Generator.sample`.
 
     Returns
@@ -176,10 +177,17 @@ def generate(
     """
     from fastcrystal.metrics import validity
 
-    sampler = Generator.from_run(checkpoint, device)
-    batch, why = conditions(request, sampler)
-    how: dict[str, Any] = {"steps": steps, "seed": seed, "guidance": guidance, "method": method, "eta": eta}
-    crystals = sampler.sample(batch, **how)
+    trained = Generator.from_run(checkpoint, device)
+    batch, why = conditions(request, trained)
+    how: dict[str, Any] = {
+        "steps": steps,
+        "seed": seed,
+        "guidance": guidance,
+        "method": method,
+        "sampler": sampler,
+        "eta": eta,
+    }
+    crystals = trained.sample(batch, **how)
     state = validity.check(crystals)
     structures = _structures(crystals, state.valid)
     rows = [
@@ -199,7 +207,7 @@ def generate(
     out.mkdir(parents=True, exist_ok=True)
     _remove_former(out)
     _write(out, structures, rows)
-    about = {"request": asdict(request), "cell": why, "checkpoint": str(checkpoint), "step": sampler.step, **how}
+    about = {"request": asdict(request), "cell": why, "checkpoint": str(checkpoint), "step": trained.step, **how}
     text = json.dumps({**about, "crystals": rows}, indent=2, allow_nan=False) + "\n"
     (out / "crystals.json").write_text(text, encoding="utf-8")
     return _table(request, why, rows, out)

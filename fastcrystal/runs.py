@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from fastcrystal.checkpoint import list_checkpoints, write_json
+from fastcrystal.checkpoint import list_checkpoints, read_config, write_json
 from fastcrystal.config import TrainConfig
-from fastcrystal.metrics.evaluate import Evaluation, evaluate
+from fastcrystal.metrics.evaluate import evaluate
+from fastcrystal.metrics.evaluation import Evaluation
 from fastcrystal.process.flow import Method
 from fastcrystal.sampling import Generator
 from fastcrystal.tasks import Prepared, prepare, trial
@@ -70,6 +71,8 @@ def train_and_evaluate(config: TrainConfig, out: Path | None, *, resume: bool = 
 def finish_training(config: TrainConfig, run: Path) -> Trainer:
     """Train in the folder `run` from wherever it stands: from the start, the newest checkpoint, or not at all.
 
+    Unlike `--resume` it takes only the settings that the folder was begun with, the number of steps included.
+
     Raises
     ------
     ValueError
@@ -77,6 +80,9 @@ def finish_training(config: TrainConfig, run: Path) -> Trainer:
     """
     trainer = Trainer(config, run)
     if list_checkpoints(run):
+        was = read_config(run)["train"].get("max_steps")
+        if was != config.max_steps:
+            raise ValueError(f"{run} was begun with max_steps {was}, not {config.max_steps}: give another folder")
         trainer.resume()
     if trainer.step < config.max_steps:
         _say(_opening(trainer))
@@ -94,6 +100,7 @@ def evaluate_run(
     jobs: int | None,
     guidance: float | None = None,
     method: Method | None = None,
+    sampler: str | None = None,
     eta: float | None = None,
 ) -> Evaluation:
     """Judge a finished run again, on its own test formulas; writes its result.json anew.
@@ -103,15 +110,19 @@ def evaluate_run(
     ValueError
         If `run` has no usable checkpoint, its data set is gone or has changed, or an option does not suit it.
     """
-    sampler = Generator.from_run(run, device)
-    prepared = prepare(sampler.config)
-    if prepared.data.fingerprint() != sampler.run["data"]["sha256"]:
+    trained = Generator.from_run(run, device)
+    prepared = prepare(trained.config)
+    if prepared.data.fingerprint() != trained.run["data"]["sha256"]:
         raise ValueError(
-            f"{sampler.config.data} has changed since {run} was trained: its test formulas are no longer known"
+            f"{trained.config.data} has changed since {run} was trained: its test formulas are no longer known"
         )
     asked: dict[str, Any] = {"max_test": max_test, "sampling_steps": steps, "guidance": guidance, "eta": eta}
-    config = replace(sampler.config, **{k: v for k, v in asked.items() if v is not None})
-    return judge(sampler, prepared, config, run_folder(run), jobs, seed, method)
+    if sampler is not None:
+        if not trained.config.diffuses:
+            raise ValueError(f"sampler {sampler} is for diffusion; {run} was trained with {trained.config.algo}")
+        asked |= {"algo": sampler, "eta": eta or 0.0}
+    config = replace(trained.config, **{k: v for k, v in asked.items() if v is not None})
+    return judge(trained, prepared, config, run_folder(run), jobs, seed, method)
 
 
 def run_folder(run: Path) -> Path:
@@ -150,37 +161,56 @@ def judge(
     """
     asked = trial(prepared, config)
     started = time.perf_counter()
+    initial = None if asked.initial is None else asked.initial.batch()
     generated = sampler.sample(
         asked.conditions,
-        initial=asked.initial,
+        initial=initial,
         steps=config.sampling_steps,
         seed=seed,
         guidance=config.guidance,
         method=method,
+        sampler=config.algo if config.diffuses else None,  # type: ignore[arg-type]
         eta=config.eta if config.algo == "ddim" else None,
         progress=True,
     )
     seconds = (time.perf_counter() - started) / len(asked.target)
-    crystals = {"generated": generated, "test": asked.target.batch(), "initial": asked.initial}
     # a data set holds finite numbers; a crystal that is not finite is counted in result.json
     finite = (generated.frac.isfinite().flatten(1).all(1) & generated.lattice.isfinite().flatten(1).all(1)).numpy()
-    for name, batch in crystals.items():
-        if batch is not None and finite.any():
-            asked.target.with_crystals(batch).select(finite).save(run / f"{name}.npz")
+    crystals = {"generated": asked.target.with_crystals(generated), "test": asked.target, "initial": asked.initial}
+    for name, data in crystals.items():
+        (run / f"{name}.npz").unlink(missing_ok=True)
+        if data is not None and finite.any():
+            data.select(finite).save(run / f"{name}.npz")
     result = evaluate(
         generated,
         asked.target,
         prepared.data.select(prepared.split.train),
-        initial=asked.initial,
+        initial=initial,
         jobs=jobs,
         seed=seed,
         redundancy_sample=REDUNDANCY_SAMPLE,
     )
-    how = {"steps": config.sampling_steps, "guidance": config.guidance, "method": method, "eta": config.eta}
+    how = {**_asked(config), "method": method, "seed": seed}
     values = {**json.loads(result.to_json()), "seconds_per_crystal": seconds, "step": sampler.step, "sampling": how}
     write_json(run / "result.json", values)
     (run / "table.md").write_text(result.table() + "\n", encoding="utf-8")
     return result
+
+
+def _asked(config: TrainConfig) -> dict[str, Any]:
+    """What a judgement depends on beside the weights."""
+    names = ("algo", "max_test", "sampling_steps", "guidance", "eta", "clip")
+    return {name: getattr(config, name) for name in names}
+
+
+def is_judged(config: TrainConfig, run: Path) -> bool:
+    """Whether `run` holds the result of just these settings, after the last training step."""
+    path = run / "result.json"
+    if not path.is_file():
+        return False
+    values = json.loads(path.read_text(encoding="utf-8"))
+    asked = {**_asked(config), "method": None, "seed": 0}
+    return bool(values.get("step") == config.max_steps and values.get("sampling") == asked)
 
 
 def draw_curves(run: Path) -> Path:
@@ -202,7 +232,7 @@ def draw_curves(run: Path) -> Path:
     validation = [(r["step"], r["val_loss"]) for r in records if "val_loss" in r]
     if validation:
         axis.plot(*zip(*validation, strict=True), color="tab:orange", marker=".", label="unseen formulas (EMA)")
-    axis.set(xlabel="step", ylabel="L1 loss of the velocity", ylim=(0, float(np.quantile(loss, 0.99)) * 1.1))
+    axis.set(xlabel="step", ylabel="loss", ylim=(0, float(np.quantile(loss, 0.99)) * 1.1))
     rate = axis.twinx()
     rate.plot(step, [r["lr"] for r in records], color="0.7", linestyle=":", linewidth=1)
     rate.set_ylabel("learning rate (dotted)", color="0.5")

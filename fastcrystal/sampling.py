@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -83,6 +83,9 @@ class Generator:
             checkpoint, folder = folder, folder.parent.parent
         config = read_config(folder)
         checkpoint = latest_checkpoint(folder) if checkpoint is None else checkpoint
+        missing = sorted(set(TrainConfig.__dataclass_fields__) - set(config["train"]))
+        if missing:
+            raise ValueError(f"{folder} does not say {', '.join(missing)}: use the fastcrystal that wrote it")
         target = pick_device(device)
         train, scaling = TrainConfig.from_dict(config["train"]), LatticeScaling.from_dict(config["scaling"])
         model = CrystalUNet(UNetConfig.from_dict(config["model"]))
@@ -102,11 +105,12 @@ class Generator:
         conditions: CrystalBatch,
         *,
         initial: CrystalBatch | None = None,
-        steps: int = 100,
+        steps: int | None = None,
         seed: int = 0,
         batch_size: int = 256,
         guidance: float = 1.0,
         method: Method | None = None,
+        sampler: Literal["ddpm", "ddim"] | None = None,
         eta: float | None = None,
         progress: bool = False,
     ) -> CrystalBatch:
@@ -120,8 +124,8 @@ class Generator:
             modification the energy is E(target) - E(initial).
         initial : CrystalBatch, optional
             Structures to modify, with the species of `conditions` site by site.
-        steps : int
-            Steps of the sampler; a regression takes one whatever is asked.
+        steps : int, optional
+            Steps of the sampler, where not given as in the run's own evaluation; a regression takes one in any case.
         seed : int
             The same seed, conditions and batch size give the same crystals, whatever the device draws them on.
         batch_size : int
@@ -131,6 +135,8 @@ class Generator:
             initial structure) is told in `open`. 1: none; each step calls the network once instead of twice.
         method : {"euler", "midpoint", "heun"}, optional
             How flow matching integrates; Euler (the paper's) where not given.
+        sampler : {"ddpm", "ddim"}, optional
+            How a diffusion walks back, instead of as the run says: both are trained alike.
         eta : float, optional
             Noise of DDIM, instead of that of the run.
         progress : bool
@@ -149,7 +155,8 @@ class Generator:
             algorithm or its schedule.
         """
         self._check(conditions, initial, guidance, method)
-        process = self._process(eta)
+        process = self._process(sampler, eta)
+        steps = self.config.sampling_steps if steps is None else steps
         generator = torch.Generator().manual_seed(seed)
         parts = []
         bar = tqdm(total=len(conditions), desc="sampling", unit="crystal", disable=not progress, file=sys.stderr)
@@ -189,17 +196,22 @@ class Generator:
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
             without = self.model(x, t, left_open)
-            out: Tensor = without + guidance * (self.model(x, t, told_all) - without)
+            gap = self.model(x, t, told_all) - without
+            if self.config.predict == "data":  # two predictions of a site may lie a whole turn apart
+                period = self.scaling.site_scale
+                gap = torch.cat([gap[:, :-3] - period * (gap[:, :-3] / period).round(), gap[:, -3:]], dim=1)
+            out: Tensor = without + guidance * gap
             return out
 
         return guided
 
-    def _process(self, eta: float | None) -> Process:
-        if eta is None:
+    def _process(self, sampler: str | None, eta: float | None) -> Process:
+        if sampler is None and eta is None:
             return self.process
-        if self.config.algo != "ddim":
-            raise ValueError(f"eta is DDIM's; this model was trained with --algo {self.config.algo}")
-        return make_process(replace(self.config, eta=eta), self.scaling)
+        if not self.config.diffuses:
+            raise ValueError(f"sampler and eta are for diffusion; this model was trained with {self.config.algo}")
+        config = replace(self.config, algo=sampler or self.config.algo, eta=0.0)
+        return make_process(config if eta is None else replace(config, eta=eta), self.scaling)
 
     def _check(
         self, conditions: CrystalBatch, initial: CrystalBatch | None, guidance: float, method: Method | None
@@ -209,6 +221,17 @@ class Generator:
             raise ValueError(
                 f"num_sites must be in 1..{self.max_sites} for this model, got {int(conditions.num_sites.max())}"
             )
+        if self.config.task == "generate":
+            if initial is not None:
+                raise ValueError("this model generates: it takes no initial structure (train one with --task modify)")
+        elif initial is None:
+            if not (self.config.conditions_on_initial and self.config.condition_dropout):
+                raise ValueError(
+                    "this model modifies: give it initial structures, Generator.sample(..., initial=...), or generate "
+                    "with a model of --task generate"
+                )
+        elif initial.species.shape != conditions.species.shape or not initial.species.equal(conditions.species):
+            raise ValueError("initial structures must have the species of the conditions, site by site")
         if method is not None and self.config.algo != "cfm":
             raise ValueError(f"method {method} is for flow matching; this model was trained with {self.config.algo}")
         if not self.config.condition_dropout:
@@ -225,14 +248,3 @@ class Generator:
                         f"{name} is left open for crystal {int(missing.nonzero()[0])}: this model was trained without "
                         "--condition-dropout and needs it"
                     )
-        if self.config.task == "generate":
-            if initial is not None:
-                raise ValueError("this model generates: it takes no initial structure (train one with --task modify)")
-        elif initial is None:
-            if not (self.config.conditions_on_initial and self.config.condition_dropout):
-                raise ValueError(
-                    "this model modifies: it needs initial structures (only --task modify --algo ddpm or ddim, trained "
-                    "with --condition-dropout, does without)"
-                )
-        elif initial.species.shape != conditions.species.shape or not initial.species.equal(conditions.species):
-            raise ValueError("initial structures must have the species of the conditions, site by site")

@@ -63,6 +63,11 @@ def prepare(config: TrainConfig) -> Prepared:
         "without energy": ~np.isfinite(data.e_form),
         "without space group": data.sg == 0,
     }
+    if config.min_polymorphs > 1:
+        usable = ~np.any(list(bad.values()), axis=0)
+        kinds, kind = np.unique(data.formula, return_inverse=True)
+        few = np.bincount(kind.reshape(-1)[usable], minlength=len(kinds)) < config.min_polymorphs
+        bad[f"of formulas with fewer than {config.min_polymorphs} crystals"] = usable & few[kind.reshape(-1)]
     unusable = np.any(list(bad.values()), axis=0)
     if config.task == "modify" and not unusable.all():
         # left out before the split: else the heavy formulas that training gets would take nearly all pairs along
@@ -115,13 +120,13 @@ class Trial:
         True crystals of unseen formulas.
     conditions : CrystalBatch
         What the model is told: species, number of sites, space group and energy (in modification the energy change).
-    initial : CrystalBatch or None
+    initial : CrystalDataset or None
         Initial structures of a modification, one for each target.
     """
 
     target: CrystalDataset
     conditions: CrystalBatch
-    initial: CrystalBatch | None = None
+    initial: CrystalDataset | None = None
 
 
 def trial(prepared: Prepared, config: TrainConfig) -> Trial:
@@ -136,9 +141,9 @@ def trial(prepared: Prepared, config: TrainConfig) -> Trial:
     if config.task == "generate":
         target = data.select(_some(test, config))
         return Trial(target, target.batch())
-    initial, target_index = _some(find_pairs(data, test).lowest, config).T
-    before, target = data.select(initial).batch(), data.select(target_index)
-    return Trial(target, _changes(before, target.batch()), before)
+    first, second = _some(find_pairs(data, test).lowest, config).T
+    initial, target = data.select(first), data.select(second)
+    return Trial(target, _changes(initial.batch(), target.batch()), initial)
 
 
 def _some(index: NDArray[np.int64], config: TrainConfig) -> NDArray[np.int64]:
@@ -221,7 +226,7 @@ class ModifyTask:
         self.x = scaling.encode(self.crystals, prepared.length)
         self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
         if config.pairing == "listed":
-            _check_listed(data, np.concatenate([self.pairs.lowest, self.pairs.other]))
+            _check_listed(data, find_pairs(data).lowest)  # all sides; a group is alike if each is like its lowest
 
     def changes(self) -> Tensor:
         """Energy changes of all training pairs, shape (P,), eV/atom."""

@@ -27,7 +27,7 @@ from fastcrystal.checkpoint import (
 )
 from fastcrystal.config import TrainConfig
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.model.conditioning import drop_conditions
+from fastcrystal.model.dropping import drop_conditions
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import CrystalUNet, UNetConfig
 from fastcrystal.process.build import live_rows, make_process
@@ -237,6 +237,8 @@ class Trainer:
         """Write a checkpoint of the present step."""
         moments = self.optimiser.state_dict()["state"]
         optimiser = {f"{i}.{k}": torch.as_tensor(v) for i, entry in moments.items() for k, v in entry.items()}
+        if self.device.type == "cuda":
+            optimiser["cuda"] = torch.cuda.get_rng_state(self.device)
         tensors = {
             "model": self.model.state_dict(),
             "ema": self.average,
@@ -268,6 +270,10 @@ class Trainer:
         saved = read_tensors(folder, "optimizer")
         self.generator.set_state(saved.pop("generator"))
         torch.set_rng_state(saved.pop("torch"))
+        if "cuda" in saved:
+            state_of_device = saved.pop("cuda")
+            if self.device.type == "cuda":
+                torch.cuda.set_rng_state(state_of_device, self.device)
         moments: dict[int, dict[str, Tensor]] = {}
         for key, value in saved.items():
             index, name = key.split(".")

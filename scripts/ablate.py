@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastcrystal.ablation import ROWS, ablate
 from fastcrystal.cli import run_guarded
-from fastcrystal.config import TrainConfig
+from fastcrystal.config import ALGORITHMS, TASKS, TrainConfig
 
 
 def main() -> None:
@@ -16,6 +16,8 @@ def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument("--data", default="prototypes", help="prototypes (shipped), or an .npz of `fastcrystal data import`")
     p.add_argument("--max-steps", type=int, default=1200, help="training steps of each row")
+    p.add_argument("--task", choices=TASKS, default="generate")
+    p.add_argument("--algo", choices=ALGORITHMS, default="cfm")
     p.add_argument("--row", action="append", metavar="NAME", help=f"only these (repeatable): {'; '.join(ROWS)}")
     p.add_argument("--seed", type=int, action="append", help="also decides the split; repeatable (42)")
     p.add_argument("--sampling-steps", type=int)
@@ -27,7 +29,7 @@ def main() -> None:
     own = ("row", "seed", "out", "jobs")
     given = {k: v for k, v in vars(args).items() if k not in own and v is not None}
     base = TrainConfig.from_preset("slim", **given)
-    print(ablate(args.out, base, args.row or tuple(ROWS), args.seed or (42,), args.jobs))
+    print(ablate(args.out, base, args.row, args.seed or (42,), args.jobs))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ def main() -> None:
     p.add_argument("--preset", choices=tuple(RECIPES), default="slim")
     p.add_argument("--source", help="use only crystals with this source label")
     p.add_argument("--max-sites", type=int, help="leave out larger cells")
+    p.add_argument("--min-polymorphs", type=int, help="leave out formulas with fewer crystals (7 in the paper)")
     p.add_argument("--batch-size", type=int)
     p.add_argument("--max-test", type=int, help="most test crystals or pairs")
     p.add_argument("--sampling-steps", type=int)

@@ -144,9 +144,9 @@ def test_config_cannot_hold_nan(tmp_path: Path) -> None:
     [
         (None, "is not a run folder: it has no config.json"),
         ("{", r"config\.json is damaged"),
-        ("[1]", r"has checkpoint format None, this version reads 1"),
+        ("[1]", f"has checkpoint format None, this version reads {FORMAT}"),
         (json.dumps({"format": FORMAT, "train": {}}), r"is damaged: it lacks model, scaling, length, data"),
-        (json.dumps({"format": 99}), r"has checkpoint format 99, this version reads 1"),
+        (json.dumps({"format": 99}), f"has checkpoint format 99, this version reads {FORMAT}"),
     ],
 )
 def test_config_refused(tmp_path: Path, content: str | None, line: str) -> None:

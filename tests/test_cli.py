@@ -159,5 +159,11 @@ def test_an_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytes
 
 
 def test_every_script_is_a_command() -> None:
-    for name, command in (("train", "train"), ("sample", "sample"), ("evaluate", "evaluate"), ("prepare_data", "data")):
+    for name, command in (
+        ("train", "train"),
+        ("sample", "sample"),
+        ("evaluate", "evaluate"),
+        ("figures", "figures"),
+        ("prepare_data", "data"),
+    ):
         assert f'script("{command}")' in (ROOT / "scripts" / f"{name}.py").read_text(encoding="utf-8")

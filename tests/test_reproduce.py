@@ -11,12 +11,17 @@ import pytest
 import torch
 
 from fastcrystal import reproduce as r
-from fastcrystal.ablation import ROWS, ablate
+from fastcrystal.ablation import ablate, rows_of, settings
 from fastcrystal.config import TrainConfig
+from fastcrystal.crystal import CrystalBatch
+from fastcrystal.data.dataset import load_dataset
+from fastcrystal.figures import make_figures
+from fastcrystal.model.unet import Condition
 from fastcrystal.process.flow import Method
 from fastcrystal.runs import evaluate_run
 from fastcrystal.sampling import Generator
 from fastcrystal.tasks import prepare, trial
+from fastcrystal.testing import fill_zero_layers
 from tests.tiny import match_in_process, shrink_networks, tiny_config
 
 
@@ -36,9 +41,11 @@ def made(tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return out, base, text
 
 
-def sampler_of(out: Path, name: str) -> tuple[Generator, Any]:
+def sampler_of(out: Path, name: str) -> tuple[Generator, CrystalBatch, Any]:
+    """A trained model, the conditions that it is judged on and, in modification, the initial structures."""
     sampler = Generator.from_run(out / name, "cpu")
-    return sampler, trial(prepare(sampler.config), sampler.config)
+    asked = trial(prepare(sampler.config), sampler.config)
+    return sampler, asked.conditions, None if asked.initial is None else asked.initial.batch()
 
 
 def test_both_tables_have_every_model_and_baseline(made: tuple[Path, TrainConfig, str]) -> None:
@@ -74,55 +81,85 @@ def test_what_is_done_is_kept(made: tuple[Path, TrainConfig, str], monkeypatch: 
 
 def test_modification_depends_on_the_initial_structure(made: tuple[Path, TrainConfig, str]) -> None:
     for name in ("modify-regression", "modify-cfm", "modify-ddpm"):
-        sampler, asked = sampler_of(made[0], name)
-        a = sampler.sample(asked.conditions, initial=asked.initial, steps=2)
-        moved = replace(asked.initial, lattice=1.2 * asked.initial.lattice)
-        b = sampler.sample(asked.conditions, initial=moved, steps=2)
-        again = sampler.sample(asked.conditions, initial=asked.initial, steps=2)
+        sampler, conditions, initial = sampler_of(made[0], name)
+        fill_zero_layers(sampler.model)
+        with torch.no_grad():  # four steps have barely opened the zero-initialised ways
+            for p in sampler.model.parameters():
+                p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
+        a, again = (sampler.sample(conditions, initial=initial, steps=2) for _ in range(2))
+        moved = replace(initial, lattice=1.2 * initial.lattice)
+        b = sampler.sample(conditions, initial=moved, steps=2)
         assert torch.equal(a.lattice, again.lattice)
-        if name != "modify-ddpm":  # four steps have not opened its zero-initialised way to the condition far
-            assert not torch.allclose(a.lattice, b.lattice, atol=1e-4), name
+        assert not torch.allclose(a.lattice, b.lattice, atol=1e-4), name
 
 
 def test_one_palette_model_serves_all_queries(made: tuple[Path, TrainConfig, str]) -> None:
-    sampler, asked = sampler_of(made[0], "modify-ddpm")
-    known = asked.conditions
+    sampler, known, initial = sampler_of(made[0], "modify-ddpm")
     unknown = replace(known, energy=torch.full_like(known.energy, torch.nan), space_group=0 * known.space_group)
     for conditions in (known, unknown):
-        for initial in (asked.initial, None):
+        for before in (initial, None):
             for guidance in (1.0, 2.0):
-                out = sampler.sample(conditions, initial=initial, steps=2, guidance=guidance)
+                out = sampler.sample(conditions, initial=before, steps=2, guidance=guidance)
                 assert out.lattice.isfinite().all()
 
 
 def test_samplers_of_flow_matching(made: tuple[Path, TrainConfig, str]) -> None:
-    sampler, asked = sampler_of(made[0], "cfm-uniform")
+    sampler, conditions, _ = sampler_of(made[0], "cfm-uniform")
     methods: tuple[Method | None, ...] = (None, "euler", "heun", "midpoint")
-    lattices = [sampler.sample(asked.conditions, steps=3, method=m).lattice for m in methods]
+    lattices = [sampler.sample(conditions, steps=3, method=m).lattice for m in methods]
     assert torch.equal(lattices[0], lattices[1])
     assert not torch.equal(lattices[1], lattices[2])
-    guided = sampler.sample(asked.conditions, steps=3, guidance=3.0).lattice
+    guided = sampler.sample(conditions, steps=3, guidance=3.0).lattice
     assert not torch.equal(guided, lattices[0])
-    barely = sampler.sample(asked.conditions, steps=3, guidance=1.0 + 1e-7).lattice
+    barely = sampler.sample(conditions, steps=3, guidance=1.0 + 1e-7).lattice
     assert torch.allclose(barely, lattices[0], atol=1e-4)
+    assert torch.equal(sampler.sample(conditions).lattice, sampler.sample(conditions, steps=2).lattice)  # as judged
+
+
+def test_guidance_does_not_see_whole_turns(made: tuple[Path, TrainConfig, str]) -> None:
+    sampler, conditions, _ = sampler_of(made[0], "cfm-uniform")
+    told, left_open = torch.full((1, 8, 3), -1.73), torch.full((1, 8, 3), -1.6)
+    turn = torch.zeros(8, 3)
+    turn[:-3] = sampler.scaling.site_scale
+
+    class Network:
+        """Says `told` or `left_open`, `turns` whole turns away."""
+
+        turns = 0
+
+        def condition(self, species: torch.Tensor, n: torch.Tensor, group: torch.Tensor, *rest: object) -> Condition:
+            return Condition((group > 0).float()[:, None], species, n)
+
+        def __call__(self, x: torch.Tensor, t: torch.Tensor, cond: Condition) -> torch.Tensor:
+            return told + self.turns * turn if cond.embedding[0, 0] else left_open
+
+    network = Network()
+    guided = Generator(network, sampler.config, sampler.scaling, sampler.length)  # type: ignore[arg-type]
+    ways = []
+    for network.turns in (0, 1, -2):
+        ways.append(guided._network(conditions, None, 1.5)(told, torch.zeros(1)))
+    torch.testing.assert_close(ways[0], left_open + 1.5 * (told - left_open))
+    torch.testing.assert_close(ways[1], ways[0])
+    torch.testing.assert_close(ways[2], ways[0])
 
 
 def test_ddpm_and_ddim_differ_in_their_noise(made: tuple[Path, TrainConfig, str]) -> None:
-    sampler, asked = sampler_of(made[0], "ddpm")
-    with pytest.raises(ValueError, match="eta is DDIM's; this model was trained with --algo ddpm"):
-        sampler.sample(asked.conditions, eta=0.5)
-    ddim = Generator(sampler.model, replace(sampler.config, algo="ddim"), sampler.scaling, sampler.length)
-    a, b, c = (ddim.sample(asked.conditions, steps=4, eta=eta).lattice for eta in (None, 0.0, 1.0))
+    sampler, conditions, _ = sampler_of(made[0], "ddpm")
+    with pytest.raises(ValueError, match="eta is DDIM's: --algo ddim"):
+        sampler.sample(conditions, eta=0.5)
+    a, b, c = (sampler.sample(conditions, steps=4, sampler="ddim", eta=eta).lattice for eta in (None, 0.0, 1.0))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+    assert not torch.equal(a, sampler.sample(conditions, steps=4).lattice)
     with pytest.raises(ValueError, match=r"steps must be in 1\.\.1000, got 1001"):
-        ddim.sample(asked.conditions, steps=1001)
+        sampler.sample(conditions, steps=1001)
+    with pytest.raises(ValueError, match="sampler and eta are for diffusion; this model was trained with cfm"):
+        sampler_of(made[0], "cfm-uniform")[0].sample(conditions, sampler="ddim")
 
 
 def test_what_a_model_cannot_do_is_one_line(made: tuple[Path, TrainConfig, str], tiny_run: Path) -> None:
     out, _, _ = made
-    generating, asked = sampler_of(tiny_run.parent, tiny_run.name)
-    conditions = asked.conditions
+    generating, conditions, _ = sampler_of(tiny_run.parent, tiny_run.name)
     with pytest.raises(ValueError, match="guidance 2 needs a model trained with --condition-dropout"):
         generating.sample(conditions, guidance=2.0)
     with pytest.raises(ValueError, match="space_group is left open for crystal 0"):
@@ -131,15 +168,28 @@ def test_what_a_model_cannot_do_is_one_line(made: tuple[Path, TrainConfig, str],
         generating.sample(replace(conditions, energy=torch.full_like(conditions.energy, torch.nan)))
     with pytest.raises(ValueError, match="this model generates: it takes no initial structure"):
         generating.sample(conditions, initial=conditions)
-    modifying, asked = sampler_of(out, "modify-cfm")
-    with pytest.raises(ValueError, match="this model modifies: it needs initial structures"):
-        modifying.sample(asked.conditions)
+    modifying, conditions, initial = sampler_of(out, "modify-cfm")
+    with pytest.raises(ValueError, match="this model modifies: give it initial structures"):
+        modifying.sample(conditions)
     with pytest.raises(ValueError, match="species of the conditions, site by site"):
-        modifying.sample(asked.conditions, initial=replace(asked.initial, species=asked.initial.species.flip(1)))
+        modifying.sample(conditions, initial=replace(initial, species=initial.species.flip(1)))
     with pytest.raises(ValueError, match="method heun is for flow matching; this model was trained with regression"):
-        sampler_of(out, "modify-regression")[0].sample(asked.conditions, initial=asked.initial, method="heun")
+        sampler_of(out, "modify-regression")[0].sample(conditions, initial=initial, method="heun")
     with pytest.raises(ValueError, match=r"guidance 2\.0 needs a model trained with conditions left open"):
         evaluate_run(tiny_run, None, None, 0, "cpu", 1, guidance=2.0)
+    with pytest.raises(ValueError, match=r"sampler ddim is for diffusion; .* was trained with cfm"):
+        evaluate_run(tiny_run, None, None, 0, "cpu", 1, sampler="ddim")
+
+
+def test_a_judged_run_holds_its_crystals(made: tuple[Path, TrainConfig, str], tmp_path: Path) -> None:
+    run = made[0] / "modify-cfm"
+    generated, test, initial = (load_dataset(run / f"{name}.npz") for name in ("generated", "test", "initial"))
+    assert len(generated) == len(test) == len(initial) == 3
+    assert (initial.e_form > test.e_form).all()  # its own energies, not those of the targets
+    assert (generated.e_form == test.e_form).all()
+    said = str(make_figures([made[0] / "cfm-uniform"], "prototypes", tmp_path, dpi=40))
+    assert (tmp_path / "coordinates.png").stat().st_size > 5_000
+    assert "coordinates.png" in said
 
 
 def test_speed_is_measured(tiny_npz: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,11 +205,16 @@ def test_ablation(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     shrink_networks(monkeypatch)
     match_in_process(monkeypatch)
     base = tiny_config(tiny_npz, max_test=2, max_steps=2)
-    for row, changes in ROWS.items():
-        replace(base, **changes)  # every row is a setting that can train
-        assert row == "recipe" or replace(base, **changes) != base, row
-    text = ablate(tmp_path, base, ("recipe", "torus path"), (1, 2), jobs=1)
-    assert "| torus path | " in text
+    for task, algo in (("generate", "cfm"), ("modify", "ddpm")):
+        recipe = replace(base, task=task, algo=algo, noise="auto")
+        for row in rows_of(task):  # every row is a setting that can train
+            assert row == "recipe" or settings(recipe, row, 42) != recipe, row
+    text = ablate(tmp_path, base, ("recipe", "padding not masked"), (1, 2), jobs=1)
+    assert "| padding not masked | " in text
     assert "seeds 1, 2, 4 test crystals" in text
     with pytest.raises(ValueError, match=r"rows must be among recipe, .*; got 'wings'"):
         ablate(tmp_path, base, ("wings",))
+    # results of other settings are not taken for these
+    with pytest.raises(ValueError, match="was begun with max_steps 2, not 3: give another folder"):
+        ablate(tmp_path, replace(base, max_steps=3), ("recipe",), (1,), jobs=1)
+    assert "1 test crystals" in ablate(tmp_path, replace(base, max_test=1), ("recipe",), (1,), jobs=1)

@@ -14,7 +14,8 @@ from fastcrystal.config import ALGORITHMS, NOISES_OF, TASKS, TrainConfig
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.tasks import GenerateTask, ModifyTask, prepare, trial
-from tests.tiny import tiny_config, tiny_dataset
+from fastcrystal.training import Trainer
+from tests.tiny import shrink_networks, tiny_config, tiny_dataset
 
 CPU = torch.device("cpu")
 
@@ -61,6 +62,16 @@ def test_combinations(task: str, algo: str, noise: str) -> None:
     [
         ({"algo": "ddpm", "sampling_steps": 2000}, r"sampling_steps must be in 1\.\.1000, the steps of the schedule"),
         ({"algo": "ddpm", "diffusion_steps": 0}, "diffusion_steps must be at least 1, got 0"),
+        (
+            {"algo": "ddpm", "schedule": "linear", "diffusion_steps": 50, "sampling_steps": 9},
+            "leaves 60 % of the data's",
+        ),
+        ({"torus": True, "algo": "ddpm"}, "torus True needs --algo cfm; leave it at False"),
+        ({"schedule": "linear"}, "schedule linear needs --algo ddpm or ddim; leave it at squaredcos_cap_v2"),
+        ({"pairing": "nearest"}, "pairing nearest needs --task modify; leave it at listed"),
+        ({"lattice": "raw"}, r"lattice raw takes sites as they are: site_scale 1, got 3\.46"),
+        ({"algo": "ddpm", "clip": 1.0}, r"clip 1 would cut sites, which reach 1\.73"),
+        ({"min_polymorphs": 0}, "min_polymorphs must be at least 1, got 0"),
         ({"guidance": 2.0}, r"guidance 2\.0 needs a model trained with conditions left open: --condition-dropout 0\.1"),
         ({"guidance": -1.0, "condition_dropout": 0.1}, "guidance must be at least 0"),
         ({"name_dropout": -0.1}, r"name_dropout must be in \[0, 1\), got -0\.1"),
@@ -132,7 +143,7 @@ def test_pairs_of_unseen_formulas_are_judged(rich_npz: Path) -> None:
     assert asked.initial is not None
     lowest = {f: test.e_form[test.formula == f].min() for f in set(test.formula)}
     assert all(e == lowest[f] for f, e in zip(asked.target.formula, asked.target.e_form, strict=True))
-    change = torch.from_numpy(asked.target.e_form) - asked.initial.energy
+    change = torch.from_numpy(asked.target.e_form - asked.initial.e_form)
     assert torch.allclose(asked.conditions.energy, change)
     assert len(asked.target) == len(test) - len(lowest)  # every other polymorph leads to the lowest
     few = trial(prepared, replace(config, max_test=5))
@@ -163,3 +174,66 @@ def test_other_orders_of_species_need_nearest_pairs(tmp_path: Path) -> None:
     task, _ = task_of(path, task="modify", pairing="nearest")
     example = task.batch(0, torch.Generator())
     assert torch.equal(task.scaling.encode(example.crystals, 8), example.x_1)
+
+
+def test_random_order_shuffles_equal_sites_of_both_structures_alike(tmp_path: Path) -> None:
+    data = tiny_dataset()
+    count = 40  # crystals of one cation and three anions, two a formula
+    numbers = np.concatenate([[11 + i // 2 % 2, 8 + i // 4, 8 + i // 4, 8 + i // 4] for i in range(count)])
+    rng = np.random.default_rng(0)
+    crystals = replace(
+        data.select(np.arange(count)),
+        formula=np.array([f"X{i // 2}" for i in range(count)]),
+        natoms=np.full(count, 4),
+        numbers=numbers,
+        frac=rng.random((4 * count, 3)).astype(np.float32),
+    )
+    path = crystals.save(tmp_path / "four.npz")
+    for task, pairing in (("generate", "listed"), ("modify", "listed"), ("modify", "nearest")):
+        changes = {"task": task, **({"pairing": pairing} if task == "modify" else {})}
+        plain, shuffled = (task_of(path, site_order=o, **changes)[0] for o in ("canonical", "random"))
+        a, b = (t.batch(2, torch.Generator().manual_seed(3)) for t in (plain, shuffled))
+        assert torch.equal(b.x_1, shuffled.scaling.encode(b.crystals, 8))
+        assert torch.equal(a.crystals.species, b.crystals.species)
+        assert not torch.equal(a.crystals.frac, b.crystals.frac)
+        assert torch.equal(a.crystals.frac[:, 0], b.crystals.frac[:, 0])  # a cation has nobody to change with
+        assert torch.allclose(a.x_1.sum(1), b.x_1.sum(1), atol=1e-5)  # the same sites
+        if task == "modify":
+            gap, shuffled_gap = ((e.x_1 - e.initial).sum(2).sort(1).values for e in (a, b))
+            assert torch.allclose(gap, shuffled_gap, atol=1e-5)  # each with its partner still
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_a_row_without_initial_structure_is_told_the_formation_energy(
+    rich_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float
+) -> None:
+    shrink_networks(monkeypatch)
+    config = tiny_config(rich_npz, task="modify", algo="ddpm", condition_dropout=rate, energy_noise=0.0)
+    trainer = Trainer(config, tmp_path)
+    example = trainer.task.batch(0, trainer.generator)
+    told: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    class Listener:
+        def condition(self, *args: Any) -> Any:
+            told.append((args[3], args[5]))
+            return trainer.model.condition(*args)
+
+        def __call__(self, *args: Any) -> Any:
+            return trainer.model(*args)
+
+    trainer._loss(Listener(), example, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    ((energy, has_initial),) = told
+    assert example.initial_energy is not None
+    known = energy.isfinite()
+    assert known.any()
+    assert has_initial.all() == (rate == 0)
+    change, formation = example.crystals.energy, example.crystals.energy + example.initial_energy
+    assert torch.equal(energy[known & has_initial], change[known & has_initial])
+    assert torch.equal(energy[known & ~has_initial], formation[known & ~has_initial])
+
+
+def test_formulas_with_few_polymorphs_are_left_out(rich_npz: Path) -> None:
+    config = tiny_config(rich_npz, min_polymorphs=7)
+    with pytest.raises(ValueError, match="180 of formulas with fewer than 7 crystals of 180"):
+        prepare(config)
+    assert len(prepare(replace(config, min_polymorphs=6)).data) == 180

@@ -89,7 +89,8 @@ def find_pairs(data: CrystalDataset, index: NDArray[np.integer] | NDArray[np.boo
     if new.all():
         raise ValueError(
             f"{data.name or 'the data set'} has no two crystals of one formula and size among {len(given)} of its "
-            f"{len(data)} crystals ({len(known)} with a known energy): the modification task needs polymorphs"
+            f"{len(data)} crystals ({len(known)} with a known energy): the modification task needs polymorphs "
+            "(--task generate does not)"
         )
     first = np.flatnonzero(new)
     member = np.cumsum(new) - 1

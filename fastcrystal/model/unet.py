@@ -30,6 +30,7 @@ from fastcrystal.model.channels import (
     site_waves,
 )
 from fastcrystal.model.conditioning import ConditionBlock, TimeEmbedding
+from fastcrystal.model.rows import RowConv, RowNorm
 
 #: lengths L must be multiples of this: three halvings
 LENGTH_STEP = 8
@@ -138,28 +139,6 @@ def zero(module: nn.Module) -> nn.Module:
     for p in module.parameters():
         nn.init.zeros_(p)
     return module
-
-
-class RowConv(nn.Conv1d):
-    """nn.Conv1d (kernel 1, or 3 with padding 1) along the rows of (B, L, C), as one matrix product; its weights."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        weight = self.weight.transpose(1, 2).flatten(1)
-        if self.kernel_size[0] == 3:
-            length, stride = x.shape[1], self.stride[0]
-            padded = F.pad(x, (0, 0, 1, 1))
-            x = torch.cat([padded[:, k : k + length : stride] for k in range(3)], dim=2)
-        return F.linear(x, weight, self.bias)
-
-
-class RowNorm(nn.GroupNorm):
-    """nn.GroupNorm of (B, L, C): statistics over the rows and the channels of a group."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        # as an image of one column in channels-last memory: a layout that group_norm knows without a copy
-        image = x[:, :, None].permute(0, 3, 1, 2)
-        image = F.group_norm(image, self.num_groups, self.weight, self.bias, self.eps)
-        return image.permute(0, 2, 3, 1)[:, :, 0]
 
 
 class ResBlock(nn.Module):
@@ -395,7 +374,7 @@ class CrystalUNet(nn.Module):
         return Condition(embedding, species, num_sites, channels, nameless)
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """Velocity (flow), noise (diffusion) or structure (regression) of noisy crystal matrices.
+        """What the process asks for, of noisy crystal matrices: the data, the velocity (flow) or the noise (diffusion).
 
         Parameters
         ----------

@@ -27,7 +27,6 @@ def make_process(config: TrainConfig, scaling: LatticeScaling) -> Process:
             clip=config.clip,
             lattice_weight=config.lattice_weight,
             predict="noise" if config.predict == "paper" else "data",
-            site_scale=scaling.site_scale,
         )
     return FlowMatching(
         noise="uniform" if config.noise == "none" else config.noise,  # type: ignore[arg-type]

@@ -14,6 +14,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Literal, TypeVar
 
 import torch
@@ -23,7 +24,7 @@ from fastcrystal.crystal import EXTRA_ROWS
 from fastcrystal.loss import crystal_l1_loss
 from fastcrystal.ops.noising import diffusion_noising
 from fastcrystal.ops.update_step import ddim_step, ddpm_step
-from fastcrystal.process import check_settings, checked_matrix, data_loss, padding
+from fastcrystal.process import check_settings, checked_matrix, padding
 from fastcrystal.process.schedule import SCHEDULES, TRAINING_STEPS, NoiseSchedule, noise_schedule
 
 C = TypeVar("C")
@@ -50,10 +51,7 @@ class Diffusion:
     lattice_weight: float = 1.0
     """Weight of the lattice rows in the loss."""
     predict: Literal["noise", "data"] = "noise"
-    """What the network gives: eps (the paper's), or the data, from which eps = (x_t - signal data) / sigma. The loss of
-    data is `fastcrystal.process.data_loss`."""
-    site_scale: float = 1.0
-    """Period of the site rows, as in `LatticeScaling`; only the loss of data asks for it."""
+    """What the network gives: eps (the paper's), or the data, from which eps = (x_t - signal data) / sigma."""
 
     def __post_init__(self) -> None:
         """Refuse unknown choices and unusable numbers."""
@@ -62,7 +60,7 @@ class Diffusion:
             "schedule": (self.schedule, SCHEDULES),
             "predict": (self.predict, ("noise", "data")),
         }
-        check_settings(choices, site_scale=self.site_scale, lattice_weight=self.lattice_weight)
+        check_settings(choices, lattice_weight=self.lattice_weight)
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta must be in [0, 1], got {self.eta}")
         if self.eta and self.sampler == "ddpm":
@@ -148,9 +146,8 @@ class Diffusion:
         alpha_bar = _alpha_bar(self.schedule, self.training_steps, x_1.device)
         x_t, eps = diffusion_noising(x_1, t, alpha_bar, num_sites, noise=eps)
         pred = model_fn(x_t, t.to(x_1.dtype) / self.training_steps, cond)
-        if self.predict == "data":
-            return data_loss(pred, x_1, num_sites, self.site_scale, self.lattice_weight)
-        return crystal_l1_loss(pred, eps, num_sites, self.lattice_weight, reduction="mean")
+        target = eps if self.predict == "noise" else x_1
+        return crystal_l1_loss(pred, target, num_sites, self.lattice_weight, reduction="mean")
 
     def sample(
         self,
@@ -192,13 +189,12 @@ class Diffusion:
             If `steps` is not in 1..T, or `x_T` has another shape or device.
         """
         times = self.noise_schedule.timesteps(steps)
-        stride = self.training_steps // steps
         x = self.source(num_sites, length, generator) if x_T is None else x_T
         x = checked_matrix("x_T", x, num_sites, length)
-        for t in times:
+        for t, t_prev in pairwise((*times, -1)):
             time = torch.full((len(x),), t / self.training_steps, dtype=x.dtype, device=x.device)
             eps = self._noise(x, model_fn(x, time).to(x.dtype), t)
-            x = self._step(x, eps, t, t - stride, num_sites, generator)
+            x = self._step(x, eps, t, t_prev, num_sites, generator)
         return x
 
     def _noise(self, x: Tensor, pred: Tensor, t: int) -> Tensor:

@@ -45,8 +45,8 @@ class FlowMatching:
     lattice_weight: float = 1.0
     """Weight of the lattice rows in the loss."""
     predict: Literal["velocity", "data"] = "velocity"
-    """What the network gives: u (the paper's), or x_1, from which v = (x_1 - x_t) / (1 - t). The loss of x_1 is
-    `fastcrystal.process.data_loss`."""
+    """What the network gives: u (the paper's), or x_1, from which v = (x_1 - x_t) / (1 - t). With `torus` the network
+    sees sites without their whole turns, and so does the loss of x_1, `fastcrystal.process.data_loss`."""
 
     def __post_init__(self) -> None:
         """Refuse unknown choices and unusable numbers."""
@@ -179,9 +179,10 @@ class FlowMatching:
         device = num_sites.device if generator is None else generator.device
         t = torch.rand(len(x_1), generator=generator, dtype=x_1.dtype, device=device).to(x_1.device)
         x_t, target = self.corrupt(x_1, num_sites, t, generator, initial)
-        pred = model_fn(x_t, t, cond)
-        if self.predict == "data":
+        pred = model_fn(self._seen(x_t), t, cond)
+        if self.predict == "data" and self.torus:
             return data_loss(pred, x_1, num_sites, self.site_scale, self.lattice_weight)
+        target = target if self.predict == "velocity" else x_1
         return crystal_l1_loss(pred, target, num_sites, self.lattice_weight, reduction="mean")
 
     def sample(
@@ -232,8 +233,8 @@ class FlowMatching:
 
         def v(x: Tensor, t: float) -> Tensor:
             time = torch.full((len(x),), t, dtype=x.dtype, device=x.device)
-            out = model_fn(x, time).to(x.dtype).masked_fill(pad, 0)
-            return out if self.predict == "velocity" else (out - x) / (1 - t)
+            out = model_fn(self._seen(x), time).to(x.dtype).masked_fill(pad, 0)
+            return out if self.predict == "velocity" else self._towards(x, out) / (1 - t)
 
         for i in range(steps):
             t = i / steps
@@ -245,3 +246,19 @@ class FlowMatching:
                 u = (u + v(x + h * u, t + h)) / 2
             x = euler_step(x, u, h, num_sites)
         return x
+
+    def _seen(self, x: Tensor) -> Tensor:
+        """What the network sees of x: on the torus, where it predicts data, sites without their whole turns."""
+        if self.predict == "velocity" or not self.torus:
+            return x
+        period, low = self.site_scale, -self.site_offset * self.site_scale
+        sites = x[:, :-3]
+        return torch.cat([sites - period * ((sites - low) / period).floor(), x[:, -3:]], dim=1)
+
+    def _towards(self, x: Tensor, data: Tensor) -> Tensor:
+        """The way from x to predicted data; on the torus sites go the short way, as they did in training."""
+        gap = data - x
+        if not self.torus:
+            return gap
+        turns = self.site_scale * (gap[:, :-3] / self.site_scale).round()
+        return torch.cat([gap[:, :-3] - turns, gap[:, -3:]], dim=1)

@@ -10,7 +10,8 @@ import torch
 
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.metrics.baselines import chance
-from fastcrystal.metrics.evaluate import Evaluation, evaluate, wilson
+from fastcrystal.metrics.evaluate import evaluate, wilson
+from fastcrystal.metrics.evaluation import Evaluation
 from tests.metrics.crystals import KINDS, crystal, pack, space_group
 
 

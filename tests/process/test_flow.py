@@ -166,14 +166,43 @@ def test_predicted_data_are_reached_exactly(method: Method, steps: int) -> None:
     assert flow.loss(lambda x, t, c: x_1, x_1, n, None).item() == 0
 
 
-def test_loss_of_data_goes_the_short_way() -> None:
-    flow = FlowMatching(predict="data", site_scale=2.0, lattice_weight=3.0)
+def test_loss_of_data_goes_the_short_way_on_the_torus_alone() -> None:
+    straight, torus = (FlowMatching(predict="data", site_scale=2.0, lattice_weight=3.0, torus=k) for k in (False, True))
     x_1, n = random_batch(6, 12, dtype=torch.float64).matrix(16), random_batch(6, 12).num_sites
     turned = x_1.clone()
     turned[:, :-4] += 2.0  # a whole period
-    assert flow.loss(lambda x, t, c: turned, x_1, n, None).item() == pytest.approx(0, abs=1e-9)
+    assert torus.loss(lambda x, t, c: turned, x_1, n, None).item() == pytest.approx(0, abs=1e-9)
+    assert straight.loss(lambda x, t, c: turned, x_1, n, None).item() == pytest.approx(6)
     near = x_1.clone()
     near[:, :-4, 1] += 0.02
     near[:, -1, 0] += 0.3
     # one coordinate of each site by 0.02 (images barely matter), one of three lattice rows by 0.3
-    assert flow.loss(lambda x, t, c: near, x_1, n, None).item() == pytest.approx(0.02 + 3 * 0.3 / 3, rel=1e-3)
+    for flow in (straight, torus):
+        assert flow.loss(lambda x, t, c: near, x_1, n, None).item() == pytest.approx(0.02 + 3 * 0.3 / 3, rel=1e-3)
+
+
+def test_on_the_torus_no_turn_of_a_site_matters() -> None:
+    flow = FlowMatching(predict="data", torus=True, site_scale=2.0, site_offset=0.5)
+    data, n = random_batch(6, 12, dtype=torch.float64).matrix(16), random_batch(6, 12).num_sites
+    data[:, :-4] = 2 * (data[:, :-4] - 0.5)
+    live = ~padding(n, 16)
+    turns = torch.randint(-3, 4, data.shape, generator=seeded(5)).double() * 2.0
+    turns[:, -3:] = 0
+    start = flow.source(n, 16, seeded(), torch.float64)
+    seen: list[torch.Tensor] = []
+
+    def network(x: torch.Tensor, t: torch.Tensor, *rest: object) -> torch.Tensor:
+        assert (x[:, :-4] >= -1).all()
+        assert (x[:, :-4] < 1).all()
+        seen.append(x)
+        return data + turns * t[:, None, None].round()
+
+    end = flow.sample(network, n, 16, 8, initial=start)
+    gap = (end - data) * live
+    assert (gap[:, :-4] / 2 - (gap[:, :-4] / 2).round()).abs().max() < 1e-9
+    assert gap[:, -3:].abs().max() < 1e-9
+    # each site went the short way: at most half a period on each axis
+    assert ((end - start)[:, :-4] * live[:, :-4]).abs().max() <= 1 + 1e-9
+    # what training shows lies on the same way
+    flow.loss(network, data, n, None, seeded())
+    assert len(seen) == 9

@@ -21,10 +21,11 @@ PROCESSES: list[Process] = [
     FlowMatching(),
     FlowMatching(noise="normal", torus=True),
     FlowMatching(predict="data", site_scale=2.0),
+    FlowMatching(predict="data", torus=True, site_scale=2.0, site_offset=0.5),
     Diffusion(),
     Diffusion(schedule="linear", training_steps=50, clip=20.0),
     Diffusion(sampler="ddim"),
-    Diffusion(predict="data", site_scale=2.0),
+    Diffusion(predict="data"),
     Diffusion(sampler="ddim", eta=0.5),
     Regression(site_scale=2.0),
 ]

@@ -1,5 +1,6 @@
 """Noise schedules: the tables and steps of the papers, and of diffusers."""
 
+import itertools
 import math
 from typing import Any
 
@@ -58,9 +59,23 @@ def test_tables_and_timesteps_are_those_of_diffusers(name: str, sampler: str) ->
     s = SCHEDULES[name]
     torch.testing.assert_close(torch.tensor(s.beta), oracle.betas)
     torch.testing.assert_close(torch.tensor(s.alpha_bar), oracle.alphas_cumprod, rtol=1e-4, atol=1e-9)
-    for steps in (1, 3, 7, 100, 1000):
+    for steps in (100, 1000):
         oracle.set_timesteps(steps)
         assert s.timesteps(steps) == tuple(oracle.timesteps.tolist())
+
+
+@each_schedule
+@pytest.mark.parametrize("total", [1, 7, 50, 1000])
+def test_times_begin_in_noise_and_end_at_the_data(name: str, total: int) -> None:
+    s = noise_schedule(name, total)
+    for steps in {1, 2, 3, total // 2, total - 3, total - 1, total} & set(range(1, total + 1)):
+        times = s.timesteps(steps)
+        assert len(times) == steps
+        assert times[0] >= total - max(1, total // 100)
+        assert times[-1] == 0 or steps == 1
+        gaps = [a - b for a, b in itertools.pairwise(times)]
+        assert min(gaps, default=1) >= 1
+        assert max(gaps, default=1) - min(gaps, default=1) <= 1
 
 
 @each_schedule

@@ -1,18 +1,121 @@
-"""An evaluation as markdown: the model beside what it must beat, with a verdict in words."""
+"""The outcome of an evaluation, as JSON and as a table: the model beside what it must beat, with a verdict in words."""
 
 from __future__ import annotations
 
+import json
 import math
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import Any
 
-if TYPE_CHECKING:
-    from fastcrystal.metrics.evaluate import Evaluation
+import numpy as np
 
 #: column -> prefix of its rates in `Evaluation`
 _COLUMNS = {"model": "match_rate", "retrieval": "retrieval", "chance": "chance", "copy": "copy"}
 
 
-def markdown(evaluation: Evaluation) -> str:
+@dataclass(frozen=True)
+class Evaluation:
+    """The result of `evaluate`. Rates are shares of n_test; undefined numbers are NaN.
+
+    Attributes
+    ----------
+    match_rate_fit, match_rate_rms : float
+        Share of test crystals matched, by the paper's criterion and by most others' (`fastcrystal.metrics.match`).
+    rmse : float
+        Mean displacement over matches of the second criterion, units of (V / n)^(1/3).
+    match_rate_fit_valid, match_rate_rms_valid : float
+        Share of the valid generated crystals that match: divided by n_valid.
+    n_valid : int
+        Generated crystals that are valid (`fastcrystal.metrics.validity`).
+    validity : dict of str to int
+        Generated crystals by what is wrong with them.
+    chance_fit, chance_rms, chance_rmse : float
+        True lattice, random sites.
+    retrieval_fit, retrieval_rms, retrieval_rmse : float
+        Training template with exchanged elements; a test crystal without a template is no match.
+    n_no_template : int
+        Test crystals without a template.
+    self_match : dict
+        Redundancy of the training labels and round trip of the test set, the fields of `baselines.SelfMatch`.
+    n_test, n_train : int
+        Test crystals (test pairs, where initial structures are modified), and training crystals.
+    n_timeouts : int
+        Pairs of the model's that ran out of time, counted as no match.
+    counts : dict of str to dict
+        How pairs ended ("ok", "timeout", "error", "crashed") for "model", "chance" and "retrieval", and for
+        "copy" where initial structures are modified.
+    intervals : dict of str to (float, float)
+        Wilson 95 % intervals of the rates (six, or eight with those of "copy"), by name.
+    by_num_sites : list of dict
+        One row per range of sites: "sites", "n", and the rates and RMSE by name.
+    tolerances : dict
+        Of pymatgen's StructureMatcher, for "fit" and "rms".
+    settings : dict
+        Time limit, seed, names of the data sets.
+    copy_fit, copy_rms, copy_rmse : float
+        The initial structure itself, unchanged; NaN where there is none.
+    """
+
+    match_rate_fit: float
+    match_rate_rms: float
+    rmse: float
+    match_rate_fit_valid: float
+    match_rate_rms_valid: float
+    n_valid: int
+    validity: dict[str, int]
+    chance_fit: float
+    chance_rms: float
+    chance_rmse: float
+    retrieval_fit: float
+    retrieval_rms: float
+    retrieval_rmse: float
+    n_no_template: int
+    self_match: dict[str, Any]
+    n_test: int
+    n_train: int
+    n_timeouts: int
+    counts: dict[str, dict[str, int]]
+    intervals: dict[str, tuple[float, float]]
+    by_num_sites: list[dict[str, Any]]
+    tolerances: dict[str, dict[str, float]]
+    settings: dict[str, Any]
+    copy_fit: float = math.nan
+    copy_rms: float = math.nan
+    copy_rmse: float = math.nan
+
+    @property
+    def modifies(self) -> bool:
+        """Whether the crystals were made from initial structures."""
+        return "copy" in self.counts
+
+    @property
+    def below_retrieval(self) -> bool:
+        """Whether the model matches fewer test crystals than retrieval, by either criterion."""
+        return self.match_rate_fit < self.retrieval_fit or self.match_rate_rms < self.retrieval_rms
+
+    def to_json(self) -> str:
+        """All fields as JSON; NaN and infinities become null."""
+        return json.dumps(_without_nan(asdict(self)), indent=2, allow_nan=False)
+
+    def table(self) -> str:
+        """Markdown that also reads well in a terminal."""
+        return _markdown(self)
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN: numbers that are not finite become None; numpy numbers become Python's."""
+    if isinstance(value, dict):
+        return {k: _without_nan(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _markdown(evaluation: Evaluation) -> str:
     """Markdown that also reads well in a terminal."""
     e = evaluation
     columns = {k: v for k, v in _COLUMNS.items() if k != "copy" or e.modifies}

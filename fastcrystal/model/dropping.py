@@ -1,0 +1,54 @@
+"""Conditions left open at random: how a network learns to do without them."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def drop_conditions(
+    space_group: Tensor, energy: Tensor, has_initial: Tensor | None, rate: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Leave conditions open at random, for training (classifier-free guidance, Ho and Salimans, arXiv:2207.12598).
+
+    With probability `rate` space group and energy are left open at once (the open branch of guidance), otherwise each
+    alone, again with probability `rate`; so either is open with probability 1 - (1 - rate)^2. The initial structure is
+    left open with probability `rate`, whatever the others.
+
+    Parameters
+    ----------
+    space_group : Tensor, shape (B,), int64
+    energy : Tensor, shape (B,), floating
+        eV/atom. An energy change has no meaning in a row that loses its initial structure: the caller turns it into a
+        formation energy there.
+    has_initial : Tensor, shape (B,), bool, or None
+        None in networks without initial structures.
+    rate : float
+        In [0, 1). 0 returns the inputs and draws nothing.
+    generator : torch.Generator
+        Numbers are drawn on its device, then moved: a CPU generator leaves the same open on any device.
+
+    Returns
+    -------
+    space_group, energy, has_initial : Tensor, Tensor, Tensor or None
+        With 0, NaN and False where left open.
+
+    Raises
+    ------
+    ValueError
+        If `rate` is not in [0, 1).
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"rate must be in [0, 1), got {rate}")
+    if rate == 0:
+        return space_group, energy, has_initial
+    drawn = torch.rand(len(space_group), 4, generator=generator, device=generator.device) < rate
+    # to a GPU a copy that blocks waits for all work in the stream; from one it must
+    device = space_group.device
+    both, group, energy_alone, initial_open = drawn.to(device, non_blocking=device.type == "cuda").unbind(1)
+    group_open, energy_open = both | group, both | energy_alone
+    if has_initial is not None:
+        has_initial = has_initial & ~initial_open
+    return space_group.masked_fill(group_open, 0), energy.masked_fill(energy_open, math.nan), has_initial
