@@ -112,8 +112,8 @@ class TrainConfig(Jsonable):
     identity_embedding: bool = True
     """Learned embeddings of number of sites, space group and stoichiometry, beside the paper's condition block."""
     predict: str = "data"
-    """What the network gives: "data", the crystal itself; "paper": the velocity in flow matching, the noise in diffusion
-    (regression gives the crystal in any case)."""
+    """What the network gives: "data", the crystal itself; "paper": the velocity in flow matching, the noise in
+    diffusion. Regression gives the crystal in any case."""
     dropout: float = 0.1
     """Dropout in the residual blocks."""
     name_dropout: float = 0.3
