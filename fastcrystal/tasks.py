@@ -301,6 +301,6 @@ def _rows(order: Tensor, length: int) -> Tensor:
 
 def _with_sites(x: Tensor, crystals: CrystalBatch, scaling: LatticeScaling) -> Tensor:
     """Crystal matrices with other sites: those of `crystals`, encoded."""
-    sites = (crystals.frac - scaling.site_offset) * scaling.site_scale
+    sites = scaling.encode_sites(crystals.frac)
     n = sites.shape[1]
     return torch.cat([sites.masked_fill(~crystals.site_mask[..., None], 0), x[:, n:]], dim=1)

@@ -126,8 +126,12 @@ class LatticeScaling(Jsonable):
         """
         mean, std = self._moments(batch.lattice)
         lattice = (self._numbers(batch.lattice, batch.species, batch.num_sites) - mean) / std
-        frac = (batch.frac - self.site_offset) * self.site_scale
+        frac = self.encode_sites(batch.frac)
         return pack_matrix(frac, lattice.to(frac.dtype), batch.num_sites, length)
+
+    def encode_sites(self, frac: Tensor) -> Tensor:
+        """Site rows of fractional coordinates (..., 3); padding is not kept at zero."""
+        return (frac - self.site_offset) * self.site_scale
 
     def decode(self, x: Tensor, species: Tensor, num_sites: Tensor) -> tuple[Tensor, Tensor]:
         """The inverse of `encode`, up to a rotation to the standard orientation in "triangular" and "metric".
