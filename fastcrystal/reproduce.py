@@ -185,7 +185,7 @@ def tables(results: dict[str, dict[str, Any]], about: dict[str, Any]) -> str:
         ]
         for m in models:
             r = results[m.name]
-            lines.append(f"| {m.title} | {_rate(r, 'match_rate', 'rmse')} | {r['seconds_per_crystal']:.3f} |")
+            lines.append(f"| {m.title} | {_rate(r, 'match_rate', 'rmse')} | {_seconds(r['seconds_per_crystal'])} |")
         for name, what in BASELINES.items():
             if first.get(f"{name}_fit") is not None:
                 lines.append(f"| *{name}: {what}* | {_rate(first, name, f'{name}_rmse')} | |")
@@ -197,6 +197,10 @@ def tables(results: dict[str, dict[str, Any]], about: dict[str, Any]) -> str:
         "for AFLOW data that are not public in this form: they cannot be compared number by number."
     )
     return "\n\n".join([*blocks, note])
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3f}" if value >= 0.001 else "under 0.001"
 
 
 def _rate(result: dict[str, Any], name: str, rmse: str) -> str:
@@ -231,12 +235,15 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> Path:
         for name, style in styles.items():
             if first.get(f"{name}_fit") is not None:
                 axis.axhline(100 * first[f"{name}_fit"], color="k", linestyle=style, linewidth=1, label=f"{name} (fit)")
-        axis.set_xticks(range(len(models)), [m.title.replace(" (", "\n(").replace(", ", ",\n") for m in models])
+        axis.set_xticks(
+            range(len(models)), [m.title.replace(" (", "\n(").replace("matching, ", "matching,\n") for m in models]
+        )
         axis.tick_params(axis="x", labelsize=8)
         axis.set_title(f"{title} (n = {first['n_test']})", fontsize=10)
         axis.set_ylim(0, 100)
         axis.grid(axis="y", alpha=0.25)
-        axis.legend(fontsize=7, frameon=False, loc="upper left", ncols=2)
+    # the left panel has every line, that of copying too
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside lower center", ncols=5)
     axes[0].set_ylabel("test crystals matched, %")
     figure.savefig(path, dpi=130)
     plt.close(figure)
