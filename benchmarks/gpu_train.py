@@ -28,7 +28,8 @@ from benchmarks.gpu_check import arguments, machine, write
 from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
 from fastcrystal.model.scaling import LatticeScaling
-from fastcrystal.model.unet import CrystalUNet, UNetConfig
+from fastcrystal.model.unet import CrystalUNet
+from fastcrystal.model.unet_config import UNetConfig
 from fastcrystal.process import Process
 from fastcrystal.process.build import make_process
 from fastcrystal.testing import random_batch

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fastcrystal.jsonable import Jsonable
 
 if TYPE_CHECKING:
-    from fastcrystal.model.unet import UNetConfig
+    from fastcrystal.model.unet_config import UNetConfig
 
 ALGORITHMS = ("cfm", "ddpm", "ddim", "regression")
 NOISES = ("uniform", "normal")
@@ -260,7 +260,7 @@ class TrainConfig(Jsonable):
 
     def network(self, **measured: Any) -> UNetConfig:
         """The network of these settings; `measured` on the data: length, site_period, energy_mean, energy_std, ..."""
-        from fastcrystal.model.unet import PRESETS
+        from fastcrystal.model.unet_config import PRESETS
 
         return replace(
             PRESETS[self.preset],

@@ -16,7 +16,8 @@ from fastcrystal.checkpoint import latest_checkpoint, load_weights, read_config,
 from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
 from fastcrystal.model.scaling import LatticeScaling
-from fastcrystal.model.unet import Condition, CrystalUNet, UNetConfig
+from fastcrystal.model.unet import Condition, CrystalUNet
+from fastcrystal.model.unet_config import UNetConfig
 from fastcrystal.process import Process
 from fastcrystal.process.build import live_rows, make_process
 from fastcrystal.process.flow import Method
@@ -194,10 +195,12 @@ class Generator:
             return lambda x, t: self.model(x, t, told_all)
         left_open = embed(torch.zeros_like(part.space_group), torch.full_like(part.energy, torch.nan))
 
+        gives_data = self.config.predict == "data" or self.config.algo == "regression"
+
         def guided(x: Tensor, t: Tensor) -> Tensor:
             without = self.model(x, t, left_open)
             gap = self.model(x, t, told_all) - without
-            if self.config.predict == "data":  # two predictions of a site may lie a whole turn apart
+            if gives_data:  # two predictions of a site may lie a whole turn apart
                 period = self.scaling.site_scale
                 gap = torch.cat([gap[:, :-3] - period * (gap[:, :-3] / period).round(), gap[:, -3:]], dim=1)
             out: Tensor = without + guidance * gap

@@ -29,7 +29,8 @@ from fastcrystal.config import TrainConfig
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.model.dropping import drop_conditions
 from fastcrystal.model.scaling import LatticeScaling
-from fastcrystal.model.unet import CrystalUNet, UNetConfig
+from fastcrystal.model.unet import CrystalUNet
+from fastcrystal.model.unet_config import UNetConfig
 from fastcrystal.process.build import live_rows, make_process
 from fastcrystal.sampling import Generator, pick_device
 from fastcrystal.tasks import Example, GenerateTask, ModifyTask, prepare

@@ -237,3 +237,26 @@ def test_formulas_with_few_polymorphs_are_left_out(rich_npz: Path) -> None:
     with pytest.raises(ValueError, match="180 of formulas with fewer than 7 crystals of 180"):
         prepare(config)
     assert len(prepare(replace(config, min_polymorphs=6)).data) == 180
+
+
+def test_unmasked_padding_is_noised_and_learned(
+    tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shrink_networks(monkeypatch)
+    for mask in (True, False):
+        config = tiny_config(tiny_npz, mask_padding=mask, length=16)
+        trainer = Trainer(config, tmp_path)
+        example = trainer.task.batch(0, trainer.generator)
+        seen = []
+
+        class Listener:
+            def condition(self, *args: Any) -> Any:
+                return trainer.model.condition(*args)  # noqa: B023
+
+            def __call__(self, x: torch.Tensor, t: torch.Tensor, cond: Any) -> torch.Tensor:
+                seen.append(x)  # noqa: B023
+                return torch.zeros_like(x)
+
+        trainer._loss(Listener(), example, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+        assert seen[0][:, 2:12].any() != mask  # rows 2 to 11 are padding of crystals of two sites
+        assert seen[0][:, :2].all()

@@ -17,7 +17,7 @@ from fastcrystal.canonical import canonicalise
 from fastcrystal.config import TrainConfig
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.readers import pack
-from fastcrystal.model.unet import PRESETS, UNetConfig
+from fastcrystal.model.unet_config import PRESETS, UNetConfig
 from tests.metrics.crystals import crystal
 
 ROOT = Path(__file__).resolve().parents[1]

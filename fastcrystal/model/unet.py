@@ -11,8 +11,7 @@ paper uses it. Inside, activations are (B, L, C): a convolution over a few rows 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcrystal.jsonable import Jsonable
 from fastcrystal.model.channels import (
     PLACE_CHANNELS,
     PlaceChannels,
@@ -31,107 +29,10 @@ from fastcrystal.model.channels import (
 )
 from fastcrystal.model.conditioning import ConditionBlock, TimeEmbedding
 from fastcrystal.model.rows import RowConv, RowNorm
+from fastcrystal.model.unet_config import PRESETS, UNetConfig
 
 #: lengths L must be multiples of this: three halvings
 LENGTH_STEP = 8
-
-
-@dataclass(frozen=True)
-class UNetConfig(Jsonable):
-    """Everything that decides the network's weights; plain numbers, so it goes into JSON as it is."""
-
-    model_channels: int = 32
-    """Channels of the first level."""
-    num_res_blocks: int = 1
-    """Residual blocks per level on the way down; one more on the way up."""
-    channel_mult: tuple[int, ...] = (1, 2, 2)
-    """Channels of each level in units of `model_channels`; L halves between levels."""
-    attention_resolutions: tuple[int, ...] = (1, 2, 4, 8)
-    """Downsampling factors at which self-attention follows each residual block."""
-    num_heads: int = 4
-    """Attention heads."""
-    norm_groups: int = 8
-    """Groups of every GroupNorm."""
-    embed_mult: int = 4
-    """Width of the condition embedding in units of `model_channels`."""
-    scale_shift: bool = True
-    """Conditions scale and shift the second norm of a block; False adds them before it, as in the paper."""
-    dropout: float = 0.0
-    """Probability of dropout before the second convolution of a block."""
-    condition_channels: tuple[int, int, int] = (32, 64, 128)
-    """Widths of the element and space-group CNNs."""
-    element_pool: Literal["mean", "flatten"] = "mean"
-    """How rows become one vector: "mean" for any L; "flatten", the paper's, ties the network to `length`."""
-    length: int = 64
-    """L of the crystal matrix, which "flatten" expects."""
-    site_species: bool = True
-    """Give each row its species and kind as input channels. False is the paper's form: species only as a condition."""
-    species_channels: int = 28
-    """Channels of the species embedding where `site_species`; four more say what kind of row it is."""
-    place_channels: bool = False
-    """16 learned channels that say where a row stands: the rank of its species, which of its kind it is, how many there
-    are, and the row. Ties the network to matrices of at most `length` rows."""
-    site_waves: bool = False
-    """Sine and cosine of the coordinates beside them: both ends of the cell look alike."""
-    site_period: float = 1.0
-    """Period of the site rows (`LatticeScaling.site_scale`), for `site_waves`."""
-    identity_embedding: bool = False
-    """Learned embeddings of the number of sites (which the mean over sites forgets), of the space-group number, and of
-    the stoichiometry, added to the condition embedding. Ties the network to matrices of at most `length` rows."""
-    initial: bool = False
-    """Take an initial structure (Algorithms 7 and 8): as extra channels beside x and through the coordinate condition
-    block."""
-    time_scale: float = 1000.0
-    """Factor on t before the sinusoids."""
-    energy_mean: float = 0.0
-    """Mean formation energy of the training set, eV/atom."""
-    energy_std: float = 1.0
-    """Standard deviation of the formation energies of the training set, eV/atom."""
-    change_mean: float = 0.0
-    """Mean of E(target) - E(initial), eV/atom: rows with an initial structure tell the change instead of the energy."""
-    change_std: float = 1.0
-    """Standard deviation of E(target) - E(initial), eV/atom."""
-
-    def __post_init__(self) -> None:
-        """Turn JSON lists into tuples and refuse what cannot be built."""
-        for name in ("channel_mult", "attention_resolutions", "condition_channels"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        if not 1 <= len(self.channel_mult) <= 4:
-            raise ValueError(f"channel_mult must have 1 to 4 levels, got {self.channel_mult}")
-        for name in ("norm_groups", "num_heads"):
-            if self.model_channels % getattr(self, name):
-                raise ValueError(
-                    f"model_channels must be a multiple of {name}, got {self.model_channels} and {getattr(self, name)}"
-                )
-        if len(self.condition_channels) != 3:
-            raise ValueError(f"condition_channels must be three widths, got {self.condition_channels}")
-        if self.element_pool not in ("mean", "flatten"):
-            raise ValueError(f"element_pool must be 'mean' or 'flatten', got {self.element_pool!r}")
-        for name in ("energy_std", "change_std", "site_period"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-
-    @property
-    def embed_dim(self) -> int:
-        """E, the width of the condition embedding."""
-        return self.embed_mult * self.model_channels
-
-
-#: named configurations; dataclasses.replace(PRESETS["slim"], energy_mean=...) adapts one to a data set
-PRESETS = {
-    "slim": UNetConfig(),
-    "paper": UNetConfig(
-        model_channels=128,
-        num_res_blocks=7,
-        channel_mult=(1, 2, 4, 8),
-        num_heads=1,
-        norm_groups=32,
-        scale_shift=False,
-        condition_channels=(64, 128, 256),
-        element_pool="flatten",
-        site_species=False,
-    ),
-}
 
 
 def zero(module: nn.Module) -> nn.Module:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -22,28 +22,11 @@ from fastcrystal.data.polymorphs import (
     PolymorphPairs,
     find_pairs,
 )
-from fastcrystal.data.site_pairs import pair_sites, paired_order
 from fastcrystal.data.splits import split_by_formula
+from tests.data.made_up import make, scrambled
 from tests.shared_data import dft_file
 
 Pairs = NDArray[np.int64]
-
-
-def make(groups: Sequence[tuple[Sequence[int], Sequence[float]]], seed: int = 0) -> CrystalDataset:
-    """Groups of (species, energies) one after the other; the formula is the set of species, a = 3 + position."""
-    rng = np.random.default_rng(seed)
-    each = [(species, energy) for species, energies in groups for energy in energies]
-    natoms = np.array([len(s) for s, _ in each], dtype=np.int64)
-    return CrystalDataset(
-        np.array(["-".join(map(str, sorted(set(s)))) for s, _ in each]),
-        natoms,
-        np.array([e for _, e in each], dtype=np.float32),
-        np.arange(1, len(each) + 1) % 230,
-        np.eye(3, dtype=np.float32) * (3 + np.arange(len(each), dtype=np.float32))[:, None, None],
-        np.array([z for s, _ in each for z in s], dtype=np.int64),
-        rng.random((int(natoms.sum()), 3), dtype=np.float32),
-        name="made-up",
-    )
 
 
 def sized(*sizes: int) -> CrystalDataset:
@@ -345,13 +328,6 @@ def test_a_pair_as_tensors() -> None:
     assert (pair.num_sites.item(), pair.space_group.item(), pair.energy_change.item()) == (3, 2, -0.5)
 
 
-def scrambled(data: CrystalDataset, i: int, order: Sequence[int]) -> CrystalDataset:
-    """`data` with the sites of crystal i in another order."""
-    sites = np.arange(len(data.numbers))
-    sites[data.offsets[i] : data.offsets[i + 1]] = data.offsets[i] + np.array(order)
-    return replace(data, numbers=data.numbers[sites], frac=data.frac[sites])
-
-
 def test_nearest_sites_of_a_pair() -> None:
     data = make([([3, 3, 8, 8], [-1.0, -1.5])])
     frac = np.concatenate([data.frac[:4], (data.frac[:4] + 0.01) % 1])
@@ -361,83 +337,6 @@ def test_nearest_sites_of_a_pair() -> None:
         np.testing.assert_array_equal(pair.target_frac, same.frac[4:])
     with pytest.raises(ValueError, match="crystals 0 and 1 do not list the same species in the same order"):
         PairDataset(scrambled(same, 1, [3, 1, 0, 2]))[0, 1]
-
-
-# ---- which sites belong together
-
-
-def test_finds_a_known_permutation() -> None:
-    rng = np.random.default_rng(0)
-    species, frac = rng.integers(1, 4, 12), rng.random((12, 3))
-    lattice = np.array([[5.0, 0, 0], [-1.5, 6, 0], [1, 2, 7]])
-    order = rng.permutation(12)
-    # moved by a little, across the boundary, and by whole cells
-    moved = frac[order] + 0.01 * rng.standard_normal((12, 3)) + rng.integers(-2, 3, (12, 3))
-    found = pair_sites(species, frac, species[order], moved, lattice)
-    assert found.dtype == np.int64
-    np.testing.assert_array_equal(found, np.argsort(order))
-
-
-def test_boundaries_are_periodic() -> None:
-    one, frac_0, frac_1 = np.array([6, 6]), np.zeros((2, 3)), np.zeros((2, 3))
-    frac_0[:, 0], frac_1[:, 0] = (0.01, 0.6), (0.5, 0.99)
-    assert pair_sites(one, frac_0, one, frac_1, np.eye(3)).tolist() == [1, 0]
-
-
-def test_species_stay() -> None:
-    frac = np.array([[0.0, 0, 0], [0.5, 0, 0]])
-    # exchanged in space, and not in kind
-    assert pair_sites(np.array([3, 8]), frac, np.array([3, 8]), frac[::-1], np.eye(3)).tolist() == [0, 1]
-    assert pair_sites(np.array([3, 8]), frac, np.array([8, 3]), frac, np.eye(3)).tolist() == [1, 0]
-
-
-def test_distances_are_cartesian_in_the_targets_cell() -> None:
-    one, frac_0 = np.array([6, 6]), np.array([[0.0, 0.0, 0.0], [0.3, 0.3, 0.0]])
-    frac_1 = np.array([[0.3, 0.0, 0.0], [0.0, 0.3, 0.0]])
-    # along the short axis it is nearer, whichever axis that is
-    assert pair_sites(one, frac_0, one, frac_1, np.diag([1.0, 9, 9])).tolist() == [0, 1]
-    assert pair_sites(one, frac_0, one, frac_1, np.diag([9.0, 1, 9])).tolist() == [1, 0]
-
-
-def squared_distances(
-    frac_0: NDArray[np.float64], frac_1: NDArray[np.float64], lattice: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Of each site of one structure from each of another, shape (n, n): the least over 343 images, written out."""
-    images = np.array(list(itertools.product(range(-3, 4), repeat=3)))
-    apart = frac_1[None, :, None] - frac_0[:, None, None] + images
-    least: NDArray[np.float64] = ((apart @ lattice) ** 2).sum(-1).min(-1)
-    return least
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_no_permutation_is_better(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    for _ in range(40):
-        species_0, frac = rng.integers(1, 3, 4), rng.random((2, 4, 3))
-        species_1 = rng.permutation(species_0)
-        # as skewed as a reduced cell may be, so that the nearest image is often not the one of the rounded difference
-        lattice = np.diag(rng.uniform(3, 4, 3)) + np.tril(rng.uniform(-1.5, 1.5, (3, 3)), -1)
-        found = pair_sites(species_0, frac[0], species_1, frac[1], lattice)
-        assert sorted(found.tolist()) == [0, 1, 2, 3]
-        np.testing.assert_array_equal(species_1[found], species_0)
-        cost = squared_distances(frac[0], frac[1], lattice)
-        allowed = [list(p) for p in itertools.permutations(range(4)) if (species_1[list(p)] == species_0).all()]
-        assert cost[range(4), found].sum() == pytest.approx(min(cost[range(4), p].sum() for p in allowed), rel=1e-9)
-
-
-def test_many_pairs_as_one_by_one() -> None:
-    data = load_dataset()
-    pairs = np.random.default_rng(0).permutation(find_pairs(data).other)[:300]
-    found = paired_order(data, pairs)
-    o, width = data.offsets, int(data.natoms.max())
-    assert found.shape == (300, width)
-    assert (found != np.arange(width)).any()
-    for row, (i, j) in zip(found, as_tuples(pairs), strict=True):
-        a, b, n = slice(o[i], o[i + 1]), slice(o[j], o[j + 1]), data.natoms[i]
-        one = pair_sites(data.numbers[a], data.frac[a], data.numbers[b], data.frac[b], data.lattice[j])
-        np.testing.assert_array_equal(row[:n], one)
-        np.testing.assert_array_equal(row[n:], np.arange(n, width))
-    assert paired_order(data, pairs[:0], max_sites=20).shape == (0, 20)
 
 
 # ---- what is refused
@@ -484,33 +383,3 @@ def test_bad_calls() -> None:
     for call, message in calls:
         with pytest.raises(ValueError, match=message):
             call()
-
-
-def test_sites_that_cannot_be_paired() -> None:
-    two, frac, cell = np.array([3, 8]), np.zeros((2, 3)), np.eye(3)
-    with pytest.raises(ValueError, match=r"the same atoms, got \{3: 1, 8: 1\} and \{8: 2\} \(atomic number: sites\)"):
-        pair_sites(two, frac, np.array([8, 8]), frac, cell)
-    with pytest.raises(ValueError, match="the same atoms"):
-        pair_sites(two, frac, np.array([3]), frac[:1], cell)
-    with pytest.raises(ValueError, match=r"must have shapes .* got \(2,\), \(1, 3\), \(2,\), \(2, 3\), \(3, 3\)"):
-        pair_sites(two, frac[:1], two, frac, cell)
-    with pytest.raises(ValueError, match="must be finite"):
-        pair_sites(two, frac, two, frac + np.nan, cell)
-
-
-def test_orders_that_cannot_be_found() -> None:
-    data = make([([3, 8], [0.0, 1.0]), ([3, 3], [0.0]), ([6], [0.0])])
-    for pair, sizes in (([0, 2], "3-8, 2 sites.*3, 2 sites"), ([3, 0], "6, 1 sites.*3-8, 2 sites")):
-        with pytest.raises(ValueError, match=f"crystals {pair[0]} .*{sizes}.* do not have the same atoms"):
-            paired_order(data, np.array([[0, 1], pair]))
-    for pairs, message in (
-        (np.array([[0, 4]]), r"positions must be in 0\.\.3 for this data set, got 4"),
-        (np.array([0, 1]), r"pairs must be integers of shape \(n, 2\), got int64 \(2,\)"),
-        (np.array([[0.0, 1]]), "got float64"),
-    ):
-        with pytest.raises(ValueError, match=message):
-            paired_order(data, pairs)
-    with pytest.raises(ValueError, match="max_sites must be at least 2 for these pairs, got 1"):
-        paired_order(data, np.array([[0, 1]]), max_sites=1)
-    with pytest.raises(ValueError, match="must be finite"):
-        paired_order(replace(data, frac=data.frac + np.nan), np.array([[0, 1]]))
