@@ -35,14 +35,15 @@ stage() {
 if [[ " $* " == *" --tiny "* ]]; then
     echo "==> tests: left to pytest"
 elif python3 -c 'import pytest, hypothesis' 2>/dev/null; then
-    stage tests 150 python3 -m pytest tests/ops --ignore tests/ops/test_aot.py -o addopts= -p no:cacheprovider -q
+    stage tests 120 python3 -m pytest tests/ops --ignore tests/ops/test_aot.py -o addopts= -p no:cacheprovider -q
 else
     echo "==> tests: pytest or hypothesis is not installed; gpu_check.py stands in"
 fi
-stage masked_l1 60 python3 benchmarks/gpu_check.py --out "$out/masked_l1.json" "$@"
-stage pbc 100 python3 benchmarks/gpu_pbc.py --out "$out/pbc.json" "$@"
-stage steps 60 python3 benchmarks/gpu_steps.py --out "$out/steps.json" "$@"
-stage train 100 python3 benchmarks/gpu_train.py --out "$out/train.json" "$@"
+stage masked_l1 40 python3 benchmarks/gpu_check.py --out "$out/masked_l1.json" "$@"
+stage pbc 90 python3 benchmarks/gpu_pbc.py --out "$out/pbc.json" "$@"
+stage steps 40 python3 benchmarks/gpu_steps.py --out "$out/steps.json" "$@"
+stage row_norm 50 python3 benchmarks/gpu_row_norm.py --out "$out/row_norm.json" "$@"
+stage train 130 python3 benchmarks/gpu_train.py --out "$out/train.json" "$@"
 
 if [ ${#failed[@]} -gt 0 ]; then
     echo "==> FAILED: ${failed[*]}" >&2

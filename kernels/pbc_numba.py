@@ -6,7 +6,6 @@ integer costs a pow per image. Constants are float32, so that they never widen f
 """
 
 import math
-from contextlib import contextmanager
 from functools import cache
 
 import numba
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastcrystal.kernels.numba_threads import run
 from fastcrystal.ops.pbc import BOUNDARY, Layout, Metric, counts_of
 
 #: p, exponent, half, hard, boundary of the metric that has loops of its own: order -12
@@ -202,27 +202,12 @@ def value_and_slope(
     if x.numel() and layout.crystals:
         given = metric.p, *metric.exponent, math.isinf(metric.order), metric.boundary
         default, cartesian = given == DEFAULT and x.dtype == torch.float32, lattice is not None
-        run = _kernel(default, default and cartesian)
+        kernel = _kernel(default, default and cartesian)
         rows = x.view(-1, 3), y.view(-1, 3), x.new_zeros(1, 3, 3) if lattice is None else lattice
         a, b, cells, first, n = (t.detach().numpy() for t in (*rows, starts.contiguous(), counts.contiguous()))
         flat = value.view(-1).numpy(), slope.view(-1, 3).numpy()
-        with _as_many_threads_as_torch():
-            run(a, b, cells, first, n, _chunks(n), -metric.order, (*given, cartesian), per_site, *flat)
+        run(kernel, a, b, cells, first, n, _chunks(n), -metric.order, (*given, cartesian), per_site, *flat)
     return value, slope
-
-
-@contextmanager
-def _as_many_threads_as_torch():
-    """Both share OpenMP, and numba, when it starts its threads, sets torch's number to its own for good."""
-    own = torch.get_num_threads()
-    before = numba.get_num_threads()
-    numba.set_num_threads(min(own, numba.config.NUMBA_NUM_THREADS))
-    try:
-        yield
-    finally:
-        numba.set_num_threads(before)
-        if torch.get_num_threads() != own:
-            torch.set_num_threads(own)
 
 
 def _chunks(counts):

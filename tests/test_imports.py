@@ -16,12 +16,15 @@ MODULES = [
     "fastcrystal.ops.masked_l1",
     "fastcrystal.crystal",
     "fastcrystal.lattice",
+    "fastcrystal.parallel",
     "fastcrystal.features.elements",
     "fastcrystal.features.space_groups",
     "fastcrystal.features.featurise",
     "fastcrystal.model.unet",
     "fastcrystal.ops.noising",
     "fastcrystal.ops.pbc",
+    "fastcrystal.ops.row_attention",
+    "fastcrystal.ops.row_norm",
     "fastcrystal.ops.update_step",
     "fastcrystal.process.diffusion",
     "fastcrystal.process.flow",
@@ -36,8 +39,8 @@ MODULES = [
     "fastcrystal.training",
 ]
 HEAVY = [
-    *("ase", "matcalc", "matplotlib", "mendeleev", "numba", "pandas"),
-    *("pymatgen", "scipy", "sevenn", "spglib", "tensorboard", "triton"),
+    *("ase", "dask", "distributed", "joblib", "matcalc", "matplotlib", "mendeleev", "numba", "pandas"),
+    *("pymatgen", "ray", "scipy", "sevenn", "spglib", "tensorboard", "triton"),
 ]
 # what torch brings by itself, in some versions and installations, is not ours to avoid
 CODE = """

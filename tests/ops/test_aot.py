@@ -8,7 +8,7 @@ import pytest
 
 from tests.ops.aot import Table, compile_all
 
-MODULES = ["masked_l1", "pbc", "update_step", "noising"]
+MODULES = ["masked_l1", "pbc", "update_step", "noising", "row_norm"]
 CAPABILITIES = [80, 90]
 Tables = dict[int, dict[str, Table]]
 
