@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from fastcrystal.crystal import EXTRA_ROWS, MAX_ATOMIC_NUMBER
 from fastcrystal.model.channels import ELEMENT_FEATURES, MAX_KINDS, row_mask, stoichiometry, without_names
+from fastcrystal.model.rows import RowConv
 
 #: numbers of the space groups, 0 (unknown) included
 NUM_SPACE_GROUPS = 231
@@ -89,26 +90,30 @@ class ElementCNN(nn.Module):
         self.pool, self.length = pool, length
         sizes = [ELEMENT_FEATURES, *channels]
         same = 1 if pool == "mean" else 0
-        self.convs = nn.ModuleList(nn.Conv1d(i, o, 3, padding=same) for i, o in pairwise(sizes))
+        self.convs = nn.ModuleList(RowConv(i, o, 3, padding=same) for i, o in pairwise(sizes))
         rows = length - 2 * len(channels)
         if pool == "flatten" and rows < 1:
             raise ValueError(f"length must be at least {2 * len(channels) + 1} to flatten, got {length}")
         self.out = nn.Linear(sizes[-1] * (rows if pool == "flatten" else 1), sizes[-1])
 
-    def forward(self, elements: Tensor, real: Tensor) -> Tensor:
-        """Encode `elements` (B, N, 125), floating, zero where `real` (B, N), bool, is False."""
-        h = elements.transpose(1, 2)
+    def forward(self, table: Tensor, kind: Tensor, num_sites: Tensor) -> Tensor:
+        """Encode the rows `table[kind]`: `table` (T, 125), row 0 zero; `kind` (B, N), 0 beyond `num_sites` (B,)."""
         if self.pool == "flatten":
-            h = F.pad(h[..., : self.length], (0, self.length - min(h.shape[2], self.length)))
-            for conv in self.convs:
+            kind = F.pad(kind[:, : self.length], (0, self.length - min(kind.shape[1], self.length)))
+        first, *rest = self.convs
+        h = first.of_table(table, kind)  # type: ignore[operator]
+        if self.pool == "flatten":
+            h = F.gelu(h)
+            for conv in rest:
                 h = F.gelu(conv(h))
-            h = h.flatten(1)
+            h = h.transpose(1, 2).flatten(1)
         else:
             # a mask after every layer makes the answer independent of the number of padding rows
-            mask = real[:, None, :].to(h.dtype)
-            for conv in self.convs:
+            mask = (torch.arange(kind.shape[1], device=kind.device) < num_sites[:, None])[..., None].to(h.dtype)
+            h = F.gelu(h) * mask
+            for conv in rest:
                 h = F.gelu(conv(h)) * mask
-            h = h.sum(2) / mask.sum(2).clamp(min=1)
+            h = h.sum(1) / mask.sum(1).clamp(min=1)
         out: Tensor = self.out(h)
         return out
 
@@ -344,10 +349,12 @@ class ConditionBlock(nn.Module):
                 f"{tuple(species.shape)}, {tuple(num_sites.shape)}, {tuple(space_group.shape)}, {tuple(energy.shape)}"
             )
         real = torch.arange(species.shape[1], device=species.device) < num_sites[:, None]
-        elements = F.embedding(species.masked_fill(~real, 0), self.element_table)
+        kind, table = species.masked_fill(~real, 0), self.element_table
         if nameless is not None:
-            elements = torch.where(nameless[:, None, None], without_names(elements), elements)
-        parts = [self.elements(elements, real), self._encode_groups(space_group)]
+            # every element once more, without its name; the padding of nameless crystals is a second row of zeros
+            kind = kind + len(table) * nameless[:, None]
+            table = torch.cat([table, without_names(table)])
+        parts = [self.elements(table, kind, num_sites), self._encode_groups(space_group)]
         has_initial = None
         if self.initial is not None:
             encoded, has_initial = self.initial(initial, num_sites)
@@ -361,9 +368,12 @@ class ConditionBlock(nn.Module):
         return out
 
     def _encode_groups(self, space_group: Tensor) -> Tensor:
-        # Never more than 231 images and no synchronisation: torch.unique would stop the stream and break the graph.
-        if len(space_group) <= NUM_SPACE_GROUPS:
-            out: Tensor = self.space_groups(self.space_group_table[space_group])
+        if space_group.device.type == "cpu":
+            groups, which = torch.unique(space_group, return_inverse=True)
+            out = F.embedding(which, self.space_groups(self.space_group_table[groups]))
+        # never more than 231 images and no synchronisation: torch.unique would stop the stream
+        elif len(space_group) <= NUM_SPACE_GROUPS:
+            out = self.space_groups(self.space_group_table[space_group])
         else:
             out = F.embedding(space_group, self.space_groups(self.space_group_table))
         return torch.where((space_group > 0)[:, None], out, self.no_group)

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from fastcrystal import draws
+
 
 def drop_conditions(
     space_group: Tensor, energy: Tensor, has_initial: Tensor | None, rate: float, generator: torch.Generator
@@ -44,10 +46,8 @@ def drop_conditions(
         raise ValueError(f"rate must be in [0, 1), got {rate}")
     if rate == 0:
         return space_group, energy, has_initial
-    drawn = torch.rand(len(space_group), 4, generator=generator, device=generator.device) < rate
-    # to a GPU a copy that blocks waits for all work in the stream; from one it must
-    device = space_group.device
-    both, group, energy_alone, initial_open = drawn.to(device, non_blocking=device.type == "cuda").unbind(1)
+    drawn = draws.uniform((len(space_group), 4), generator, space_group.device) < rate
+    both, group, energy_alone, initial_open = drawn.unbind(1)
     group_open, energy_open = both | group, both | energy_alone
     if has_initial is not None:
         has_initial = has_initial & ~initial_open

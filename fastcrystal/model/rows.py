@@ -1,4 +1,4 @@
-"""Convolution and norm along the rows of (B, L, C): layouts that need no transposition."""
+"""Convolution and norm along the rows of (B, L, C): layouts that need no transposition, with nn's own weights."""
 
 from __future__ import annotations
 
@@ -6,24 +6,51 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fastcrystal.ops.row_norm import row_norm
+
 
 class RowConv(nn.Conv1d):
-    """nn.Conv1d (kernel 1, or 3 with padding 1) along the rows of (B, L, C), as one matrix product; its weights."""
+    """nn.Conv1d (kernel 1, or 3) along the rows of (B, L, C), as one matrix product; its weights."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int = 0) -> None:
+        super().__init__(in_channels, out_channels, kernel, stride=stride, padding=padding)
+        # in memory (C_out, kernel, C): the matrix of the product is a view, and so is its gradient's way back
+        self.weight = nn.Parameter(self.weight.detach().transpose(1, 2).contiguous().transpose(1, 2))
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight.transpose(1, 2).flatten(1)
         if self.kernel_size[0] == 3:
-            length, stride = x.shape[1], self.stride[0]
-            padded = F.pad(x, (0, 0, 1, 1))
+            padding, stride = int(self.padding[0]), self.stride[0]
+            length = x.shape[1] + 2 * padding - 2
+            padded = F.pad(x, (0, 0, padding, padding)) if padding else x
             x = torch.cat([padded[:, k : k + length : stride] for k in range(3)], dim=2)
         return F.linear(x, weight, self.bias)
 
+    def of_table(self, table: Tensor, index: Tensor) -> Tensor:
+        """The convolution of `table[index]`, kernel 3: the table's few rows are multiplied, not the batch's many.
+
+        Parameters
+        ----------
+        table : Tensor, shape (T, C), floating
+            Row 0 is zero: it stands for padding.
+        index : Tensor, shape (B, L), int64
+
+        Returns
+        -------
+        Tensor, shape (B, L, C_out), or (B, L - 2, C_out) without padding
+        """
+        taps = F.linear(table, self.weight.permute(2, 0, 1).flatten(0, 1))
+        padding = int(self.padding[0])
+        h = F.embedding(F.pad(index, (padding, padding)), taps)
+        h = h.view(*h.shape[:2], 3, -1)
+        length = h.shape[1] - 2
+        out: Tensor = h[:, :length, 0] + h[:, 1:-1, 1] + h[:, 2:, 2]
+        return out if self.bias is None else out + self.bias
+
 
 class RowNorm(nn.GroupNorm):
-    """nn.GroupNorm of (B, L, C): statistics over the rows and the channels of a group."""
+    """nn.GroupNorm of (B, L, C), over the rows and the channels of a group, fused with what follows it."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        # as an image of one column in channels-last memory: a layout that group_norm knows without a copy
-        image = x[:, :, None].permute(0, 3, 1, 2)
-        image = F.group_norm(image, self.num_groups, self.weight, self.bias, self.eps)
-        return image.permute(0, 2, 3, 1)[:, :, 0]
+    def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, silu: bool = True) -> Tensor:
+        """SiLU (where asked) of norm(x) * (1 + scale) + shift, with scale and shift (B, C) or neither."""
+        return row_norm(x, self.weight, self.bias, self.num_groups, eps=self.eps, scale=scale, shift=shift, silu=silu)

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from fastcrystal.model.channels import (
     PLACE_CHANNELS,
@@ -30,6 +31,7 @@ from fastcrystal.model.channels import (
 from fastcrystal.model.conditioning import ConditionBlock, TimeEmbedding
 from fastcrystal.model.rows import RowConv, RowNorm
 from fastcrystal.model.unet_config import PRESETS, UNetConfig
+from fastcrystal.ops.row_attention import row_attention
 
 #: lengths L must be multiples of this: three halvings
 LENGTH_STEP = 8
@@ -58,14 +60,14 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """`embedding` comes through SiLU already: once for all blocks."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        e = self.embed(embedding)[:, None]
+        h = self.conv1(self.norm1(x))
+        e = self.embed(embedding)
         if self.scale_shift:
-            scale, shift = e.chunk(2, dim=2)
-            h = self.norm2(h) * (1 + scale) + shift
+            scale, shift = e.chunk(2, dim=1)
+            h = self.norm2(h, scale, shift)
         else:
-            h = self.norm2(h + e)
-        h = self.conv2(self.dropout(F.silu(h)))
+            h = self.norm2(h + e[:, None])
+        h = self.conv2(self.dropout(h))
         out: Tensor = self.skip(x) + h
         return out
 
@@ -81,10 +83,8 @@ class Attention(nn.Module):
         self.out = zero(RowConv(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        b, length, c = x.shape
-        q, k, v = self.qkv(self.norm(x)).view(b, length, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
-        h = F.scaled_dot_product_attention(q, k, v)
-        out: Tensor = x + self.out(h.transpose(1, 2).reshape(b, length, c))
+        qkv = self.qkv(self.norm(x, silu=False))
+        out: Tensor = x + self.out(row_attention(qkv, self.heads))
         return out
 
 
@@ -149,19 +149,31 @@ class UNet(nn.Module):
                 self.up.append(Upsample(c))
         self.norm = RowNorm(config.norm_groups, c)
         self.out = zero(RowConv(c, 3, 3, padding=1))
+        #: keep nothing inside the residual blocks for the backward pass, which computes it again
+        self.recompute = False
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         embedding = F.silu(embedding)
         h = self.stem(x)
         skips = [h]
         for module in self.down:
-            h = module(h, embedding) if isinstance(module, Stage) else module(h)
+            h = self._block(module, h, embedding) if isinstance(module, Stage) else module(h)
             skips.append(h)
         for module in self.middle:
-            h = module(h, embedding)
+            h = self._block(module, h, embedding)
         for module in self.up:
-            h = module(torch.cat([h, skips.pop()], dim=2), embedding) if isinstance(module, Stage) else module(h)
-        out: Tensor = self.out(F.silu(self.norm(h)))
+            if isinstance(module, Stage):
+                h = self._block(module, torch.cat([h, skips.pop()], dim=2), embedding)
+            else:
+                h = module(h)
+        out: Tensor = self.out(self.norm(h))
+        return out
+
+    def _block(self, block: nn.Module, h: Tensor, embedding: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            out: Tensor = checkpoint(block, h, embedding, use_reentrant=False)
+            return out
+        out = block(h, embedding)
         return out
 
 

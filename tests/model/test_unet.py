@@ -363,12 +363,37 @@ def test_row_convolution_is_conv1d(kernel: int, stride: int) -> None:
     torch.testing.assert_close(conv(x), plain)
 
 
+@pytest.mark.parametrize("padding", [0, 1])
+def test_row_convolution_of_a_table_is_that_of_its_rows(padding: int) -> None:
+    conv, table = RowConv(6, 10, 3, padding=padding), torch.randn(9, 6, dtype=torch.float64)
+    conv, table[0] = conv.double(), 0.0
+    index = torch.randint(9, (4, 7))
+    plain = torch.nn.functional.conv1d(table[index].mT, conv.weight, conv.bias, 1, padding).mT
+    torch.testing.assert_close(conv(table[index]), plain)
+    torch.testing.assert_close(conv.of_table(table, index), plain)
+
+
+def test_recomputing_activations_changes_no_gradient() -> None:
+    grads = []
+    for recompute in (False, True):
+        model, batch, t = build(TINY).train(), random_batch(4, 20), torch.full((4,), 0.5)
+        model.unet.recompute = recompute
+        torch.manual_seed(3)  # the dropout's: it draws the same twice
+        model(batch.matrix(24), t, condition(model, batch)).square().sum().backward()
+        grads.append([p.grad for p in model.parameters()])
+    for a, b in zip(*grads, strict=True):
+        assert a is not None
+        assert b is not None
+        assert torch.equal(a, b)
+
+
 def test_row_norm_is_group_norm() -> None:
     norm = fill_zero_layers(RowNorm(3, 12))
     x = 4 * torch.randn(5, 8, 12) + 1
     assert isinstance(norm, RowNorm)
     plain = torch.nn.functional.group_norm(x.mT, 3, norm.weight, norm.bias).mT
-    torch.testing.assert_close(norm(x), plain)
+    torch.testing.assert_close(norm(x, silu=False), plain)
+    torch.testing.assert_close(norm(x), torch.nn.functional.silu(plain))
 
 
 def test_nameless_elements_are_told_by_their_properties_alone() -> None:
@@ -383,7 +408,7 @@ def test_nameless_elements_are_told_by_their_properties_alone() -> None:
     before, full = out(), model(x, t, condition(model, batch))
     assert torch.equal(before[~nameless], full[~nameless])
     assert ((before - full)[nameless].abs().amax((1, 2)) > 1e-6).all()
-    model.conditions.element_table[:, :103] += 1.0
+    model.conditions.element_table[1:, :103] += 1.0
     assert torch.equal(out()[nameless], before[nameless])
-    model.conditions.element_table[:, 103:] += 1.0
+    model.conditions.element_table[1:, 103:] += 1.0
     assert not torch.equal(out()[nameless], before[nameless])
