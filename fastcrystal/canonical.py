@@ -19,10 +19,8 @@ anions), then lower atomic number. It depends on the composition alone, so it is
 
 from __future__ import annotations
 
-import itertools
-import os
+import functools
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrystal.lattice import standard_lattice, wrap
+from fastcrystal.parallel import map_parallel
 from fastcrystal.symmetry import Cell, reduced, reduced_bases, symmetrised, unimodular
 
 if TYPE_CHECKING:
@@ -264,7 +263,7 @@ def canonicalise_many(
     symprec : float
         Tolerance of the symmetry search, angstrom.
     jobs : int, optional
-        Number of processes; all usable cores where not given.
+        Number of processes; all usable cores where not given. They are those of `fastcrystal.parallel.backend`.
     progress : bool
         Show a progress bar on stderr.
 
@@ -273,41 +272,15 @@ def canonicalise_many(
     ValueError
         If `jobs` is less than 1.
     """
-    if jobs is not None and jobs < 1:
-        raise ValueError(f"jobs must be at least 1, got {jobs}")
     from tqdm import tqdm
 
-    results = _results(iter(cells), symprec, jobs or _usable_cores())
+    results = map_parallel(functools.partial(_attempt, symprec), cells, jobs, chunk=32, label="crystal")
     yield from tqdm(results, total=total, disable=not progress, unit="crystal", desc="canonical form", smoothing=0.1)
 
 
-def _results(cells: Iterator[tuple[Any, Any, Any]], symprec: float, jobs: int) -> Iterator[Canonical | str]:
-    """`canonicalise_many` without the bar."""
-    chunks = iter(lambda: list(itertools.islice(cells, 32)), [])
-    if jobs == 1:
-        for chunk in chunks:
-            yield from _chunk(chunk, symprec)
-        return
-    with ProcessPoolExecutor(jobs) as pool:
-        waiting = [pool.submit(_chunk, chunk, symprec) for chunk in itertools.islice(chunks, 4 * jobs)]
-        while waiting:
-            yield from waiting.pop(0).result()
-            waiting += [pool.submit(_chunk, chunk, symprec) for chunk in itertools.islice(chunks, 1)]
-
-
-def _chunk(cells: list[tuple[Any, Any, Any]], symprec: float) -> list[Canonical | str]:
-    """Work of one process: module level, so that spawned processes find it."""
-    return [_attempt(cell, symprec) for cell in cells]
-
-
-def _attempt(cell: tuple[Any, Any, Any], symprec: float) -> Canonical | str:
+def _attempt(symprec: float, cell: tuple[Any, Any, Any]) -> Canonical | str:
     """A canonical form, or the reason for none."""
     try:
         return canonicalise(*cell, symprec=symprec)
     except ValueError as error:
         return str(error)
-
-
-def _usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

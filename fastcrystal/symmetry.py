@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 
 #: relative tolerance under which two entries of a metric tensor are one
 _METRIC = 1e-3
+#: tolerances that are tried one after another until one works, relative to the one asked for
+_TOLERANCES = np.array([1, 0.5, 0.2, 0.1, 0.01, 0.001])
 #: primitive rows in terms of the rows of spglib's standard cell, by centring letter
 _CENTRING = {
     "P": np.eye(3),
@@ -70,12 +72,28 @@ def symmetrised(cell: Cell, symprec: float) -> tuple[Cell, int]:
     """
     from spglib import get_symmetry_dataset
 
-    for tolerance in symprec * np.array([1, 0.5, 0.2, 0.1, 0.01, 0.001]):
+    for tolerance in symprec * _TOLERANCES:
         found = _spglib(get_symmetry_dataset, (cell.lattice, cell.frac, cell.species), symprec=float(tolerance))
         ideal = None if found is None else _averaged(cell, found, tolerance)
         if ideal is not None:
             return ideal, int(found.number)
     raise ValueError(f"spglib finds no symmetry, not even the identity, at any tolerance up to {symprec} angstrom")
+
+
+def rotations_of(crystal: tuple[NDArray[Any], NDArray[Any], NDArray[Any], float]) -> NDArray[np.int64] | None:
+    """The distinct rotations W, (R, 3, 3), of (lattice, frac, species, symprec); None where spglib finds none.
+
+    At the same tolerances as `symmetrised`, which says which group a crystal has. One argument, and a module without
+    torch: so that processes can be handed it and start fast.
+    """
+    from spglib import get_symmetry_dataset
+
+    lattice, frac, species, symprec = crystal
+    for tolerance in symprec * _TOLERANCES:
+        found = _spglib(get_symmetry_dataset, (lattice, frac, species), symprec=float(tolerance))
+        if found is not None:
+            return np.unique(found.rotations.astype(np.int64), axis=0)
+    return None
 
 
 def _averaged(cell: Cell, found: Any, symprec: float) -> Cell | None:

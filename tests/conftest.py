@@ -5,6 +5,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # several processes with a thread per core each would wait for each other
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import torch
 
 if "triton" in sys.modules:

@@ -17,22 +17,20 @@ training is what this augmentation measures.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastcrystal.canonical import _usable_cores
+from fastcrystal import draws
 from fastcrystal.crystal import MAX_ATOMIC_NUMBER
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.lattice import SNAP
-from fastcrystal.symmetry import _spglib
+from fastcrystal.parallel import map_parallel
+from fastcrystal.symmetry import rotations_of
 
 #: shifts are multiples of 1/12: of 1/2, 1/3 and 1/4, and so of all that occur
 STEPS = 12
@@ -76,7 +74,7 @@ class Shifts:
         """
         count = self.count[index]
         # a number below 1 times a count rounds to less than the count
-        which = (_random(tuple(index.shape), index.device, generator) * count).long()
+        which = (draws.uniform(index.shape, generator, index.device, torch.float64) * count).long()
         return self.shift[index, which]
 
 
@@ -120,7 +118,7 @@ def allowed_shifts(
 
     ends = itertools.pairwise(data.offsets)
     cells = [(data.lattice[i], data.frac[a:b], data.numbers[a:b], symprec) for i, (a, b) in enumerate(ends)]
-    results = _in_processes(cells, jobs or _usable_cores())
+    results = map_parallel(rotations_of, cells, jobs, chunk=32, label="crystal")
     kept = []
     for i, rotations in enumerate(tqdm(results, total=len(data), disable=not progress, unit="crystal", desc="origins")):
         if rotations is None:
@@ -161,28 +159,6 @@ def normaliser_translations(rotations: NDArray[np.integer]) -> NDArray[np.int64]
 def _cached_translations(rotations: bytes) -> NDArray[np.int64]:
     """`normaliser_translations` of int64 rotations, for the few sets of them that a data set has."""
     return normaliser_translations(np.frombuffer(rotations, dtype=np.int64).reshape(-1, 3, 3))
-
-
-def _in_processes(cells: list[tuple[Any, ...]], jobs: int) -> Iterator[NDArray[np.int64] | None]:
-    """`_rotations` of every cell, in order."""
-    if jobs == 1:
-        yield from map(_rotations, cells)
-        return
-    with ProcessPoolExecutor(jobs) as pool:
-        yield from pool.map(_rotations, cells, chunksize=32)
-
-
-def _rotations(cell: tuple[Any, ...]) -> NDArray[np.int64] | None:
-    """The distinct rotations W, (R, 3, 3), of (lattice, frac, species, symprec); None where spglib finds none."""
-    from spglib import get_symmetry_dataset
-
-    lattice, frac, species, symprec = cell
-    # as `fastcrystal.symmetry.symmetrised`, which says which group a crystal has
-    for tolerance in symprec * np.array([1, 0.5, 0.2, 0.1, 0.01, 0.001]):
-        found = _spglib(get_symmetry_dataset, (lattice, frac, species), symprec=float(tolerance))
-        if found is not None:
-            return np.unique(found.rotations.astype(np.int64), axis=0)
-    return None
 
 
 def shift_origin(frac: Tensor, shift: Tensor, num_sites: Tensor) -> Tensor:
@@ -246,18 +222,12 @@ def random_order(species: Tensor, num_sites: Tensor, generator: torch.Generator 
         )
     real = _real(species.shape[1], num_sites)
     kind = torch.where(real, species, MAX_ATOMIC_NUMBER + 1)
-    shuffled = _random(tuple(species.shape), species.device, generator).argsort(1)
+    shuffled = draws.uniform(species.shape, generator, species.device, torch.float64).argsort(1)
     # places of each species as listed, and the same places in random order
     listed = kind.argsort(dim=1, stable=True)
     mixed = shuffled.gather(1, kind.gather(1, shuffled).argsort(dim=1, stable=True))
     order = torch.empty_like(listed).scatter_(1, listed, mixed)
     return torch.where(real, order, torch.arange(species.shape[1], device=species.device))
-
-
-def _random(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None) -> Tensor:
-    """Uniform numbers in [0, 1), float64, drawn on the generator's device."""
-    source = device if generator is None else generator.device
-    return torch.rand(shape, generator=generator, device=source, dtype=torch.float64).to(device)
 
 
 def _real(max_sites: int, num_sites: Tensor) -> Tensor:

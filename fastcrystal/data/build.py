@@ -6,11 +6,11 @@ Every finished relaxation is one line in WORK/relaxed.jsonl, written at once: a 
 
 from __future__ import annotations
 
+import functools
 import json
-import multiprocessing
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fastcrystal.data.prototypes import Candidate, candidates, default_formulas, library
+from fastcrystal.parallel import map_parallel
 from fastcrystal.relax import MISSING_EXTRA, POTENTIALS, load_potential, relax, single_point
 
 #: formulas take turns, this many prototypes (smallest cells first) at a time: an interrupted build covers them all
@@ -58,7 +59,7 @@ class BuildConfig:
     symprec: float = 0.1
 
 
-def relax_all(work: Path, config: BuildConfig, formulas: Sequence[str], jobs: int) -> None:
+def relax_all(work: Path, config: BuildConfig, formulas: Sequence[str], jobs: int | None) -> None:
     """Relax every candidate of `formulas` and every elemental reference that WORK/relaxed.jsonl lacks.
 
     Raises
@@ -66,7 +67,7 @@ def relax_all(work: Path, config: BuildConfig, formulas: Sequence[str], jobs: in
     ValueError
         If WORK holds a build with other settings.
     ImportError
-        If the potential is not installed.
+        If the potential is not installed, here or where `fastcrystal.parallel.backend` has it done.
     """
     work.mkdir(parents=True, exist_ok=True)
     _check_same_build(work / "build.json", config)
@@ -83,27 +84,15 @@ def relax_all(work: Path, config: BuildConfig, formulas: Sequence[str], jobs: in
     tasks = [c for c in tasks if c.key not in done]
     if done:
         tqdm.write(f"resuming {work}: {len(done)} done, {len(tasks)} to go")
-    context = multiprocessing.get_context("spawn")
     with (
         (work / "relaxed.jsonl").open("a", encoding="utf-8") as out,
-        ProcessPoolExecutor(jobs, context, initializer=_start_worker, initargs=(config,)) as pool,
         tqdm(total=len(tasks), unit="crystal", desc=f"relaxing with {POTENTIALS[config.potential]}") as bar,
     ):
-        waiting = set()
-        queue = iter(tasks)
-        for candidate in queue:
-            waiting.add(pool.submit(_relax_one, asdict(candidate), candidate.key))
-            if len(waiting) >= 4 * jobs:
-                waiting -= _drain(next(as_completed(waiting)), out, bar)
-        for future in as_completed(waiting):
-            _drain(future, out, bar)
-
-
-def _drain(future: Any, out: Any, bar: Any) -> set[Any]:
-    out.write(json.dumps(future.result()) + "\n")
-    out.flush()
-    bar.update()
-    return {future}
+        relaxed = functools.partial(_relax_one, config)
+        for record in map_parallel(relaxed, tasks, jobs, ordered=False, label="candidate"):
+            out.write(json.dumps(record) + "\n")
+            out.flush()
+            bar.update()
 
 
 def read_records(work: Path) -> Iterator[dict[str, Any]]:
@@ -153,30 +142,31 @@ def elemental_references(formulas: Sequence[str]) -> list[Candidate]:
     return out
 
 
-_potential: Any = None
-_config: BuildConfig | None = None
+#: the potential of each thread of a worker (those of a Dask worker are threads): loaded once, and not to be shared
+_loaded = threading.local()
 
 
-def _start_worker(config: BuildConfig) -> None:
-    global _potential, _config
-    _potential, _config = load_potential(config.potential), config
+def _potential(name: str) -> Any:
+    if getattr(_loaded, "name", None) != name:
+        _loaded.potential, _loaded.name = load_potential(name), name
+    return _loaded.potential
 
 
-def _relax_one(candidate: dict[str, Any], key: str) -> dict[str, Any]:
+def _relax_one(config: BuildConfig, candidate: Candidate) -> dict[str, Any]:
     """One record: the relaxed crystal, or the reason why there is none."""
-    assert _config is not None
-    record: dict[str, Any] = {"key": key, "formula": candidate["formula"], "prototype": candidate["prototype"]}
+    potential = _potential(config.potential)
+    record: dict[str, Any] = {"key": candidate.key, "formula": candidate.formula, "prototype": candidate.prototype}
     try:
-        crystal = (np.array(candidate["species"]), np.array(candidate["frac"]), np.array(candidate["lattice"]))
-        if candidate["prototype"] == "reference" and len(crystal[0]) > MAX_RELAXED_REFERENCE:
-            done = single_point(*crystal, _potential)
+        crystal = (np.array(candidate.species), np.array(candidate.frac), np.array(candidate.lattice))
+        if candidate.prototype == "reference" and len(crystal[0]) > MAX_RELAXED_REFERENCE:
+            done = single_point(*crystal, potential)
         else:
-            done = relax(*crystal, _potential, steps=_config.steps, max_force=_config.max_force)
+            done = relax(*crystal, potential, steps=config.steps, max_force=config.max_force)
     except Exception as error:  # one bad structure never stops the rest; its reason is kept
         return {**record, "reason": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
     return {
         **record,
-        "species": candidate["species"],
+        "species": candidate.species,
         "frac": np.round(done.frac, 7).tolist(),
         "lattice": np.round(done.lattice, 7).tolist(),
         "energy": done.energy,
@@ -244,7 +234,7 @@ def build(
     from fastcrystal.data.finish import card, finish
 
     if not finish_only:
-        relax_all(work, config, formulas or main_formulas(), jobs or multiprocessing.cpu_count())
+        relax_all(work, config, formulas or main_formulas(), jobs)
     elif not (work / "relaxed.jsonl").is_file():
         raise ValueError(f"{work} holds no relaxed crystals: build without --finish-only first")
     _check_same_build(work / "build.json", config)

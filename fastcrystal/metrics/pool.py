@@ -3,10 +3,13 @@
 `multiprocessing.Pool` and `ProcessPoolExecutor` can neither kill one task nor survive the death of one worker, and both
 fork or re-import the caller. Here every worker is `python -m ...` with one task at a time; one that exceeds the limit
 is killed and replaced, and only its task is lost. One thread in the caller watches all pipes.
+
+On a cluster (`fastcrystal.parallel.backend`) the caller is a task of the cluster, and the pool one worker beside it.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import selectors
@@ -21,6 +24,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fastcrystal.parallel import available_cores as available_cores
+from fastcrystal.parallel import is_local, map_parallel, workers
+
 #: seconds a worker may take to import its libraries (cold, shared file systems are slow)
 STARTUP_LIMIT = 300.0
 #: one thread per worker: the pool has a worker per core already
@@ -28,13 +34,8 @@ _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS"), "1"
 )
 _ROOT = Path(__file__).resolve().parents[2]
-
-
-def available_cores() -> int:
-    """Cores this process may run on (not the cores of the machine)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+#: most tasks that go to a cluster as one: they share the seconds in which a worker imports its libraries
+_MOST_TOGETHER = 128
 
 
 class _Worker:
@@ -119,7 +120,7 @@ def run_tasks(
     command : sequence of str
         Arguments after the Python interpreter that start a worker.
     jobs : int, optional
-        Worker processes; every core available to this process by default.
+        Worker processes; every core available to this process, or of the cluster, by default.
     time_limit : float
         Seconds per task, counted from when a ready worker receives it.
     progress : bool
@@ -140,11 +141,13 @@ def run_tasks(
     RuntimeError
         If no worker can be started: its last words are in the message.
     """
-    jobs = available_cores() if jobs is None else jobs
-    if jobs < 1:
+    if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     if not 0 < time_limit < float("inf"):
         raise ValueError(f"time_limit must be a positive, finite number of seconds, got {time_limit}")
+    if not is_local():
+        return _on_cluster(encode_task, count, command, jobs, time_limit, progress, label)
+    jobs = available_cores() if jobs is None else jobs
     from tqdm import tqdm
 
     answers: dict[int, dict[str, Any]] = {}
@@ -223,3 +226,34 @@ def run_tasks(
                 worker.process.kill()
                 retire(worker)
     return [answers[i] for i in range(count)]
+
+
+def _on_cluster(
+    encode_task: Callable[[int], bytes],
+    count: int,
+    command: Sequence[str],
+    jobs: int | None,
+    time_limit: float,
+    progress: bool,
+    label: str,
+) -> list[dict[str, Any]]:
+    """`run_tasks` in chunks on a cluster: each of its workers runs a pool of one, and limits kill as they do here."""
+    if not count:
+        return []
+    from tqdm import tqdm
+
+    # about two chunks a core, so that a slow one does not leave the others idle for long
+    size = min(_MOST_TOGETHER, -(-count // (2 * workers(jobs))))
+    chunks = [[encode_task(k) for k in range(first, min(first + size, count))] for first in range(0, count, size)]
+    judge = functools.partial(_answer_chunk, tuple(command), time_limit)
+    answers: list[dict[str, Any]] = []
+    with tqdm(total=count, desc=label, disable=not progress) as bar:
+        for part in map_parallel(judge, chunks, jobs, label="chunk of tasks"):
+            answers += part
+            bar.update(len(part))
+    return answers
+
+
+def _answer_chunk(command: tuple[str, ...], time_limit: float, messages: list[bytes]) -> list[dict[str, Any]]:
+    """The answers to encoded tasks, by a pool of one worker on the machine that this runs on."""
+    return run_tasks(messages.__getitem__, len(messages), command, jobs=1, time_limit=time_limit)

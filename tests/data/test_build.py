@@ -14,6 +14,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from pymatgen.core import Composition, Lattice, Structure
 
+from fastcrystal.data import build
 from fastcrystal.data.build import (
     BuildConfig,
     cut_broken_line,
@@ -25,7 +26,7 @@ from fastcrystal.data.build import (
 from fastcrystal.data.finish import Finished, card, finish, formation_energy
 from fastcrystal.data.prototypes import Candidate, candidates, default_formulas, library
 from fastcrystal.features.elements import covalent_radius
-from fastcrystal.relax import load_potential, relax, single_point
+from fastcrystal.relax import POTENTIALS, load_potential, relax, single_point
 from tests.metrics.crystals import crystal
 
 
@@ -166,6 +167,29 @@ def test_another_build_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"other settings \(steps was 50, now 9\)"):
         relax_all(tmp_path, replace(BuildConfig(), steps=9), ["TaB2"], 1)
     assert not (tmp_path / "relaxed.jsonl").exists()
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_relaxations_are_written_and_not_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shapes: list[tuple[str, Any]], jobs: int
+) -> None:
+    """Every candidate is one line, whatever became of it; here none can be relaxed, or all are by ASE's EMT."""
+    monkeypatch.setattr(build, "elemental_references", lambda formulas: [])
+    monkeypatch.setattr(build, "library", lambda max_sites: shapes)
+    config = BuildConfig(max_prototypes=3, steps=2)
+    if jobs > 1:  # a fresh process: nothing that is patched here is patched there
+        monkeypatch.setitem(POTENTIALS, "none", "none")
+        with pytest.raises(ValueError, match=r"candidate 0: potential must be one of .*, got 'none'"):
+            relax_all(tmp_path, replace(config, potential="none"), ["Cu3Au"], jobs)
+        return
+    monkeypatch.setattr(build, "load_potential", lambda name: EMT())
+    relax_all(tmp_path, config, ["Cu3Au"], jobs)
+    records = list(read_records(tmp_path))
+    assert [r["key"] for r in records] == [c.key for c in candidates("Cu3Au", shapes, 3)]
+    assert all("energy" in r or "reason" in r for r in records)
+    relax_all(tmp_path, config, ["Cu3Au", "CuAu"], jobs)
+    assert list(read_records(tmp_path))[:3] == records
+    assert len({r["key"] for r in read_records(tmp_path)}) == 6
 
 
 def record(s: Structure, energy: float, prototype: str = "made up", **changes: Any) -> dict[str, Any]:
