@@ -1,15 +1,19 @@
-"""Checkpoints: safetensors and JSON, written beside the goal and renamed, so that a kill never leaves half of one.
+"""Checkpoints: safetensors and JSON, written beside the goal, brought to the disk, renamed: no kill leaves half of one.
 
 RUN/config.json                          what was asked for, and what it decided (network, scaling, data)
 RUN/checkpoints/step_00006000/
     model.safetensors  ema.safetensors   weights, and their running average
-    optimizer.safetensors                Adam's moments and the state of the random generators
-    state.json                           format, step, loss scale
+    optimizer.safetensors                Adam's moments
+    state.json                           format, step, loss scale, validation loss, checksums of the other files
+
+Random numbers and batches have no state: they are functions of the seed and the step (fastcrystal.draws).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,18 +22,23 @@ import torch
 from torch import Tensor
 
 #: raised whenever older checkpoints can no longer be read
-FORMAT = 2
+FORMAT = 3
 #: what config.json must hold for a run to be opened again
 CONFIG_PARTS = ("train", "model", "scaling", "length", "data")
-#: checkpoints kept in a run folder
+#: how many of the newest checkpoints a run folder keeps, where nothing else is asked for
 KEEP = 2
+#: the name, in place of a step's folder, of the checkpoint with the lowest validation loss
+BEST = "best"
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write JSON by way of a temporary file."""
+    text = json.dumps(values, indent=2, allow_nan=False) + "\n"
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(values, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    partial.write_text(text, encoding="utf-8")
+    _to_disk(partial)
     partial.replace(path)
+    _to_disk(path.parent)
 
 
 def write_config(run: Path, values: dict[str, Any]) -> None:
@@ -63,8 +72,10 @@ def read_config(run: Path) -> dict[str, Any]:
     return values
 
 
-def save_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any]) -> Path:
-    """Write a checkpoint and drop all but the last few.
+def save_checkpoint(
+    run: Path, step: int, tensors: dict[str, dict[str, Tensor]], state: dict[str, Any], keep: int = KEEP
+) -> Path:
+    """Write a checkpoint and drop all but the last few and the best.
 
     Parameters
     ----------
@@ -75,33 +86,91 @@ def save_checkpoint(run: Path, step: int, tensors: dict[str, dict[str, Tensor]],
     tensors : dict of str to dict of str to Tensor
         File name -> tensors by name.
     state : dict
-        Anything JSON-able.
+        Anything JSON-able; "val_loss" decides which is best.
+    keep : int
+        How many of the newest to keep.
 
     Returns
     -------
     Path
         The checkpoint's folder.
+
+    Raises
+    ------
+    OSError
+        If it cannot be written (disk full, folder read-only); what was there before is untouched.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     folder = run / "checkpoints" / f"step_{step:08d}"
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name, values in tensors.items():
-        save_file({k: v.detach().contiguous().cpu() for k, v in values.items()}, partial / f"{name}.safetensors")
-    write_json(partial / "state.json", {"format": FORMAT, "step": step, **state})
-    if folder.exists():
-        shutil.rmtree(folder)
-    partial.rename(folder)
-    for old in list_checkpoints(run)[:-KEEP]:
-        shutil.rmtree(old)
+    partial, replaced = (folder.with_name(folder.name + suffix) for suffix in (".partial", ".replaced"))
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        sums = {}
+        for name, values in tensors.items():
+            path = partial / f"{name}.safetensors"
+            save_file({k: v.detach().contiguous().cpu() for k, v in values.items()}, path)
+            _to_disk(path)
+            sums[name] = _sha256(path)
+        write_json(partial / "state.json", {"format": FORMAT, "step": step, "sha256": sums, **state})
+        _to_disk(partial)
+        shutil.rmtree(replaced, ignore_errors=True)
+        if folder.exists():  # the step was taken again
+            folder.rename(replaced)
+        partial.rename(folder)
+        _to_disk(folder.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        before = list_checkpoints(run)
+        kept = f"{before[-1].name} is whole" if before else "there is none before it"
+        raise OSError(
+            f"cannot write checkpoint {folder}: {error}; {kept}: make room, or the folder writable, and --resume"
+        ) from None
+    shutil.rmtree(replaced, ignore_errors=True)
+    best = best_checkpoint(run)
+    for old in list_checkpoints(run)[:-keep]:
+        if old != best:
+            shutil.rmtree(old)
     return folder
+
+
+def _to_disk(path: Path) -> None:
+    """Bring a file, or the names in a folder, from the system's buffers to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def list_checkpoints(run: Path) -> list[Path]:
     """Complete checkpoints of a run, oldest first."""
-    return sorted(p for p in (run / "checkpoints").glob("step_*") if p.is_dir() and not p.name.endswith(".partial"))
+    found = [p for p in (run / "checkpoints").glob("step_*") if p.is_dir() and p.suffix in ("", ".replaced")]
+    # a kill between two renames leaves the old checkpoint of a step under its other name
+    return sorted(p for p in found if not (p.suffix and p.with_suffix("") in found))
+
+
+def best_checkpoint(run: Path) -> Path | None:
+    """The checkpoint with the lowest validation loss; None where no loss is recorded. Damaged ones do not count."""
+    losses = {}
+    for folder in list_checkpoints(run):
+        try:
+            loss = read_state(folder).get("val_loss")
+        except ValueError:
+            continue
+        if isinstance(loss, float):
+            losses[folder] = loss
+    return min(losses, key=losses.__getitem__) if losses else None
 
 
 def latest_checkpoint(run: Path) -> Path:
@@ -118,6 +187,35 @@ def latest_checkpoint(run: Path) -> Path:
     return found[-1]
 
 
+def run_folder(path: Path) -> Path:
+    """The run folder of a run folder, or of one checkpoint in it."""
+    return path.parent.parent if path.parent.name == "checkpoints" else path
+
+
+def find_checkpoint(path: Path) -> tuple[Path, Path]:
+    """The run folder and the checkpoint that a user's path means.
+
+    Parameters
+    ----------
+    path : Path
+        A run folder (its newest checkpoint), RUN/checkpoints/step_..., or RUN/checkpoints/best.
+
+    Raises
+    ------
+    ValueError
+        If there is no such checkpoint.
+    """
+    run = run_folder(path)
+    if run == path:
+        return run, latest_checkpoint(run)
+    if path.name == BEST:
+        best = best_checkpoint(run)
+        if best is None:
+            raise ValueError(f"{run} has no validation losses to say which checkpoint is best: name one, or give {run}")
+        return run, best
+    return run, path
+
+
 def read_state(folder: Path) -> dict[str, Any]:
     """state.json of a checkpoint.
 
@@ -130,6 +228,8 @@ def read_state(folder: Path) -> dict[str, Any]:
         state: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"checkpoint {folder} is damaged: {error}") from None
+    if not isinstance(state, dict) or not isinstance(state.get("sha256", {}), dict):
+        raise ValueError(f"checkpoint {folder} is damaged: state.json does not hold what it should")
     if state.get("format") != FORMAT:
         raise ValueError(f"checkpoint {folder} has format {state.get('format')}, this version reads {FORMAT}")
     return state
@@ -141,13 +241,15 @@ def read_tensors(folder: Path, name: str, device: torch.device | str = "cpu") ->
     Raises
     ------
     ValueError
-        If the file is missing or damaged.
+        If the file is missing or damaged; the checkpoint before it, where there is one, can be named instead.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     path = folder / f"{name}.safetensors"
     try:
+        if _sha256(path) != read_state(folder)["sha256"].get(name):
+            raise ValueError(f"checkpoint file {path} is damaged: its checksum is not the one in state.json")
         tensors: dict[str, Tensor] = load_file(path, device=str(device))
     except (OSError, SafetensorError) as error:
         raise ValueError(f"checkpoint file {path} is damaged or missing: {error}") from None

@@ -11,6 +11,7 @@ from typing import Any
 import fastcrystal
 from fastcrystal.config import (
     ALGORITHMS,
+    GRADIENT_HOOKS,
     LATTICES,
     NOISES,
     PAIRINGS,
@@ -22,6 +23,7 @@ from fastcrystal.config import (
     TASKS,
     TrainConfig,
 )
+from fastcrystal.stopping import Stopped
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -29,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fastcrystal", description=fastcrystal.__doc__)
     parser.add_argument("--version", action="version", version=fastcrystal.__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_train, _add_sample, _add_evaluate, _add_figures, _add_data):
+    for add in (_add_train, _add_sample, _add_evaluate, _add_figures, _add_data, _add_largest_batch):
         add(commands)
     return parser
 
@@ -37,7 +39,15 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     args = build_parser().parse_args(argv)
-    return run_guarded(f"fastcrystal {args.command}", lambda: args.run_command(args))
+    return run_guarded(f"fastcrystal {args.command}", lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> None:
+    from fastcrystal.parallel import backend
+    from fastcrystal.ranks import joined
+
+    with backend(getattr(args, "backend", "loky")), joined(getattr(args, "device", None) or "auto"):
+        args.run_command(args)
 
 
 def run_guarded(name: str, run: Callable[[], object]) -> int:
@@ -47,6 +57,9 @@ def run_guarded(name: str, run: Callable[[], object]) -> int:
     except (ValueError, FloatingPointError, OSError, ImportError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(f"{name}: {stopped}", file=sys.stderr)
+        return stopped.status
     except KeyboardInterrupt:
         print(f"{name}: interrupted", file=sys.stderr)
         return 130
@@ -56,6 +69,14 @@ def run_guarded(name: str, run: Callable[[], object]) -> int:
 def script(command: str) -> int:
     """Entry of scripts/<command>.py: the subcommand with the script's arguments."""
     return main([command, *sys.argv[1:]])
+
+
+def add_jobs(p: Any, what: str = "processes (default: all cores)") -> None:
+    """Options of every command with CPU work for many processes; `fastcrystal.parallel.backend` takes the second."""
+    from fastcrystal.parallel import BACKENDS
+
+    p.add_argument("--jobs", type=int, help=what)
+    p.add_argument("--backend", default="loky", metavar="WHERE", help=f"where they run: {BACKENDS} (docs/clusters.md)")
 
 
 def _add_train(commands: Any) -> None:
@@ -125,7 +146,12 @@ def _add_train(commands: Any) -> None:
     p.add_argument("--max-test", type=int, help="most test crystals of the closing evaluation")
     p.add_argument("--checkpoint-every", type=int)
     p.add_argument("--validate-every", type=int)
-    p.add_argument("--jobs", type=int, help="processes that match crystals (default: all cores)")
+    p.add_argument("--keep", type=int, help="newest checkpoints to keep, beside the best (2)")
+    p.add_argument("--max-bad-steps", type=int, help="losses of the last 100 that may be not finite (20)")
+    p.add_argument("--compile", action="store_true", default=None, help="torch.compile the network")
+    p.add_argument("--recompute", action="store_true", default=None, help="activations again in the backward pass")
+    p.add_argument("--gradient-hook", choices=GRADIENT_HOOKS, help="bf16: how gradients travel between processes")
+    add_jobs(p, "processes that match crystals (default: all cores)")
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -162,6 +188,7 @@ def _add_sampler(p: Any) -> None:
     p.add_argument("--method", choices=("euler", "midpoint", "heun"), help="how flow matching integrates (euler)")
     p.add_argument("--sampler", choices=("ddpm", "ddim"), help="how a diffusion walks back (default: its --algo)")
     p.add_argument("--eta", type=float, help="noise of DDIM")
+    p.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the network (fp32)")
 
 
 def _sample(args: argparse.Namespace) -> None:
@@ -170,7 +197,7 @@ def _sample(args: argparse.Namespace) -> None:
     request = Request(args.formula, args.space_group, args.energy, args.count, args.formula_units)
     out = args.out or Path("samples") / f"{args.formula}_{args.space_group or 'any'}"
     how = {"steps": args.steps, "seed": args.seed, "device": args.device, "method": args.method}
-    how |= {"sampler": args.sampler, "eta": args.eta}
+    how |= {"sampler": args.sampler, "eta": args.eta, "precision": args.precision}
     guidance = 1.0 if args.guidance is None else args.guidance
     print(generate(args.checkpoint, request, out, guidance=guidance, **how))
 
@@ -182,12 +209,13 @@ def _add_evaluate(commands: Any) -> None:
     p.add_argument("--max-test", type=int, help="most test crystals")
     p.add_argument("--steps", type=int, help="steps of the sampler")
     _add_sampler(p)
-    p.add_argument("--jobs", type=int)
+    add_jobs(p, "processes that match crystals (default: all cores)")
     p.add_argument("--json", action="store_true", help="print result.json instead of the table")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    from fastcrystal.runs import evaluate_run, run_folder
+    from fastcrystal.checkpoint import run_folder
+    from fastcrystal.runs import evaluate_run
 
     result = evaluate_run(
         args.checkpoint,
@@ -200,6 +228,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         args.method,
         args.sampler,
         args.eta,
+        args.precision,
     )
     print((run_folder(args.checkpoint) / "result.json").read_text("utf-8").rstrip() if args.json else result.table())
 
@@ -220,6 +249,35 @@ def _figures(args: argparse.Namespace) -> None:
     print(make_figures(args.checkpoint, args.data, args.out))
 
 
+def _add_largest_batch(commands: Any) -> None:
+    p = commands.add_parser("largest-batch", help="find the largest batch that a training fits into memory")
+    p.set_defaults(run_command=_largest_batch)
+    p.add_argument("--preset", choices=tuple(RECIPES), default="slim")
+    p.add_argument("--length", type=int, default=64, help="rows of the crystal matrix: sites + 4, a multiple of 8 (64)")
+    p.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    p.add_argument("--precision", choices=PRECISIONS, default="auto")
+    p.add_argument("--recompute", action="store_true", help="as in train")
+    p.add_argument("--limit", type=float, metavar="GIB", help="default: nine tenths of what is free")
+    p.add_argument("--most", type=int, default=65536, help="not more than this batch")
+
+
+def _largest_batch(args: argparse.Namespace) -> None:
+    from fastcrystal.devices import pick_device
+    from fastcrystal.memory import largest_batch
+
+    fit = largest_batch(
+        args.preset,
+        length=args.length,
+        device=pick_device(args.device).type,
+        precision=args.precision,
+        recompute=args.recompute,
+        limit=args.limit,
+        most=args.most,
+    )
+    tried = ", ".join(f"{n}: {'-' if gib is None else f'{gib:.2f}'}" for n, gib in fit.tried.items())
+    print(f"--batch-size {fit.batch} takes {fit.peak:.2f} of {fit.limit:.2f} GiB (tried, GiB: {tried})")
+
+
 def _add_data(commands: Any) -> None:
     p = commands.add_parser("data", help="build, import and describe data sets")
     kinds = p.add_subparsers(dest="kind", required=True, metavar="KIND")
@@ -228,7 +286,7 @@ def _add_data(commands: Any) -> None:
     b.add_argument("name", choices=("prototypes",))
     b.add_argument("--work", type=Path, default=Path("prototypes-build"), help="folder of partial results")
     b.add_argument("--out", type=Path, default=Path("prototypes.npz"))
-    b.add_argument("--jobs", type=int, help="processes (default: all cores)")
+    add_jobs(b)
     b.add_argument("--formula", action="append", help="only these formulas (repeatable)")
     b.add_argument("--max-sites", type=int, help="largest primitive cell")
     b.add_argument("--max-prototypes", type=int, help="most prototypes a formula")
@@ -243,7 +301,7 @@ def _add_data(commands: Any) -> None:
     i.add_argument("--select", help="keep only this source label of an .npz")
     i.add_argument("--max-sites", type=int, default=60)
     i.add_argument("--symprec", type=float, default=0.1, help="angstrom")
-    i.add_argument("--jobs", type=int)
+    add_jobs(i)
     n = kinds.add_parser("info", help="what a data set holds")
     n.set_defaults(run_command=_data_info)
     n.add_argument("path", nargs="?", default="prototypes")

@@ -19,6 +19,7 @@ SCHEDULES = ("squaredcos_cap_v2", "linear")
 PAIRINGS = ("listed", "nearest")
 PREDICTIONS = ("data", "paper")
 SITE_ORDERS = ("canonical", "random")
+GRADIENT_HOOKS = ("none", "bf16")
 
 #: largest share of the data's variance that a schedule may leave at its end
 MAX_SIGNAL = 0.05
@@ -154,6 +155,16 @@ class TrainConfig(Jsonable):
     """Steps between checkpoints."""
     validate_every: int = 250
     """Steps between losses on the validation formulas."""
+    keep: int = 2
+    """Newest checkpoints that are kept, beside the one with the lowest validation loss."""
+    max_bad_steps: int = 20
+    """Losses among the last 100 that may be not finite (their steps are left out) before the run ends."""
+    compile: bool = False
+    """torch.compile the network."""
+    recompute: bool = False
+    """Keep no activations inside the residual blocks and compute them again in the backward pass: less memory."""
+    gradient_hook: str = "none"
+    """"bf16": gradients travel between processes in bfloat16."""
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
@@ -167,13 +178,14 @@ class TrainConfig(Jsonable):
             "pairing": PAIRINGS,
             "predict": PREDICTIONS,
             "site_order": SITE_ORDERS,
+            "gradient_hook": GRADIENT_HOOKS,
         }
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         object.__setattr__(self, "noise", self._noise())
         counts = ("max_steps", "batch_size", "sampling_steps", "max_test", "checkpoint_every", "validate_every")
-        for name in (*counts, "diffusion_steps", "pairs_per_group", "min_polymorphs"):
+        for name in (*counts, "diffusion_steps", "pairs_per_group", "min_polymorphs", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.diffuses and self.sampling_steps > self.diffusion_steps:
@@ -188,6 +200,8 @@ class TrainConfig(Jsonable):
                 raise ValueError(f"{name} must be positive and finite, got {getattr(self, name)}")
         if self.warmup < 0:
             raise ValueError(f"warmup must be at least 0, got {self.warmup}")
+        if self.max_bad_steps < 0:
+            raise ValueError(f"max_bad_steps must be at least 0, got {self.max_bad_steps}")
         if not 1 <= self.max_sites <= 60:
             raise ValueError(f"max_sites must be in 1..60, got {self.max_sites}")
         if not 0 <= self.ema < 1:

@@ -265,7 +265,7 @@ def draw_two_views(crystal: CrystalDataset, path: Path, *, displacement: float =
 
 def _sets_of_runs(runs: Sequence[Path]) -> dict[str, CrystalDataset]:
     """The test crystals that the runs share, then the generated crystals of each."""
-    from fastcrystal.runs import run_folder
+    from fastcrystal.checkpoint import run_folder
 
     folders = [run_folder(Path(run).resolve()) for run in runs]
     if len(set(folders)) < len(folders):

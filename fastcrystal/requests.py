@@ -15,6 +15,7 @@ import torch
 from fastcrystal.canonical import species_order
 from fastcrystal.crystal import MAX_SITES, CrystalBatch
 from fastcrystal.process.flow import Method
+from fastcrystal.ranks import Ranks
 from fastcrystal.sampling import Generator
 from fastcrystal.training import anonymise
 
@@ -152,6 +153,7 @@ def generate(
     method: Method | None = None,
     sampler: Literal["ddpm", "ddim"] | None = None,
     eta: float | None = None,
+    precision: str = "fp32",
 ) -> str:
     """Generate, write and describe crystals.
 
@@ -162,7 +164,7 @@ def generate(
     request : Request
     out : Path
         Folder: 000.cif ..., crystals.extxyz, crystals.csv, crystals.json, crystals.png.
-    steps, seed, device, guidance, method, sampler, eta
+    steps, seed, device, guidance, method, sampler, eta, precision
         As for `fastcrystal.sampling.Generator.sample`.
 
     Returns
@@ -186,6 +188,7 @@ def generate(
         "method": method,
         "sampler": sampler,
         "eta": eta,
+        "precision": precision,
     }
     crystals = trained.sample(batch, **how)
     state = validity.check(crystals)
@@ -204,6 +207,8 @@ def generate(
         }
         for i, s in enumerate(structures)
     ]
+    if not Ranks.current().leads:
+        return ""
     out.mkdir(parents=True, exist_ok=True)
     _remove_former(out)
     _write(out, structures, rows)

@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from fastcrystal.checkpoint import list_checkpoints, read_config, write_json
+from fastcrystal.checkpoint import list_checkpoints, read_config, run_folder, write_json
 from fastcrystal.config import TrainConfig
+from fastcrystal.journal import read_metrics
 from fastcrystal.metrics.evaluate import evaluate
 from fastcrystal.metrics.evaluation import Evaluation
 from fastcrystal.process.flow import Method
+from fastcrystal.ranks import Ranks, joined
 from fastcrystal.sampling import Generator
 from fastcrystal.tasks import Prepared, prepare, trial
 from fastcrystal.training import Trainer, new_run_folder
@@ -54,15 +56,26 @@ def train_and_evaluate(config: TrainConfig, out: Path | None, *, resume: bool = 
     started = time.perf_counter()
     if resume and out is None:
         raise ValueError("--resume needs --out: the run folder to go on with")
-    run = new_run_folder(config) if out is None else out
+    with joined(config.device) as ranks:
+        return _train_and_evaluate(config, out, resume, jobs, ranks, started)
+
+
+def _train_and_evaluate(
+    config: TrainConfig, out: Path | None, resume: bool, jobs: int | None, ranks: Ranks, started: float
+) -> str:
+    if out is None:  # one name for all processes, whose clocks differ
+        out = new_run_folder(config, began=ranks.most(time.time()))
+    run = out
     if not resume and list_checkpoints(run):
         raise FileExistsError(f"{run} holds a run already: add --resume to go on, or give another --out")
-    trainer = Trainer(config, run)
+    trainer = Trainer(config, run, ranks)
     if resume:
         trainer.resume()
-    _say(_opening(trainer))
+    if ranks.leads:
+        _say(_opening(trainer))
     trainer.fit()
-    draw_curves(run)
+    if ranks.leads:
+        draw_curves(run)
     result = judge(trainer.sampler(), trainer.prepared, config, run, jobs)
     minutes = (time.perf_counter() - started) / 60
     return f"{result.table()}\n\nrun folder: {run}  ({minutes:.1f} min in all)"
@@ -102,6 +115,7 @@ def evaluate_run(
     method: Method | None = None,
     sampler: str | None = None,
     eta: float | None = None,
+    precision: str = "fp32",
 ) -> Evaluation:
     """Judge a finished run again, on its own test formulas; writes its result.json anew.
 
@@ -122,12 +136,7 @@ def evaluate_run(
             raise ValueError(f"sampler {sampler} is for diffusion; {run} was trained with {trained.config.algo}")
         asked |= {"algo": sampler, "eta": eta or 0.0}
     config = replace(trained.config, **{k: v for k, v in asked.items() if v is not None})
-    return judge(trained, prepared, config, run_folder(run), jobs, seed, method)
-
-
-def run_folder(run: Path) -> Path:
-    """The run folder of a run folder, or of one checkpoint in it."""
-    return run.parent.parent if run.parent.name == "checkpoints" else run
+    return judge(trained, prepared, config, run_folder(run), jobs, seed, method, precision)
 
 
 def judge(
@@ -138,6 +147,7 @@ def judge(
     jobs: int | None,
     seed: int = 0,
     method: Method | None = None,
+    precision: str = "fp32",
 ) -> Evaluation:
     """Generate for the test formulas and judge; leaves result.json, table.md and the crystals in the folder `run`.
 
@@ -153,6 +163,8 @@ def judge(
     seed : int
         Of the sampler's noise and of the baselines.
     method : {"euler", "midpoint", "heun"}, optional
+    precision : str
+        As for `Generator.sample`.
 
     Raises
     ------
@@ -162,6 +174,7 @@ def judge(
     asked = trial(prepared, config)
     started = time.perf_counter()
     initial = None if asked.initial is None else asked.initial.batch()
+    leads = Ranks.current().leads
     generated = sampler.sample(
         asked.conditions,
         initial=initial,
@@ -171,13 +184,14 @@ def judge(
         method=method,
         sampler=config.algo if config.diffuses else None,  # type: ignore[arg-type]
         eta=config.eta if config.algo == "ddim" else None,
-        progress=True,
+        precision=precision,
+        progress=leads,
     )
     seconds = (time.perf_counter() - started) / len(asked.target)
     # a data set holds finite numbers; a crystal that is not finite is counted in result.json
     finite = (generated.frac.isfinite().flatten(1).all(1) & generated.lattice.isfinite().flatten(1).all(1)).numpy()
     crystals = {"generated": asked.target.with_crystals(generated), "test": asked.target, "initial": asked.initial}
-    for name, data in crystals.items():
+    for name, data in crystals.items() if leads else ():
         (run / f"{name}.npz").unlink(missing_ok=True)
         if data is not None and finite.any():
             data.select(finite).save(run / f"{name}.npz")
@@ -189,8 +203,11 @@ def judge(
         jobs=jobs,
         seed=seed,
         redundancy_sample=REDUNDANCY_SAMPLE,
+        progress=leads,
     )
-    how = {**_asked(config), "method": method, "seed": seed}
+    if not leads:
+        return result
+    how = {**_asked(config), "method": method, "seed": seed, "precision": precision}
     values = {**json.loads(result.to_json()), "seconds_per_crystal": seconds, "step": sampler.step, "sampling": how}
     write_json(run / "result.json", values)
     (run / "table.md").write_text(result.table() + "\n", encoding="utf-8")
@@ -209,7 +226,7 @@ def is_judged(config: TrainConfig, run: Path) -> bool:
     if not path.is_file():
         return False
     values = json.loads(path.read_text(encoding="utf-8"))
-    asked = {**_asked(config), "method": None, "seed": 0}
+    asked = {**_asked(config), "method": None, "seed": 0, "precision": "fp32"}
     return bool(values.get("step") == config.max_steps and values.get("sampling") == asked)
 
 
@@ -220,8 +237,8 @@ def draw_curves(run: Path) -> Path:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    records = [json.loads(line) for line in lines]
+    # steps that were left out have no loss
+    records = [r for r in read_metrics(run / "metrics.jsonl") if r["loss"] is not None]
     step = np.array([r["step"] for r in records])
     loss = np.array([r["loss"] for r in records])
     width = max(1, len(loss) // 100)

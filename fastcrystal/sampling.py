@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,34 +13,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastcrystal.checkpoint import latest_checkpoint, load_weights, read_config, read_state, read_tensors
+from fastcrystal.checkpoint import find_checkpoint, load_weights, read_config, read_state, read_tensors, run_folder
 from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
+from fastcrystal.devices import half_precision, pick_device
+from fastcrystal.draws import step_seed
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import Condition, CrystalUNet
 from fastcrystal.model.unet_config import UNetConfig
 from fastcrystal.process import Process
 from fastcrystal.process.build import live_rows, make_process
 from fastcrystal.process.flow import Method
-
-
-def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is a GPU where there is one.
-
-    Raises
-    ------
-    ValueError
-        If the device does not exist here.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name} was asked for, but torch {torch.__version__} sees no GPU: use --device cpu")
-    return device
+from fastcrystal.ranks import Ranks
 
 
 class Generator:
@@ -69,7 +54,7 @@ class Generator:
         Parameters
         ----------
         run : str or Path
-            The folder that training wrote, or one checkpoint in it.
+            The folder that training wrote, or a checkpoint in it: RUN/checkpoints/step_..., RUN/checkpoints/best.
         device : str
             "auto", "cpu", "cuda", "cuda:N".
 
@@ -78,12 +63,9 @@ class Generator:
         ValueError
             If there is no usable checkpoint: not a run folder, damaged, or another version's.
         """
-        folder = Path(run)
-        checkpoint = None
-        if folder.parent.name == "checkpoints":
-            checkpoint, folder = folder, folder.parent.parent
-        config = read_config(folder)
-        checkpoint = latest_checkpoint(folder) if checkpoint is None else checkpoint
+        path = Path(run)
+        config = read_config(run_folder(path))
+        folder, checkpoint = find_checkpoint(path)
         missing = sorted(set(TrainConfig.__dataclass_fields__) - set(config["train"]))
         if missing:
             raise ValueError(f"{folder} does not say {', '.join(missing)}: use the fastcrystal that wrote it")
@@ -113,6 +95,7 @@ class Generator:
         method: Method | None = None,
         sampler: Literal["ddpm", "ddim"] | None = None,
         eta: float | None = None,
+        precision: str = "fp32",
         progress: bool = False,
     ) -> CrystalBatch:
         """One crystal for each crystal of `conditions` (Algorithms 2, 6, 8, 10, 11, as the model was trained).
@@ -140,6 +123,8 @@ class Generator:
             How a diffusion walks back, instead of as the run says: both are trained alike.
         eta : float, optional
             Noise of DDIM, instead of that of the run.
+        precision : {"fp32", "bf16", "fp16", "auto"}
+            What the network computes in; states, and what comes out, are float32 in any case.
         progress : bool
             Show a bar on stderr.
 
@@ -156,25 +141,32 @@ class Generator:
             algorithm or its schedule.
         """
         self._check(conditions, initial, guidance, method)
-        process = self._process(sampler, eta)
+        process, half = self._process(sampler, eta), half_precision(precision, self.device)
         steps = self.config.sampling_steps if steps is None else steps
-        generator = torch.Generator().manual_seed(seed)
-        parts = []
-        bar = tqdm(total=len(conditions), desc="sampling", unit="crystal", disable=not progress, file=sys.stderr)
-        for start in range(0, len(conditions), batch_size):
-            chunk = slice(start, start + batch_size)
+        frac, lattice = [conditions.frac[:0]], [conditions.lattice[:0]]
+        ranks = Ranks.current()
+        own = ranks.part(math.ceil(len(conditions) / batch_size))
+        count = len(range(len(conditions))[own.start * batch_size : own.stop * batch_size])
+        bar = tqdm(total=count, desc="sampling", unit="crystal", disable=not progress, file=sys.stderr)
+        for number in range(own.start, own.stop):
+            # by batch: as many processes as one likes give the same crystals
+            generator = torch.Generator().manual_seed(step_seed(seed, number))
+            chunk = slice(number * batch_size, (number + 1) * batch_size)
             part = conditions[chunk].to(self.device)
             x_0 = None if initial is None else self.scaling.encode(initial[chunk].to(self.device), self.length)
-            network = self._network(part, x_0, guidance)
+            with torch.autocast(self.device.type, half, enabled=half is not None):
+                network = self._network(part, x_0, guidance)
             options: dict[str, Any] = {} if method is None else {"method": method}
             rows = live_rows(self.config, part.num_sites, self.length)
-            x = process.sample(network, rows, self.length, steps, generator, x_0, **options)
-            frac, lattice = self.scaling.decode(x.float(), part.species, part.num_sites)
-            parts.append(replace(part, frac=frac, lattice=lattice).to("cpu"))
+            with torch.autocast(self.device.type, half, enabled=half is not None):
+                x = process.sample(network, rows, self.length, steps, generator, x_0, **options)
+            made = self.scaling.decode(x.float(), part.species, part.num_sites)
+            frac.append(made[0].cpu())
+            lattice.append(made[1].cpu())
             bar.update(len(part))
         bar.close()
-        frac, lattice = torch.cat([p.frac for p in parts]), torch.cat([p.lattice for p in parts])
-        return replace(conditions.to("cpu"), frac=frac, lattice=lattice)
+        whole = [ranks.gather_rows(torch.cat(parts)) for parts in (frac, lattice)]
+        return replace(conditions.to("cpu"), frac=whole[0], lattice=whole[1])
 
     @property
     def device(self) -> torch.device:

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastcrystal import draws
 from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch, matrix_length
 from fastcrystal.data.augment import Shifts, allowed_shifts, random_order, shift_origin
@@ -23,6 +24,8 @@ from fastcrystal.data.polymorphs import PairSampler, find_pairs
 from fastcrystal.data.site_pairs import paired_order
 from fastcrystal.data.splits import Split, split_by_formula
 from fastcrystal.model.scaling import LatticeScaling
+from fastcrystal.objective import Example
+from fastcrystal.ranks import Ranks
 
 #: shares of train, validation and test, by formula
 FRACTIONS = (0.8, 0.05, 0.15)
@@ -89,28 +92,6 @@ def prepare(config: TrainConfig) -> Prepared:
 
 
 @dataclass(frozen=True)
-class Example:
-    """A batch ready for the network.
-
-    Attributes
-    ----------
-    crystals : CrystalBatch
-        The targets; `energy` is the condition, eV/atom: in modification E(target) - E(initial).
-    x_1 : Tensor, shape (B, L, 3), floating
-        The targets, encoded.
-    initial : Tensor, shape (B, L, 3), floating, or None
-        Encoded initial structures of a modification.
-    initial_energy : Tensor, shape (B,), floating, or None
-        Formation energies of the initial structures, eV/atom.
-    """
-
-    crystals: CrystalBatch
-    x_1: Tensor
-    initial: Tensor | None = None
-    initial_energy: Tensor | None = None
-
-
-@dataclass(frozen=True)
 class Trial:
     """What a model is judged on.
 
@@ -169,10 +150,26 @@ class GenerateTask:
     config : TrainConfig
     scaling : LatticeScaling
     device : torch.device
+    ranks : Ranks, optional
+        Of `batch_size` crystals each process gets its share.
+
+    Raises
+    ------
+    ValueError
+        If the batch cannot be shared equally.
     """
 
-    def __init__(self, prepared: Prepared, config: TrainConfig, scaling: LatticeScaling, device: torch.device) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        config: TrainConfig,
+        scaling: LatticeScaling,
+        device: torch.device,
+        ranks: Ranks | None = None,
+    ) -> None:
+        ranks = Ranks.current() if ranks is None else ranks
         self.prepared, self.config, self.scaling = prepared, config, scaling
+        self.share = ranks.share(config.batch_size)
         train = prepared.data.select(prepared.split.train)
         self.train = train.batch().to(device)
         self.x_1 = scaling.encode(self.train, prepared.length)
@@ -180,7 +177,7 @@ class GenerateTask:
 
     def batch(self, step: int, generator: torch.Generator) -> Example:
         """The training batch of a step: `generator` draws it, so `step` does not matter."""
-        index = torch.randint(len(self.train), (self.config.batch_size,), generator=generator).to(self.train.device)
+        index = draws.integers(len(self.train), self.share, generator, self.x_1.device)
         crystals, x_1 = self.train[index], self.x_1[index]
         if self.shifts is not None:
             shift = self.shifts.draw(index, generator)
@@ -210,15 +207,26 @@ class ModifyTask:
     config : TrainConfig
     scaling : LatticeScaling
     device : torch.device
+    ranks : Ranks, optional
+        Of `batch_size` pairs each process gets its share.
 
     Raises
     ------
     ValueError
-        If no formula of the training set has two polymorphs of one size.
+        If no formula of the training set has two polymorphs of one size, or the batch cannot be shared equally.
     """
 
-    def __init__(self, prepared: Prepared, config: TrainConfig, scaling: LatticeScaling, device: torch.device) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        config: TrainConfig,
+        scaling: LatticeScaling,
+        device: torch.device,
+        ranks: Ranks | None = None,
+    ) -> None:
+        ranks = Ranks.current() if ranks is None else ranks
         self.prepared, self.config, self.scaling = prepared, config, scaling
+        self.rows = ranks.rows(config.batch_size)
         data, split = prepared.data, prepared.split
         self.pairs = find_pairs(data, split.train)
         self.sampler = PairSampler(self.pairs, config.pairs_per_group, config.seed)
@@ -236,7 +244,7 @@ class ModifyTask:
 
     def batch(self, step: int, generator: torch.Generator) -> Example:
         """The training batch of a step: the same pairs however often the run was interrupted before it."""
-        example = self._example(self.sampler.batch(step, self.config.batch_size))
+        example = self._example(self.sampler.batch(step, self.config.batch_size)[self.rows])
         if self.config.site_order == "canonical" or example.initial is None:
             return example
         crystals = example.crystals

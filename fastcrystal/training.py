@@ -7,12 +7,13 @@ import math
 import platform
 import sys
 import time
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import fastcrystal
@@ -27,21 +28,30 @@ from fastcrystal.checkpoint import (
 )
 from fastcrystal.config import TrainConfig
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.model.dropping import drop_conditions
+from fastcrystal.devices import compile_network, half_precision, pick_device
+from fastcrystal.draws import BatchGenerator, step_seed
+from fastcrystal.journal import Journal
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import CrystalUNet
 from fastcrystal.model.unet_config import UNetConfig
-from fastcrystal.process.build import live_rows, make_process
-from fastcrystal.sampling import Generator, pick_device
-from fastcrystal.tasks import Example, GenerateTask, ModifyTask, prepare
+from fastcrystal.objective import Averaged, Example, Objective
+from fastcrystal.process.build import make_process
+from fastcrystal.ranks import Ranks
+from fastcrystal.sampling import Generator
+from fastcrystal.stopping import Stopped, StopRequest
+from fastcrystal.tasks import GenerateTask, ModifyTask, prepare
 
 #: most crystals of a validation loss: one forward pass
 VALIDATION_SIZE = 512
+#: steps after which losses are fetched from the device, and a GPU is waited for
+FETCH_EVERY = 20
+#: losses that are not finite end a run when more than `max_bad_steps` of so many steps have one
+BAD_WINDOW = 100
 #: settings that may change when a run is resumed; "data" may move, but must hold the same crystals
 FREE_ON_RESUME = frozenset(
     (
-        *("data", "device", "precision", "max_steps", "max_test", "checkpoint_every", "validate_every"),
-        *("sampling_steps", "guidance", "eta", "clip"),
+        *("data", "device", "precision", "max_steps", "max_test", "checkpoint_every", "validate_every", "keep"),
+        *("sampling_steps", "guidance", "eta", "clip", "compile", "recompute", "gradient_hook", "max_bad_steps"),
     )
 )
 
@@ -54,31 +64,48 @@ class Trainer:
     config : TrainConfig
     run : Path
         Run folder; made if absent. A folder with checkpoints is resumed only by `resume`.
+    ranks : Ranks, optional
+        The processes that train together, `batch_size` crystals a step in all; those joined where not given.
     """
 
-    def __init__(self, config: TrainConfig, run: Path) -> None:
+    def __init__(self, config: TrainConfig, run: Path, ranks: Ranks | None = None) -> None:
         self.config, self.run = config, run
+        self.ranks = Ranks.current() if ranks is None else ranks
         self.device = pick_device(config.device)
         self.prepared = prepare(config)
         self.scaling = self._fit_scaling()
         self.process = make_process(config, self.scaling)
         task = GenerateTask if config.task == "generate" else ModifyTask
-        self.task = task(self.prepared, config, self.scaling, self.device)
+        self.task = task(self.prepared, config, self.scaling, self.device, self.ranks)
         self.val = self.task.validation(VALIDATION_SIZE)
         torch.manual_seed(config.seed)
         self.model = CrystalUNet(self._model_config()).to(self.device)
+        self.model.unet.recompute = config.recompute
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.optimiser = torch.optim.Adam(
             self.model.parameters(), lr=config.lr, betas=(0.9, 0.999), eps=1e-8, fused=True
         )
-        half = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": None}
-        precision = config.precision
-        if precision == "auto":
-            precision = "fp16" if self.device.type == "cuda" else "fp32"
-        self.half = half[precision]
+        self.half = half_precision(config.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half is torch.float16)
-        self.generator = torch.Generator().manual_seed(config.seed)
+        self.generator = BatchGenerator(self.device)
+        self.generator.rank, self.generator.world = self.ranks.rank, self.ranks.world
+        self.objective = Objective(self.process, config, self.prepared.length)
+        self._loss = self._for_all_ranks(self.objective.bind(self.model))
         self.step = 0
+        self.bad_steps: list[int] = []
+
+    def _for_all_ranks(self, loss: torch.nn.Module) -> torch.nn.Module:
+        if self.config.compile:
+            # the network alone: what it is trained for draws numbers, which a graph cannot
+            compile_network(self.model)
+        if self.ranks.alone:
+            return loss
+        together = DistributedDataParallel(loss, gradient_as_bucket_view=True)
+        if self.config.gradient_hook == "bf16":
+            from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
+
+            together.register_comm_hook(None, bf16_compress_hook)
+        return together
 
     def _fit_scaling(self) -> LatticeScaling:
         if self.config.lattice == "raw":
@@ -103,14 +130,20 @@ class Trainer:
         return c.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, c.max_steps - warmup)))
 
     def fit(self) -> None:
-        """Train to `max_steps`; writes config.json, metrics.jsonl, TensorBoard events and checkpoints."""
-        from torch.utils.tensorboard import SummaryWriter
+        """Train to `max_steps`; writes config.json, metrics.jsonl, TensorBoard events and checkpoints.
 
+        Raises
+        ------
+        Stopped
+            After SIGTERM or Ctrl-C, when the work is saved.
+        FloatingPointError
+            If too many losses are not finite.
+        OSError
+            If the folder cannot be written to.
+        """
         self.run.mkdir(parents=True, exist_ok=True)
-        write_config(self.run, self.description())
-        # of a run that stopped before its first checkpoint, or after its last
-        _cut_metrics(self.run / "metrics.jsonl", self.step)
-        board = SummaryWriter(str(self.run / "tensorboard"), purge_step=self.step)
+        if self.ranks.leads:
+            write_config(self.run, self.description())
         bar = tqdm(
             total=self.config.max_steps * self.config.batch_size,
             initial=self.step * self.config.batch_size,
@@ -119,96 +152,107 @@ class Trainer:
             unit_scale=True,
             file=sys.stderr,
             mininterval=1.0,
+            disable=not self.ranks.leads,
         )
-        with (self.run / "metrics.jsonl").open("a", encoding="utf-8") as metrics:
-            try:
-                while self.step < self.config.max_steps:
-                    lr = self.learning_rate(self.step)
-                    loss = self.train_step(lr)
-                    self.step += 1
-                    record = {"step": self.step, "loss": loss, "lr": lr}
-                    last = self.step == self.config.max_steps
-                    if self.val is not None and (self.step % self.config.validate_every == 0 or last):
-                        record["val_loss"] = self.validate(self.val)
-                        bar.set_postfix(loss=f"{loss:.3f}", val=f"{record['val_loss']:.3f}", refresh=False)
-                    metrics.write(json.dumps(record) + "\n")
-                    for name in ("loss", "val_loss", "lr"):
-                        if name in record:
-                            board.add_scalar(name, record[name], self.step)
-                    if self.step % self.config.checkpoint_every == 0 or last:
-                        metrics.flush()
-                        self.save()
-                    bar.update(self.config.batch_size)
-            finally:
-                bar.close()
-                board.close()
+        with StopRequest() as request, Journal(self.run, self.step, self.ranks) as journal, bar:
+            while self.step < self.config.max_steps:
+                lr = self.learning_rate(self.step)
+                loss = self.train_step(lr)
+                self.step += 1
+                journal.add(self.step, loss, lr)
+                save = self._due(self.config.checkpoint_every)
+                validated: dict[str, float] = {}
+                if self.val is not None and (save or self._due(self.config.validate_every)):
+                    value = self.validate(self.val)
+                    bar.set_postfix(loss=f"{float(loss):.3f}", val=f"{value:.3f}", refresh=False)
+                    validated = {"val_loss": value} if math.isfinite(value) else {}
+                if save or self._due(self.config.validate_every) or self._due(FETCH_EVERY):
+                    self._count_bad(journal.flush(**validated))
+                if save:
+                    self.save(**validated)
+                bar.update(self.config.batch_size)
+                # all processes must agree, which takes a message: not after every step where there are several
+                if self.ranks.alone or self._due(FETCH_EVERY):
+                    self._leave_if_asked(request, journal, saved=save)
 
-    def train_step(self, lr: float) -> float:
-        """One optimiser step; returns the mean loss of the batch.
+    def _due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.config.max_steps
 
-        Raises
-        ------
-        FloatingPointError
-            If the loss is not finite.
+    def _count_bad(self, steps: Sequence[int]) -> None:
+        """Remember steps whose loss was not finite; FloatingPointError when they are too many."""
+        self.bad_steps = [s for s in (*self.bad_steps, *steps) if s > self.step - BAD_WINDOW]
+        if steps and self.ranks.leads:
+            tqdm.write(
+                f"the loss was not finite at step {', '.join(map(str, steps))}: skipped, the weights are as before "
+                f"({len(self.bad_steps)} of the last {BAD_WINDOW} steps)",
+                file=sys.stderr,
+            )
+        if len(self.bad_steps) > self.config.max_bad_steps:
+            raise FloatingPointError(
+                f"the loss was not finite in {len(self.bad_steps)} of the last {BAD_WINDOW} steps, last at step "
+                f"{self.bad_steps[-1]}: lower --lr and begin anew, or resume from the last checkpoint"
+            )
+
+    def _leave_if_asked(self, request: StopRequest, journal: Journal, saved: bool) -> None:
+        """Save and raise Stopped where this or another process was told to end."""
+        if self.step == self.config.max_steps or not self.ranks.most(request.signal is not None):
+            return
+        if not saved:
+            self._count_bad(journal.flush())
+            self.save()
+        name = request.signal.name if request.signal else "a signal to another process"
+        raise Stopped(
+            f"stopped by {name} after step {self.step} of {self.config.max_steps}, which is saved: go on with "
+            f"--out {self.run} --resume",
+            request.status,
+        )
+
+    def train_step(self, lr: float) -> Tensor:
+        """One optimiser step, left out where a gradient is not finite.
+
+        Parameters
+        ----------
+        lr : float
+            Learning rate.
+
+        Returns
+        -------
+        Tensor, shape ()
+            The mean loss of this process's share of the batch, on the device: nothing waits for it here.
         """
+        self.generator.manual_seed(step_seed(self.config.seed, self.step))
+        torch.manual_seed(step_seed(self.config.seed, self.step, 1 + self.ranks.rank))  # the dropout's
         example = self.task.batch(self.step, self.generator)
         for group in self.optimiser.param_groups:
             group["lr"] = lr
         with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
-            loss = self._loss(self.model, example, self.generator)
+            loss: Tensor = self._loss(example, self.generator)
         self.optimiser.zero_grad(set_to_none=True)
-        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        # by 0 where the loss is not finite: so are all gradients then, which DDP brings to every process
+        guarded = loss / loss.isfinite()
+        self.scaler.scale(guarded).backward()  # type: ignore[no-untyped-call]
+        if not self.scaler.is_enabled():
+            # what GradScaler does, for the other precisions: fused Adam leaves a step out by itself, without a wait
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+            self.optimiser.grad_scale = None  # type: ignore[attr-defined]
+            self.optimiser.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
         self.scaler.step(self.optimiser)
         self.scaler.update()
-        value = loss.item()
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"the loss is {value} at step {self.step + 1}: lower --lr, or resume from the last checkpoint"
-            )
         # a young average forgets faster, so that a short run does not carry its initial weights
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             own = self.model.state_dict()
             torch._foreach_lerp_([self.average[k] for k in own], list(own.values()), 1 - decay)
-        return value
+        return loss.detach()
 
     @torch.no_grad()
     def validate(self, example: Example) -> float:
         """Loss of the averaged weights, with the same noise every time and no condition left open."""
         generator = torch.Generator().manual_seed(self.config.seed)
-        averaged = _Averaged(self.model, self.average)
         self.model.eval()
-        loss = self._loss(averaged, example, generator, regularise=False)
+        loss = self.objective(Averaged(self.model, self.average), example, generator, regularise=False)
         self.model.train()
         return float(loss)
-
-    def _loss(
-        self,
-        model: CrystalUNet | _Averaged,
-        example: Example,
-        generator: torch.Generator,
-        regularise: bool = True,
-    ) -> Tensor:
-        crystals, config = example.crystals, self.config
-        nameless = None
-        if regularise and config.energy_noise:
-            noise = torch.randn(len(crystals), generator=generator).to(self.device)
-            crystals = replace(crystals, energy=crystals.energy + config.energy_noise * noise)
-        if regularise and config.name_dropout:
-            nameless = (torch.rand(len(crystals), generator=generator) < config.name_dropout).to(self.device)
-        told = example.initial if config.conditions_on_initial else None
-        has_initial = None if told is None else torch.ones_like(crystals.num_sites, dtype=torch.bool)
-        rate = config.condition_dropout if regularise else 0.0
-        group, energy, has_initial = drop_conditions(
-            crystals.space_group, crystals.energy, has_initial, rate, generator
-        )
-        if has_initial is not None and example.initial_energy is not None:
-            # without its initial structure a row is told the formation energy instead of the change
-            energy = torch.where(has_initial, energy, energy + example.initial_energy)
-        cond = model.condition(crystals.species, crystals.num_sites, group, energy, told, has_initial, nameless)
-        rows = live_rows(self.config, crystals.num_sites, self.prepared.length)
-        cond = cond._replace(num_sites=rows)
-        return self.process.loss(model, example.x_1, rows, cond, generator, example.initial)
 
     def description(self) -> dict[str, Any]:
         """What config.json says of the run."""
@@ -218,6 +262,7 @@ class Trainer:
             "torch": torch.__version__,
             "python": platform.python_version(),
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {self.device}",
+            "processes": self.ranks.world,
             "train": self.config.to_dict(),
             "model": self.model.config.to_dict(),
             "scaling": self.scaling.to_dict(),
@@ -234,18 +279,18 @@ class Trainer:
             },
         }
 
-    def save(self) -> Path:
-        """Write a checkpoint of the present step."""
+    def save(self, **measured: float) -> Path | None:
+        """Write a checkpoint of the present step; only the leading process does."""
+        if not self.ranks.leads:
+            return None
         moments = self.optimiser.state_dict()["state"]
-        optimiser = {f"{i}.{k}": torch.as_tensor(v) for i, entry in moments.items() for k, v in entry.items()}
-        if self.device.type == "cuda":
-            optimiser["cuda"] = torch.cuda.get_rng_state(self.device)
         tensors = {
             "model": self.model.state_dict(),
             "ema": self.average,
-            "optimizer": {**optimiser, "generator": self.generator.get_state(), "torch": torch.get_rng_state()},
+            "optimizer": {f"{i}.{k}": torch.as_tensor(v) for i, entry in moments.items() for k, v in entry.items()},
         }
-        return save_checkpoint(self.run, self.step, tensors, {"scaler": self.scaler.state_dict()})
+        state = {"scaler": self.scaler.state_dict(), "bad_steps": self.bad_steps, **measured}
+        return save_checkpoint(self.run, self.step, tensors, state, self.config.keep)
 
     def resume(self) -> None:
         """Go on from the newest checkpoint of the run folder.
@@ -267,22 +312,19 @@ class Trainer:
         state = read_state(folder)
         load_weights(self.model, read_tensors(folder, "model", self.device), folder)
         average = read_tensors(folder, "ema", self.device)
-        self.average = {k: average[k] for k in self.average}
-        saved = read_tensors(folder, "optimizer")
-        self.generator.set_state(saved.pop("generator"))
-        torch.set_rng_state(saved.pop("torch"))
-        if "cuda" in saved:
-            state_of_device = saved.pop("cuda")
-            if self.device.type == "cuda":
-                torch.cuda.set_rng_state(state_of_device, self.device)
+        for k, value in self.average.items():
+            # into memory of our own: sums over a file's, which is aligned otherwise, may round otherwise
+            value.copy_(average[k])
         moments: dict[int, dict[str, Tensor]] = {}
-        for key, value in saved.items():
+        parameters = list(self.model.parameters())
+        for key, value in read_tensors(folder, "optimizer").items():
             index, name = key.split(".")
-            moments.setdefault(int(index), {})[name] = value
+            own = torch.empty_like(parameters[int(index)])  # fused Adam takes moments in the parameters' strides alone
+            moments.setdefault(int(index), {})[name] = own.copy_(value) if value.shape == own.shape else value
         self.optimiser.load_state_dict({"state": moments, "param_groups": self.optimiser.state_dict()["param_groups"]})
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
-        self.step = state["step"]
+        self.step, self.bad_steps = state["step"], state["bad_steps"]
 
     def sampler(self) -> Generator:
         """The averaged weights, ready to generate."""
@@ -291,35 +333,6 @@ class Trainer:
         out = Generator(model, self.config, self.scaling, self.prepared.length)
         out.run, out.step = self.description(), self.step
         return out
-
-
-class _Averaged:
-    """A model with other weights in its place, for a validation that leaves the weights alone."""
-
-    def __init__(self, model: CrystalUNet, weights: dict[str, Tensor]) -> None:
-        self.model, self.weights = model, {f"model.{k}": v for k, v in weights.items()}
-
-    def __call__(self, *args: Any) -> Any:
-        return self._call("forward", *args)
-
-    def condition(self, *args: Any) -> Any:
-        return self._call("condition", *args)
-
-    def _call(self, method: str, *args: Any) -> Any:
-        from torch.func import functional_call
-
-        return functional_call(_Method(self.model, method), self.weights, args)
-
-
-class _Method(torch.nn.Module):
-    """Makes any method of a model reachable for functional_call."""
-
-    def __init__(self, model: CrystalUNet, method: str) -> None:
-        super().__init__()
-        self.model, self.method = model, method
-
-    def forward(self, *args: Any) -> Any:
-        return getattr(self.model, self.method)(*args)
 
 
 def _moments(values: Tensor) -> tuple[float, float]:
@@ -348,16 +361,8 @@ def anonymise(species: list[int]) -> tuple[str, int]:
     return "".join(f"{letters[i]}{n if n > 1 else ''}" for i, n in enumerate(reduced)), units
 
 
-def _cut_metrics(path: Path, step: int) -> None:
-    """Drop the lines after `step`, which training is about to write again."""
-    if path.is_file():
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-        kept = [line for line in lines if json.loads(line)["step"] <= step]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-
-
-def new_run_folder(config: TrainConfig, root: Path = Path("runs")) -> Path:
-    """A folder name that says what the run is and when it began."""
-    stamp = time.strftime("%Y%m%d-%H%M%S")
+def new_run_folder(config: TrainConfig, root: Path = Path("runs"), began: float | None = None) -> Path:
+    """A folder name that says what the run is and when it began (seconds since 1970; now where not given)."""
+    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(began))
     what = [config.algo, config.noise if config.task == "generate" else config.task, Path(config.data).stem]
     return root / "-".join([*what, config.preset, stamp])

@@ -7,8 +7,9 @@ import sys
 from pathlib import Path
 
 from fastcrystal.ablation import ROWS, ablate
-from fastcrystal.cli import run_guarded
+from fastcrystal.cli import add_jobs, run_guarded
 from fastcrystal.config import ALGORITHMS, TASKS, TrainConfig
+from fastcrystal.parallel import backend
 
 
 def main() -> None:
@@ -24,12 +25,13 @@ def main() -> None:
     p.add_argument("--max-test", type=int)
     p.add_argument("--batch-size", type=int)
     p.add_argument("--out", type=Path, default=Path("ablation"), help="folder; run again to go on with it")
-    p.add_argument("--jobs", type=int, help="processes that match crystals (all cores)")
+    add_jobs(p, "processes that match crystals (all cores)")
     args = p.parse_args()
-    own = ("row", "seed", "out", "jobs")
+    own = ("row", "seed", "out", "jobs", "backend")
     given = {k: v for k, v in vars(args).items() if k not in own and v is not None}
     base = TrainConfig.from_preset("slim", **given)
-    print(ablate(args.out, base, args.row, args.seed or (42,), args.jobs))
+    with backend(args.backend):
+        print(ablate(args.out, base, args.row, args.seed or (42,), args.jobs))
 
 
 if __name__ == "__main__":

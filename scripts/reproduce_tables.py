@@ -6,8 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from fastcrystal.cli import run_guarded
+from fastcrystal.cli import add_jobs, run_guarded
 from fastcrystal.config import RECIPES, TrainConfig
+from fastcrystal.parallel import backend
 
 
 def main() -> None:
@@ -25,14 +26,15 @@ def main() -> None:
     p.add_argument("--sampling-steps", type=int)
     p.add_argument("--seed", type=int)
     p.add_argument("--device")
-    p.add_argument("--jobs", type=int, help="processes that match crystals (all cores)")
+    add_jobs(p, "processes that match crystals (all cores)")
     args = p.parse_args()
 
     from fastcrystal.reproduce import reproduce
 
-    own = ("budget", "out", "preset", "jobs")
+    own = ("budget", "out", "preset", "jobs", "backend")
     given = {k: v for k, v in vars(args).items() if k not in own and v is not None}
-    print(reproduce(args.out, TrainConfig.from_preset(args.preset, **given), args.budget, args.jobs))
+    with backend(args.backend):
+        print(reproduce(args.out, TrainConfig.from_preset(args.preset, **given), args.budget, args.jobs))
 
 
 if __name__ == "__main__":

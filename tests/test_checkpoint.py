@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -32,7 +33,8 @@ def save(run: Path, step: int) -> Path:
 def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     folder = save(tmp_path, 7)
     assert folder == tmp_path / "checkpoints" / "step_00000007"
-    assert read_state(folder) == {"format": FORMAT, "step": 7, "extra": [1]}
+    sums = {"model": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()}
+    assert read_state(folder) == {"format": FORMAT, "step": 7, "extra": [1], "sha256": sums}
     assert torch.equal(read_tensors(folder, "model")["w"], torch.full((2, 3), 7.0))
 
 
@@ -106,7 +108,7 @@ def test_truncated_tensors_are_refused(tmp_path: Path, keep: int) -> None:
     folder = save(tmp_path, 1)
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(ValueError, match=r"model\.safetensors is damaged or missing"):
+    with pytest.raises(ValueError, match=r"model\.safetensors is damaged: its checksum is not the one in state\.json"):
         read_tensors(folder, "model")
     with pytest.raises(ValueError, match=r"ema\.safetensors is damaged or missing"):
         read_tensors(folder, "ema")

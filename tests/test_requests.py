@@ -186,7 +186,7 @@ def test_unusable_runs(tiny_run: Path, tmp_path: Path) -> None:
     (other / "config.json").write_text(json.dumps(config), encoding="utf-8")
     weights = list_checkpoints(other)[-1] / "ema.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    assert "ema.safetensors is damaged or missing" in refused(other, tmp_path)
+    assert "ema.safetensors is damaged: its checksum is not the one in state.json" in refused(other, tmp_path)
     config["model"]["model_channels"] *= 2
     shutil.copy(list_checkpoints(tiny_run)[-1] / "ema.safetensors", weights)
     (other / "config.json").write_text(json.dumps(config), encoding="utf-8")

@@ -221,7 +221,7 @@ def test_a_row_without_initial_structure_is_told_the_formation_energy(
         def __call__(self, *args: Any) -> Any:
             return trainer.model(*args)
 
-    trainer._loss(Listener(), example, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    trainer.objective(Listener(), example, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
     ((energy, has_initial),) = told
     assert example.initial_energy is not None
     known = energy.isfinite()
@@ -257,6 +257,6 @@ def test_unmasked_padding_is_noised_and_learned(
                 seen.append(x)  # noqa: B023
                 return torch.zeros_like(x)
 
-        trainer._loss(Listener(), example, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+        trainer.objective(Listener(), example, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
         assert seen[0][:, 2:12].any() != mask  # rows 2 to 11 are padding of crystals of two sites
         assert seen[0][:, :2].all()

@@ -17,8 +17,9 @@ import torch
 from fastcrystal.checkpoint import latest_checkpoint, list_checkpoints, read_tensors
 from fastcrystal.config import TrainConfig
 from fastcrystal.data.dataset import load_dataset
+from fastcrystal.devices import pick_device
 from fastcrystal.runs import draw_curves, evaluate_run, train_and_evaluate
-from fastcrystal.sampling import Generator, pick_device
+from fastcrystal.sampling import Generator
 from fastcrystal.tasks import GenerateTask, prepare
 from fastcrystal.training import Trainer, anonymise, formula_units, new_run_folder
 from tests.tiny import shrink_networks, tiny_config, tiny_dataset
@@ -133,7 +134,7 @@ def test_resuming_changes_nothing(tiny_npz: Path, tmp_path: Path, changes: dict[
     stopped = Trainer(config, tmp_path / "parts")
     step = stopped.train_step
 
-    def killed(lr: float) -> float:
+    def killed(lr: float) -> torch.Tensor:
         if stopped.step == 6:
             raise KeyboardInterrupt
         return step(lr)
@@ -193,11 +194,15 @@ def test_metrics_of_a_run_without_checkpoint_are_not_mixed_with_the_next(tiny_np
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tiny_npz: Path, tmp_path: Path) -> None:
-    trainer = Trainer(tiny_config(tiny_npz), tmp_path)
+    trainer = Trainer(tiny_config(tiny_npz, max_bad_steps=2), tmp_path)
     assert isinstance(trainer.task, GenerateTask)
     trainer.task.x_1[:] = torch.nan
-    with pytest.raises(FloatingPointError, match="the loss is nan at step 1: lower --lr"):
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    with pytest.raises(
+        FloatingPointError, match=r"in 12 of the last 100 steps, last at step 12: lower --lr"
+    ):
         trainer.fit()
+    assert all(torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items())
     assert not list_checkpoints(tmp_path)
 
 
@@ -307,3 +312,14 @@ def test_crystals_left_out_are_counted(tiny_npz: Path, tmp_path: Path) -> None:
     prepared = prepare(tiny_config(path))
     assert prepared.left_out == {"without energy": 2, "without space group": 1}
     assert len(prepared.data) == len(data) - 3
+
+
+def test_the_best_checkpoint_by_its_name(tiny_run: Path, tiny_npz: Path) -> None:
+    best = Generator.from_run(tiny_run / "checkpoints" / "best", "cpu")
+    assert best.step == 12
+    wanted = prepare(tiny_config(tiny_npz)).data.select(range(3)).batch()
+    half = best.sample(wanted, steps=2, precision="bf16")
+    whole = best.sample(wanted, steps=2)
+    assert half.frac.dtype == torch.float32
+    assert not torch.equal(half.lattice, whole.lattice)
+    assert torch.allclose(half.lattice, whole.lattice, atol=0.2)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from fastcrystal.crystal import MAX_SITES, PAPER_LENGTH, CrystalBatch
 from fastcrystal.metrics.worker import FIT_TOLERANCES, RMS_TOLERANCES
+from fastcrystal.ranks import Ranks
 
 #: how a worker is started; a test replaces it by one that hangs or crashes
 WORKER = ("-m", "fastcrystal.metrics.worker")
@@ -111,7 +112,8 @@ def match_pairs(
 
     The verdicts are pymatgen's own, pair by pair, whatever the number of jobs. Each pair has `time_limit` seconds for
     both criteria: pymatgen can run for hours on a degenerate cell, so a worker past the limit is killed and the pair
-    recorded as "timeout". The limit is on the wall clock: leave it generous on a busy machine.
+    recorded as "timeout". The limit is on the wall clock: leave it generous on a busy machine. Inside
+    `fastcrystal.parallel.backend` the cluster's workers do the same, chunk by chunk.
 
     Parameters
     ----------
@@ -143,12 +145,14 @@ def match_many(
 ) -> list[MatchResult]:
     """`match_pairs` for several (generated, true) pairs of batches: workers start once and none idles in between.
 
+    Processes that are joined (`fastcrystal.ranks`) call it together: each judges its share and all get every verdict.
+
     Raises
     ------
     ValueError, RuntimeError
         As for `match_pairs`.
     """
-    from fastcrystal.metrics.pool import run_tasks
+    from fastcrystal.metrics.pool import available_cores, run_tasks
     from fastcrystal.metrics.worker import encode
 
     for generated, true in pairs:
@@ -161,7 +165,14 @@ def match_many(
         left, right, i = where[k]
         return encode({"time_limit": time_limit, "generated": left.crystal(i), "true": right.crystal(i)})
 
-    answers = iter(run_tasks(task, len(where), WORKER, jobs=jobs, time_limit=time_limit, progress=progress))
+    ranks = Ranks.current()
+    own = ranks.part(len(where))
+    if jobs is None and not ranks.alone:  # those of one machine share its cores
+        jobs = max(1, available_cores() // ranks.local_world)
+    judged = run_tasks(
+        lambda k: task(own[k]), len(own), WORKER, jobs=jobs, time_limit=time_limit, progress=progress and ranks.leads
+    )
+    answers = iter(ranks.gather_objects(judged))
     lost = {"timeout": time_limit}
     out = []
     for _, right in hosts:

@@ -20,6 +20,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
+from fastcrystal import draws
 from fastcrystal.crystal import EXTRA_ROWS
 from fastcrystal.loss import crystal_l1_loss
 from fastcrystal.ops.noising import diffusion_noising
@@ -103,7 +104,7 @@ class Diffusion:
         """
         if length <= EXTRA_ROWS:
             raise ValueError(f"length must be more than {EXTRA_ROWS}, got {length}")
-        x = _normal((len(num_sites), length, 3), dtype, num_sites.device, generator)
+        x = draws.normal((len(num_sites), length, 3), generator, num_sites.device, dtype)
         return x.masked_fill(padding(num_sites, length), 0)
 
     def loss(
@@ -140,9 +141,8 @@ class Diffusion:
         ValueError
             If shapes, dtypes or devices disagree, or, on a CPU, `num_sites` is not in 1..L-4.
         """
-        drawn_on = num_sites.device if generator is None else generator.device
-        t = torch.randint(self.training_steps, (len(x_1),), generator=generator, device=drawn_on).to(x_1.device)
-        eps = _normal(x_1.shape, x_1.dtype, x_1.device, generator)
+        t = draws.integers(self.training_steps, len(x_1), generator, x_1.device)
+        eps = draws.normal(x_1.shape, generator, x_1.device, x_1.dtype)
         alpha_bar = _alpha_bar(self.schedule, self.training_steps, x_1.device)
         x_t, eps = diffusion_noising(x_1, t, alpha_bar, num_sites, noise=eps)
         pred = model_fn(x_t, t.to(x_1.dtype) / self.training_steps, cond)
@@ -213,18 +213,10 @@ class Diffusion:
     ) -> Tensor:
         """One step of the sampler; the last one, to the data, has no noise."""
         noisy = t_prev >= 0 and (self.sampler == "ddpm" or self.eta > 0)
-        noise = _normal(x.shape, x.dtype, x.device, generator) if noisy else None
+        noise = draws.normal(x.shape, generator, x.device, x.dtype) if noisy else None
         if self.sampler == "ddpm":
             return ddpm_step(x, eps, t, t_prev, self.noise_schedule, num_sites, noise=noise)
         return ddim_step(x, eps, t, t_prev, self.noise_schedule, num_sites, eta=self.eta, noise=noise)
-
-
-def _normal(
-    shape: tuple[int, ...], dtype: torch.dtype, device: torch.device, generator: torch.Generator | None
-) -> Tensor:
-    """Standard normal numbers on `device`, drawn on the generator's."""
-    drawn_on = device if generator is None else generator.device
-    return torch.randn(shape, generator=generator, dtype=dtype, device=drawn_on).to(device)
 
 
 @functools.lru_cache(maxsize=16)

@@ -17,6 +17,7 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
+from fastcrystal import draws
 from fastcrystal.crystal import EXTRA_ROWS
 from fastcrystal.loss import crystal_l1_loss
 from fastcrystal.ops.noising import flow_noising
@@ -86,17 +87,15 @@ class FlowMatching:
         """
         if length <= EXTRA_ROWS:
             raise ValueError(f"length must be more than {EXTRA_ROWS}, got {length}")
-        device = num_sites.device if generator is None else generator.device
+        device = num_sites.device
         shape = (len(num_sites), length - 3, 3)
         if self.noise == "uniform":
-            sites = torch.rand(shape, generator=generator, dtype=dtype, device=device)
-            sites = (sites - self.site_offset) * self.site_scale
+            sites = (draws.uniform(shape, generator, device, dtype) - self.site_offset) * self.site_scale
         else:
-            sites = torch.randn(shape, generator=generator, dtype=dtype, device=device)
-        draw = torch.rand if self.noise == "uniform" and self.lattice_noise == "same" else torch.randn
-        lattice = draw((len(num_sites), 3, 3), generator=generator, dtype=dtype, device=device)
-        x_0 = torch.cat([sites, lattice], dim=1).to(num_sites.device)
-        return x_0.masked_fill(padding(num_sites, length), 0)
+            sites = draws.normal(shape, generator, device, dtype)
+        draw = draws.uniform if self.noise == "uniform" and self.lattice_noise == "same" else draws.normal
+        lattice = draw((len(num_sites), 3, 3), generator, device, dtype)
+        return torch.cat([sites, lattice], dim=1).masked_fill(padding(num_sites, length), 0)
 
     def corrupt(
         self,
@@ -176,8 +175,7 @@ class FlowMatching:
         ValueError
             As `corrupt`.
         """
-        device = num_sites.device if generator is None else generator.device
-        t = torch.rand(len(x_1), generator=generator, dtype=x_1.dtype, device=device).to(x_1.device)
+        t = draws.uniform((len(x_1),), generator, x_1.device, x_1.dtype)
         x_t, target = self.corrupt(x_1, num_sites, t, generator, initial)
         pred = model_fn(self._seen(x_t), t, cond)
         if self.predict == "data" and self.torus:

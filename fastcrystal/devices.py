@@ -1,0 +1,39 @@
+"""Where and in what precision the network runs: torch alone is imported."""
+
+from __future__ import annotations
+
+import torch
+
+from fastcrystal.model.unet import CrystalUNet
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; "auto" is a GPU where there is one.
+
+    Raises
+    ------
+    ValueError
+        If the device does not exist here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name} was asked for, but torch {torch.__version__} sees no GPU: use --device cpu")
+    return device
+
+
+def half_precision(precision: str, device: torch.device) -> torch.dtype | None:
+    """What autocast computes in: "fp16", "bf16", or None for "fp32"; "auto" is fp16 on a GPU (A.3), fp32 on a CPU."""
+    if precision == "auto":
+        precision = "fp16" if device.type == "cuda" else "fp32"
+    return {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": None}[precision]
+
+
+def compile_network(model: CrystalUNet) -> None:
+    """torch.compile the UNet in place; on a GPU its launches become CUDA graphs, one shape a batch size."""
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    model.unet.compile(dynamic=False, mode="reduce-overhead" if on_gpu else None)

@@ -1,0 +1,127 @@
+"""How many steps a sampler needs: accuracy and time against calls of the network, for one trained model."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastcrystal.checkpoint import write_json
+from fastcrystal.metrics.match import match_many
+from fastcrystal.sampling import Generator
+from fastcrystal.tasks import prepare, trial
+
+#: sampler -> steps that are tried; Heun and midpoint call the network twice a step
+FLOW_STEPS: dict[str, tuple[int, ...]] = {
+    "euler": (1, 2, 5, 10, 25, 50, 100),
+    "midpoint": (5, 10, 25, 50),
+    "heun": (5, 10, 25, 50),
+}
+DIFFUSION_STEPS: dict[str, tuple[int, ...]] = {"ddim": (5, 10, 25, 50, 100), "ddpm": (10, 25, 50, 100)}
+
+
+def few_steps(run: Path, out: Path, max_test: int = 400, device: str = "auto", jobs: int | None = None) -> str:
+    """Sample the test crystals of a run with fewer and more steps, and judge.
+
+    Parameters
+    ----------
+    run : Path
+        Run folder of flow matching or diffusion.
+    out : Path
+        Folder for few_steps.md, few_steps.json and few_steps.png.
+    max_test : int
+        Most test crystals.
+    device : str
+    jobs : int, optional
+        Processes that match crystals; all cores where not given.
+
+    Returns
+    -------
+    str
+        The table.
+
+    Raises
+    ------
+    ValueError
+        If the run cannot be read, or is a regression, which takes one step.
+    """
+    trained = Generator.from_run(run, device)
+    config = replace(trained.config, max_test=max_test)
+    if config.algo == "regression":
+        raise ValueError(f"{run} is a regression: it takes one step in any case")
+    asked = trial(prepare(config), config)
+    initial = None if asked.initial is None else asked.initial.batch()
+    name, tried = ("sampler", DIFFUSION_STEPS) if config.diffuses else ("method", FLOW_STEPS)
+    # threads and caches before the first timing
+    trained.sample(asked.conditions, initial=initial, steps=1)
+    rows, made = [], []
+    for sampler, steps in ((s, n) for s, counts in tried.items() for n in counts):
+        options: dict[str, Any] = {name: sampler}
+        started = time.perf_counter()
+        made.append(trained.sample(asked.conditions, initial=initial, steps=steps, progress=True, **options))
+        seconds = (time.perf_counter() - started) / len(asked.target)
+        # where the network gives the data, Heun's last step is Euler's
+        calls = {"midpoint": 2 * steps, "heun": 2 * steps - (config.predict == "data")}.get(sampler, steps)
+        rows.append({"sampler": sampler, "steps": steps, "calls": calls, "seconds_per_crystal": seconds})
+    true = asked.target.batch()
+    for row, verdict in zip(rows, match_many([(batch, true) for batch in made], jobs=jobs), strict=True):
+        row |= {"fit": verdict.rate_fit(), "rms": verdict.rate_rms(), "rmse": verdict.rmse()}
+    about = {
+        "run": run.name,
+        "algo": config.algo,
+        "training_step": trained.step,
+        "crystals": len(true),
+        "device": str(trained.device),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "date": time.strftime("%Y-%m-%d"),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    text = table(rows)
+    (out / "few_steps.md").write_text(text + "\n", encoding="utf-8")
+    write_json(out / "few_steps.json", {**about, "rows": [{k: _finite(v) for k, v in row.items()} for row in rows]})
+    draw(rows, out / "few_steps.png")
+    return f"{text}\n\nwritten to {out}"
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and value != value else value
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown, one row a sampler and number of steps."""
+    lines = [
+        "| sampler | steps | calls of the network | ms a crystal | fit | rms | RMSE |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {r['sampler']} | {r['steps']} | {r['calls']} | {1e3 * r['seconds_per_crystal']:.1f} | "
+        f"{100 * r['fit']:.1f} % | {100 * r['rms']:.1f} % | {r['rmse']:.4f} |"
+        for r in rows
+    ]
+    return "\n".join(lines)
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Both match rates against calls of the network."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    for sampler in dict.fromkeys(r["sampler"] for r in rows):
+        own = [r for r in rows if r["sampler"] == sampler]
+        calls = [r["calls"] for r in own]
+        (line,) = axis.plot(calls, [100 * r["fit"] for r in own], marker="o", label=f"{sampler}, fit")
+        axis.plot(
+            calls, [100 * r["rms"] for r in own], marker="s", ls="--", color=line.get_color(), label=f"{sampler}, rms"
+        )
+    axis.set(xscale="log", xlabel="calls of the network", ylabel="test crystals that match, %", ylim=(0, 100))
+    axis.grid(alpha=0.2)
+    axis.legend(frameon=False, ncols=2)
+    figure.savefig(path, dpi=130)
+    plt.close(figure)

@@ -1,0 +1,102 @@
+"""What a run tells of its steps: metrics.jsonl (one object a step) and TensorBoard events.
+
+Losses come as tensors and stay on their device until many are fetched at once: asking a GPU for one number waits for
+all that it has to do.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastcrystal.ranks import Ranks
+
+
+class Journal:
+    """metrics.jsonl and TensorBoard events of a run folder.
+
+    Parameters
+    ----------
+    run : Path
+    step : int
+        Optimiser steps done; lines after it, of a run that died later, are dropped.
+    ranks : Ranks
+        Losses are averaged over all processes; the leading one writes.
+    """
+
+    def __init__(self, run: Path, step: int, ranks: Ranks) -> None:
+        self.run, self.ranks = run, ranks
+        self._waiting: list[tuple[dict[str, Any], Tensor]] = []
+        if not ranks.leads:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = run / "metrics.jsonl"
+        _cut(path, step)
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        if kind is None:
+            self.flush()
+        if self.ranks.leads:
+            self._file.close()
+            self._board.close()
+
+    def add(self, step: int, loss: Tensor, lr: float) -> None:
+        """Note a step; `loss` is a scalar, on any device."""
+        self._waiting.append(({"step": step, "lr": lr}, loss.detach()))
+
+    def flush(self, **last: float) -> list[int]:
+        """Write what is waiting; `last` are further values of the last step.
+
+        Returns
+        -------
+        list of int
+            Steps whose loss was not finite: they changed nothing, and have `null` for a loss.
+        """
+        if not self._waiting:
+            return []
+        losses = self.ranks.mean(torch.stack([loss for _, loss in self._waiting])).tolist()
+        bad = []
+        for k, ((record, _), loss) in enumerate(zip(self._waiting, losses, strict=True)):
+            finite = math.isfinite(loss)
+            if not finite:
+                bad.append(record["step"])
+            values = {"step": record["step"], "loss": loss if finite else None, "lr": record["lr"]}
+            self._write({**values, **(last if k == len(losses) - 1 else {})})
+        self._waiting.clear()
+        if self.ranks.leads:
+            self._file.flush()
+        return bad
+
+    def _write(self, record: dict[str, Any]) -> None:
+        if not self.ranks.leads:
+            return
+        self._file.write(json.dumps(record, allow_nan=False) + "\n")
+        for name, value in record.items():
+            if name != "step" and value is not None:
+                self._board.add_scalar(name, value, record["step"])
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a metrics.jsonl; a kill may have cut the last."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def _cut(path: Path, step: int) -> None:
+    """Drop the lines after `step`, which training is about to write again."""
+    if path.is_file():
+        kept = [line for line in read_metrics(path) if line["step"] <= step]
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        partial.replace(path)

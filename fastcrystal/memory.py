@@ -1,0 +1,185 @@
+"""The largest batch that fits: real training steps in processes of their own, a line through their peaks, a proof.
+
+A process that runs out of memory takes nothing else with it, and its peak is its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+#: batches whose peaks the line goes through
+PROBES = (16, 64)
+#: batches are multiples of this
+STEP = 8
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A batch that fits, and what it takes.
+
+    Attributes
+    ----------
+    batch : int
+    peak, limit : float
+        GiB.
+    tried : dict of int to float or None
+        Peak of every batch tried; None where it ran out of memory.
+    """
+
+    batch: int
+    peak: float
+    limit: float
+    tried: dict[int, float | None]
+
+
+def largest_batch(
+    preset: str,
+    *,
+    length: int = 64,
+    device: str = "cpu",
+    precision: str = "auto",
+    recompute: bool = False,
+    limit: float | None = None,
+    most: int = 65536,
+) -> Fit:
+    """The largest batch of which two training steps stay below a limit.
+
+    Parameters
+    ----------
+    preset : {"slim", "paper"}
+    length : int
+        L of the crystal matrix.
+    device : str
+        "cpu" or "cuda".
+    precision : {"auto", "fp32", "bf16", "fp16"}
+    recompute : bool
+        Activations again in the backward pass.
+    limit : float, optional
+        GiB; nine tenths of the memory that is free now where not given.
+    most : int
+        Not more than this.
+
+    Raises
+    ------
+    ValueError
+        If even the smallest batch does not fit, or a step fails otherwise.
+    """
+    limit = 0.9 * free_memory(device) if limit is None else limit
+    tried: dict[int, float | None] = {}
+
+    def peak(batch: int) -> float | None:
+        if batch not in tried:
+            tried[batch] = _peak_elsewhere(preset, length, device, precision, recompute, batch)
+        return tried[batch]
+
+    def fits(batch: int) -> bool:
+        value = peak(batch)
+        return value is not None and value <= limit
+
+    small, large = PROBES
+    first, second = peak(small), peak(large)
+    if first is None or first > limit:
+        raise ValueError(f"{preset} does not fit: a batch of {small} takes more than {limit:.2f} GiB")
+    if second is None or second > limit:
+        batch = large
+    else:
+        slope = max((second - first) / (large - small), 1e-9)
+        batch = min(int(large + (limit - second) / slope), most)
+    batch -= batch % STEP
+    while batch > small and not fits(batch):
+        # allocators round up, and small batches take another way than large ones: the line is not exact
+        batch = int(0.95 * batch)
+        batch -= batch % STEP
+    value = peak(max(batch, small))
+    return Fit(max(batch, small), float("nan") if value is None else value, limit, dict(sorted(tried.items())))
+
+
+def free_memory(device: str) -> float:
+    """Memory that is free now, GiB; of a machine without /proc/meminfo, all that it has."""
+    if device != "cpu":
+        import torch
+
+        return float(torch.cuda.mem_get_info()[0]) / GIB
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        for line in meminfo.read_text(encoding="utf-8").splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024 / GIB
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
+
+
+def _peak_elsewhere(preset: str, length: int, device: str, precision: str, recompute: bool, batch: int) -> float | None:
+    """`_peak_here` in a process of its own; None where it ran out of memory."""
+    options = [preset, str(length), device, precision, str(int(recompute)), str(batch)]
+    root = Path(__file__).resolve().parents[1]
+    env = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
+    }
+    done = subprocess.run([sys.executable, "-m", __name__, *options], capture_output=True, text=True, env=env)
+    if done.returncode == 0:
+        value: float = json.loads(done.stdout.splitlines()[-1])
+        return value
+    # killed by the system, or refused by an allocator
+    if done.returncode == -9 or any(s in done.stderr for s in ("out of memory", "OutOfMemoryError", "can't allocate")):
+        return None
+    last = done.stderr.strip().splitlines()[-1:] or [f"exit status {done.returncode}"]
+    raise ValueError(f"a training step of batch {batch} failed: {last[0]}")
+
+
+def _peak_here(preset: str, length: int, device: str, precision: str, recompute: bool, batch: int) -> float:
+    """Most memory in two training steps on random crystals, GiB: of the process on a CPU, of the GPU's allocator."""
+    import torch
+
+    from fastcrystal.config import TrainConfig
+    from fastcrystal.crystal import EXTRA_ROWS
+    from fastcrystal.devices import half_precision
+    from fastcrystal.model.scaling import LatticeScaling
+    from fastcrystal.model.unet import CrystalUNet
+    from fastcrystal.objective import Example, Objective
+    from fastcrystal.process.build import make_process
+    from fastcrystal.testing import random_batch
+
+    config = TrainConfig.from_preset(preset, precision=precision, device=device)
+    data = random_batch(batch, length - EXTRA_ROWS)
+    raw = config.lattice == "raw"
+    scaling = LatticeScaling() if raw else LatticeScaling.fit(data, config.site_scale, 0.5, config.lattice)  # type: ignore[arg-type]
+    model = CrystalUNet(config.network(length=length, site_period=scaling.site_scale)).to(device)
+    model.unet.recompute = recompute
+    average = [p.detach().clone() for p in model.parameters()]
+    optimiser = torch.optim.Adam(model.parameters(), lr=1e-5, fused=True)
+    half = half_precision(precision, torch.device(device))
+    objective = Objective(make_process(config, scaling), config, length)
+    generator = torch.Generator(device)
+    data = data.to(device)
+    example = Example(data, scaling.encode(data, length))
+    for _ in range(2):
+        with torch.autocast(device, half, enabled=half is not None):
+            loss: Any = objective(model, example, generator)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        torch._foreach_lerp_(average, [p.detach() for p in model.parameters()], 0.01)
+    if device == "cpu":
+        # kilobytes on Linux, bytes on macOS
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB
+    return torch.cuda.max_memory_reserved() / GIB
+
+
+if __name__ == "__main__":
+    p = argparse.ArgumentParser()
+    for name, kind in (("preset", str), ("length", int), ("device", str), ("precision", str), ("recompute", int)):
+        p.add_argument(name, type=kind)
+    p.add_argument("batch", type=int)
+    a = p.parse_args()
+    sys.stdout.write(f"{_peak_here(a.preset, a.length, a.device, a.precision, bool(a.recompute), a.batch)}\n")

@@ -1,0 +1,135 @@
+"""What training makes small, from a batch to one number: conditions, regularisation, the loss of the process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastcrystal import draws
+from fastcrystal.config import TrainConfig
+from fastcrystal.crystal import CrystalBatch
+from fastcrystal.model.dropping import drop_conditions
+from fastcrystal.model.unet import CrystalUNet
+from fastcrystal.process import Process
+from fastcrystal.process.build import live_rows
+
+
+@dataclass(frozen=True)
+class Example:
+    """A batch ready for the network.
+
+    Attributes
+    ----------
+    crystals : CrystalBatch
+        The targets; `energy` is the condition, eV/atom: in modification E(target) - E(initial).
+    x_1 : Tensor, shape (B, L, 3), floating
+        The targets, encoded.
+    initial : Tensor, shape (B, L, 3), floating, or None
+        Encoded initial structures of a modification.
+    initial_energy : Tensor, shape (B,), floating, or None
+        Formation energies of the initial structures, eV/atom.
+    """
+
+    crystals: CrystalBatch
+    x_1: Tensor
+    initial: Tensor | None = None
+    initial_energy: Tensor | None = None
+
+
+class Objective:
+    """The loss of a batch under a network.
+
+    Parameters
+    ----------
+    process : Process
+    config : TrainConfig
+        Regularisation, and what is left open.
+    length : int
+        L of the crystal matrix.
+    """
+
+    def __init__(self, process: Process, config: TrainConfig, length: int) -> None:
+        self.process, self.config, self.length = process, config, length
+
+    def __call__(
+        self,
+        model: CrystalUNet | Averaged,
+        example: Example,
+        generator: torch.Generator,
+        regularise: bool = True,
+    ) -> Tensor:
+        """The mean loss, shape (); `regularise` off: no noise on energies, all names told, no condition left open."""
+        crystals, config, device = example.crystals, self.config, example.x_1.device
+        nameless = None
+        if regularise and config.energy_noise:
+            noise = draws.normal((len(crystals),), generator, device)
+            crystals = replace(crystals, energy=crystals.energy + config.energy_noise * noise)
+        if regularise and config.name_dropout:
+            nameless = draws.uniform((len(crystals),), generator, device) < config.name_dropout
+        told = example.initial if config.conditions_on_initial else None
+        has_initial = None if told is None else torch.ones_like(crystals.num_sites, dtype=torch.bool)
+        rate = config.condition_dropout if regularise else 0.0
+        group, energy, has_initial = drop_conditions(
+            crystals.space_group, crystals.energy, has_initial, rate, generator
+        )
+        if has_initial is not None and example.initial_energy is not None:
+            # without its initial structure a row is told the formation energy instead of the change
+            energy = torch.where(has_initial, energy, energy + example.initial_energy)
+        cond = model.condition(crystals.species, crystals.num_sites, group, energy, told, has_initial, nameless)
+        rows = live_rows(self.config, crystals.num_sites, self.length)
+        cond = cond._replace(num_sites=rows)
+        return self.process.loss(model, example.x_1, rows, cond, generator, example.initial)
+
+    def bind(self, model: CrystalUNet) -> nn.Module:
+        """A module whose forward is the loss: what DistributedDataParallel wraps."""
+        return _Bound(self, model)
+
+
+class _Bound(nn.Module):
+    def __init__(self, objective: Objective, model: CrystalUNet) -> None:
+        super().__init__()
+        self.objective, self.model = objective, model
+
+    def forward(self, example: Example, generator: torch.Generator) -> Tensor:
+        return self.objective(self.model, example, generator)
+
+
+class Averaged:
+    """A model with other weights in its place, for a validation that leaves the weights alone.
+
+    Parameters
+    ----------
+    model : CrystalUNet
+    weights : dict of str to Tensor
+        Of its state_dict's names.
+    """
+
+    def __init__(self, model: CrystalUNet, weights: dict[str, Tensor]) -> None:
+        self.model, self.weights = model, {f"model.{k}": v for k, v in weights.items()}
+
+    def __call__(self, *args: Any) -> Any:
+        """The model's forward."""
+        return self._call("forward", *args)
+
+    def condition(self, *args: Any) -> Any:
+        """The model's `condition`."""
+        return self._call("condition", *args)
+
+    def _call(self, method: str, *args: Any) -> Any:
+        from torch.func import functional_call
+
+        return functional_call(_Method(self.model, method), self.weights, args)
+
+
+class _Method(nn.Module):
+    """Makes any method of a model reachable for functional_call."""
+
+    def __init__(self, model: CrystalUNet, method: str) -> None:
+        super().__init__()
+        self.model, self.method = model, method
+
+    def forward(self, *args: Any) -> Any:
+        return getattr(self.model, self.method)(*args)

@@ -1,0 +1,98 @@
+"""Many processes train, sample and judge as one does: two gloo processes on the CPU against one."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastcrystal import draws
+from fastcrystal.data.dataset import load_dataset
+from fastcrystal.journal import read_metrics
+from fastcrystal.ranks import Ranks
+from tests.tiny import TINY, run_command
+
+
+def options(run: Path, data: Path) -> list[str | Path]:
+    """A tiny run without dropout, which each process draws for itself."""
+    tiny = {**TINY, "max_steps": 5, "checkpoint_every": 3, "dropout": 0, "jobs": 1}
+    given = [w for k, v in tiny.items() for w in (f"--{k.replace('_', '-')}", str(v))]
+    return ["train", "--data", data, "--out", run, *given]
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Run folders of one process, and of two."""
+    root = tmp_path_factory.mktemp("ranks")
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = {}
+    for name, start in (("one", []), ("two", torchrun)):
+        command = [*start, "-m", "tests.tiny_cli", *options(root / name, tiny_npz)]
+        result = run_command(*command, cwd=Path(__file__).resolve().parents[1])
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.count("run folder:") == 1
+        done[name] = root / name
+    return done
+
+
+def test_two_processes_have_the_losses_of_one(runs: dict[str, Path]) -> None:
+    one, two = (read_metrics(runs[k] / "metrics.jsonl") for k in ("one", "two"))
+    assert [r["step"] for r in two] == [1, 2, 3, 4, 5]
+    for a, b in zip(one, two, strict=True):
+        assert a.keys() == b.keys()
+        assert a == pytest.approx(b, rel=2e-5)
+    processes = [json.loads((runs[k] / "config.json").read_text())["processes"] for k in ("one", "two")]
+    assert processes == [1, 2]
+
+
+def test_two_processes_generate_and_judge_as_one(runs: dict[str, Path]) -> None:
+    one, two = (load_dataset(runs[k] / "generated.npz") for k in ("one", "two"))
+    assert np.array_equal(one.numbers, two.numbers)
+    gap = np.abs(one.frac - two.frac)
+    assert np.minimum(gap, 1 - gap).max() < 1e-3
+    results = [json.loads((runs[k] / "result.json").read_text()) for k in ("one", "two")]
+    same = ("n_test", "match_rate_fit", "retrieval_fit", "chance_fit", "n_valid")
+    assert [results[0][k] for k in same] == [results[1][k] for k in same]
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_shares_of_a_draw_are_the_whole_draw(world: int) -> None:
+    whole = torch.Generator().manual_seed(5)
+    parts = []
+    for rank in range(world):
+        own = draws.BatchGenerator()
+        own.rank, own.world = rank, world
+        own.manual_seed(5)
+        parts.append((draws.uniform((4, 2), own, torch.device("cpu")), draws.integers(9, 4, own, torch.device("cpu"))))
+    assert torch.equal(torch.cat([p[0] for p in parts]), torch.rand(4 * world, 2, generator=whole))
+    assert torch.equal(torch.cat([p[1] for p in parts]), torch.randint(9, (4 * world,), generator=whole))
+
+
+def test_seeds_of_steps_differ() -> None:
+    seeds = {draws.step_seed(a, b) for a in range(30) for b in range(30)}
+    seeds |= {draws.step_seed(1, 1, r) for r in range(1, 10)}
+    assert len(seeds) == 909
+    assert all(0 <= s < 2**63 for s in seeds)
+    assert draws.step_seed(42, 7) == draws.step_seed(42, 7)
+
+
+def test_parts_cover_everything() -> None:
+    for world in (1, 2, 3, 7):
+        for n in (0, 1, 5, 14):
+            parts = [list(Ranks(rank, world).part(n)) for rank in range(world)]
+            assert [i for part in parts for i in part] == list(range(n))
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+    assert Ranks(1, 2).rows(8) == slice(4, 8)
+    with pytest.raises(ValueError, match="batch_size must be a multiple of the 3 processes, got 8"):
+        Ranks(0, 3).share(8)
+
+
+def test_torchruns_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("RANK", 3), ("WORLD_SIZE", 4), ("LOCAL_RANK", 1), ("LOCAL_WORLD_SIZE", 2)):
+        monkeypatch.setenv(name, str(value))
+    assert Ranks.here() == Ranks(3, 4, 1, 2)
+    assert not Ranks.here().leads
+    assert Ranks.current().alone  # nothing is joined
