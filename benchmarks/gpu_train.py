@@ -1,4 +1,4 @@
-"""Training and sampling speed and memory of both presets, on random crystals: torch and numpy are enough.
+"""Training and sampling, speed and memory, of both presets beside the plain recipe: torch and numpy are enough.
 
     PYTHONPATH=. python3 benchmarks/gpu_train.py --out train.json
 
@@ -25,11 +25,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_check import arguments, machine, write
+from benchmarks.plain import PlainTrainer
 from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
+from fastcrystal.devices import compile_network
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import CrystalUNet
 from fastcrystal.model.unet_config import UNetConfig
+from fastcrystal.objective import Example, Objective
 from fastcrystal.process import Process
 from fastcrystal.process.build import make_process
 from fastcrystal.testing import random_batch
@@ -55,6 +58,8 @@ class Case:
         return replace(self, batch=4, steps=3, sampled=4, euler=2, crystals=16)
 
 
+#: steps that a plain sampler's time is scaled up to: `Case.euler` of `CASES`
+FULL_STEPS = 100
 CASES = [Case("slim", 24, 128, 400, 256), Case("paper", 64, 256, 60, 256)]
 
 
@@ -90,28 +95,36 @@ def network(case: Case, recipe: TrainConfig, scaling: LatticeScaling, tiny: bool
 
 
 def run(case: Case, device: str, tiny: bool) -> tuple[dict[str, Any], list[float]]:
-    """Train and sample; the figures, and the loss of every step."""
+    """Train and sample, eager and compiled, and the plain recipe; the figures, and the loss of every eager step."""
     half = device == "cuda"
     data = random_batch(case.crystals, case.length - EXTRA_ROWS)
-    recipe = TrainConfig.from_preset(case.preset)
+    recipe = TrainConfig.from_preset(case.preset, batch_size=case.batch)
     raw = recipe.lattice == "raw"
     scaling = LatticeScaling() if raw else LatticeScaling.fit(data, recipe.site_scale, 0.5)
     flow = make_process(recipe, scaling)
     torch.manual_seed(0)
     model = CrystalUNet(network(case, recipe, scaling, tiny)).to(device)
+    plain = PlainTrainer(recipe, data, scaling, model.config, device, workers=0 if tiny else 4)
+    plain.load(model.state_dict())
     data = data.to(device)
 
     reset_peak(device)
-    losses, seconds = train(model, flow, data, scaling.encode(data, case.length), case, recipe, half)
+    losses, step = train(model, flow, data, scaling.encode(data, case.length), case, recipe, half)
     train_peak = peak(device)
-
     reset_peak(device)
-    first = sample(model, flow, scaling, data[: case.sampled], replace(case, euler=2))  # warms up
-    synchronise(device)
-    start = time.perf_counter()
-    frac, lattice = sample(model, flow, scaling, data[: case.sampled], case)
-    synchronise(device)
-    sampling = time.perf_counter() - start
+    crystal, (frac, lattice) = sample(model, flow, scaling, data[: case.sampled], case, half)
+    sampling_peak = peak(device)
+    # the same, and half as precise as the plain recipe can be had with one line
+    few = replace(case, steps=max(3, case.steps // 6), sampled=case.sampled // 4 or 1, euler=case.euler // 10 or 1)
+    theirs = {}
+    for precision in ("fp32", *(("fp16",) if half else ())):
+        with torch.autocast(device, torch.float16, enabled=precision == "fp16"):
+            theirs[precision] = plain_seconds(plain, data.to("cpu")[: few.sampled], few, device)
+    compiled_step = compiled_crystal = None
+    if not tiny:
+        compile_network(model)
+        _, compiled_step = train(model, flow, data, scaling.encode(data, case.length), few, recipe, half)
+        compiled_crystal, _ = sample(model, flow, scaling, data[: case.sampled], case, half)
 
     failed = []
     if not all(map(math.isfinite, losses)):
@@ -119,20 +132,28 @@ def run(case: Case, device: str, tiny: bool) -> tuple[dict[str, Any], list[float
     part = max(1, len(losses) // 10)
     if not tiny and not sum(losses[-part:]) < sum(losses[:part]):
         failed.append("the loss does not fall")
-    if not all(bool(v.isfinite().all()) for v in (*first, frac, lattice)):
+    if not all(bool(v.isfinite().all()) for v in (frac, lattice)):
         failed.append("a generated crystal is not finite")
+    best_step = min(v for v in (step, compiled_step) if v is not None)
+    best_crystal = min(v for v in (crystal, compiled_crystal) if v is not None)
     result = {
         "preset": case.preset,
         "parameters": sum(p.numel() for p in model.parameters()),
         "length": case.length,
         "batch": case.batch,
         "precision": "fp16 autocast" if half else "fp32",
-        "steps_per_second": len(seconds) / sum(seconds),
-        "crystals_per_second": case.batch * len(seconds) / sum(seconds),
+        "steps_per_second": 1 / step,
+        "compiled_steps_per_second": None if compiled_step is None else 1 / compiled_step,
+        "crystals_per_second": case.batch / step,
         "train_peak_gib": train_peak,
         "euler_steps": case.euler,
-        "sampling_ms_per_crystal": 1e3 * sampling / case.sampled,
-        "sampling_peak_gib": peak(device),
+        "sampling_ms_per_crystal": 1e3 * crystal,
+        "compiled_sampling_ms_per_crystal": None if compiled_crystal is None else 1e3 * compiled_crystal,
+        "sampling_peak_gib": sampling_peak,
+        **{f"plain_{k}_steps_per_second": 1 / v[0] for k, v in theirs.items()},
+        **{f"plain_{k}_sampling_ms_per_crystal": 1e3 * v[1] for k, v in theirs.items()},
+        **{f"training_times_plain_{k}": v[0] / best_step for k, v in theirs.items()},
+        **{f"sampling_times_plain_{k}": v[1] / best_crystal for k, v in theirs.items()},
         "first_loss": finite(losses[0]),
         "last_loss": finite(losses[-1]),
         "failed": failed,
@@ -148,46 +169,77 @@ def train(
     case: Case,
     recipe: TrainConfig,
     half: bool,
-) -> tuple[list[float], list[float]]:
-    """What a step of fastcrystal.training does; the losses, and the seconds of the steps after the first tenth."""
+) -> tuple[list[float], float]:
+    """What a step of fastcrystal.training does; the losses, and the seconds of a step after the first tenth."""
     device = data.device.type
-    optimiser = torch.optim.Adam(model.parameters(), lr=recipe.lr)
+    optimiser = torch.optim.Adam(model.parameters(), lr=recipe.lr, fused=True)
     scaler = torch.amp.GradScaler(device, enabled=half)
+    objective = Objective(flow, recipe, case.length)
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    generator = torch.Generator().manual_seed(0)
-    losses, seconds = [], []
+    generator = torch.Generator(device).manual_seed(0)
+    losses = []
+    warm_up = max(1, case.steps // 10)
+    start = 0.0
     for step in range(case.steps):
-        synchronise(device)
-        start = time.perf_counter()
-        index = torch.randint(len(data), (case.batch,), generator=generator).to(data.device)
-        batch = data[index]
+        if step == warm_up:
+            synchronise(device)
+            start = time.perf_counter()
+        index = torch.randint(len(data), (case.batch,), generator=generator, device=device)
         with torch.autocast(device, torch.float16, enabled=half):
-            cond = model.condition(batch.species, batch.num_sites, batch.space_group, batch.energy)
-            loss = flow.loss(model, x_1[index], batch.num_sites, cond, generator)
+            loss = objective(model, Example(data[index], x_1[index]), generator)
         optimiser.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.step(optimiser)
         scaler.update()
-        losses.append(loss.item())
+        losses.append(loss.detach())
         with torch.no_grad():
             own = model.state_dict()
             torch._foreach_lerp_([average[k] for k in own], list(own.values()), 1 - recipe.ema)
-        synchronise(device)
-        if step >= max(1, case.steps // 10):
-            seconds.append(time.perf_counter() - start)
-    return losses, seconds
+    synchronise(device)
+    seconds = (time.perf_counter() - start) / (case.steps - warm_up)
+    return torch.stack(losses).tolist(), seconds
 
 
 @torch.no_grad()
 def sample(
-    model: CrystalUNet, flow: Process, scaling: LatticeScaling, conditions: CrystalBatch, case: Case
-) -> tuple[Tensor, Tensor]:
-    """Coordinates and lattices for `conditions`, in float32 as fastcrystal.sampling does."""
+    model: CrystalUNet, flow: Process, scaling: LatticeScaling, conditions: CrystalBatch, case: Case, half: bool
+) -> tuple[float, tuple[Tensor, Tensor]]:
+    """Seconds a crystal, and coordinates and lattices, as fastcrystal.sampling makes them."""
     species, n = conditions.species, conditions.num_sites
-    cond = model.condition(species, n, conditions.space_group, conditions.energy)
-    generator = torch.Generator().manual_seed(0)
-    x = flow.sample(lambda x, t: model(x, t, cond), n, case.length, case.euler, generator)
-    return scaling.decode(x, species, n)
+    device = conditions.device.type
+    seconds = 0.0
+    model.eval()
+    for euler in (2, case.euler):  # the first warms up
+        synchronise(device)
+        start = time.perf_counter()
+        with torch.autocast(device, torch.float16, enabled=half):
+            cond = model.condition(species, n, conditions.space_group, conditions.energy)
+            generator = torch.Generator().manual_seed(0)
+            x = flow.sample(lambda x, t: model(x, t, cond), n, case.length, euler, generator)  # noqa: B023
+        made = scaling.decode(x.float(), species, n)
+        synchronise(device)
+        seconds = (time.perf_counter() - start) / len(conditions)
+    model.train()
+    return seconds, made
+
+
+def plain_seconds(plain: PlainTrainer, conditions: CrystalBatch, case: Case, device: str) -> tuple[float, float]:
+    """Seconds of a training step of the plain recipe, and of a crystal, `case.euler` steps scaled up to a sampler's."""
+    for _ in range(2):
+        plain.train_step(1e-6)
+    synchronise(device)
+    start = time.perf_counter()
+    for _ in range(case.steps):
+        plain.train_step(1e-6)
+    synchronise(device)
+    step = (time.perf_counter() - start) / case.steps
+    plain.sample(conditions, 1)
+    synchronise(device)
+    start = time.perf_counter()
+    with torch.no_grad():
+        plain.sample(conditions, case.euler)
+    synchronise(device)
+    return step, (time.perf_counter() - start) / len(conditions) * FULL_STEPS / case.euler
 
 
 def synchronise(device: str) -> None:

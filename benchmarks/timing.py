@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -50,3 +51,39 @@ def report(benchmark: Any, title: str, run: Callable[[], object], others: Mappin
     benchmark.pedantic(timed, rounds=50, warmup_rounds=3)
     found = ratios(run, others)
     benchmark.extra_info.update(found, device=DEVICE, title=title)
+
+
+class Paired(NamedTuple):
+    """Two calls, timed in turn."""
+
+    ours: float
+    """Median, seconds."""
+    theirs: float
+    """Median, seconds."""
+    ratio: float
+    """Median over the rounds of theirs / ours: a machine that slows down for a while slows both."""
+
+
+def paired(
+    ours: Callable[[], object], theirs: Callable[[], object], rounds: int = 15, warm_up: int = 3, limit: float = 40.0
+) -> Paired:
+    """Time both calls in turn, `rounds` times after `warm_up`; fewer rounds, but at least 3, beyond `limit` seconds."""
+    times: list[tuple[float, float]] = []
+    begin = time.perf_counter()
+    for i in range(warm_up + rounds):
+        if len(times) >= 3 and time.perf_counter() - begin > limit:
+            break
+        both = once(ours), once(theirs)
+        if i >= warm_up:
+            times.append(both)
+    first, second = ([pair[k] for pair in times] for k in (0, 1))
+    return Paired(statistics.median(first), statistics.median(second), statistics.median(b / a for a, b in times))
+
+
+def once(run: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    wait()
+    start = time.perf_counter()
+    run()
+    wait()
+    return time.perf_counter() - start

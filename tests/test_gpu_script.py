@@ -43,7 +43,7 @@ def test_check(tmp_path: Path) -> None:
     assert all(row["ratio_reference"] > 0 for row in result["masked_l1"])
 
 
-@pytest.mark.parametrize("name", ["pbc", "steps"])
+@pytest.mark.parametrize("name", ["pbc", "row_norm", "steps"])
 def test_other_kernels(name: str, tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="no Triton on this platform")
     done = run_bare(f"gpu_{name}.py", "--device", "cpu", "--tiny", "--out", str(tmp_path / "out.json"))
@@ -77,7 +77,7 @@ def test_a_failed_check_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_a_loss_that_is_not_finite_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_train, "CASES", gpu_train.CASES[:1])
-    monkeypatch.setattr(gpu_train, "train", lambda *_: ([1.0, float("nan")], [1.0]))
+    monkeypatch.setattr(gpu_train, "train", lambda *_: ([1.0, float("nan")], 1.0))
     assert gpu_train.main(["--device", "cpu", "--tiny", "--out", str(tmp_path / "train.json")]) == 1
     (case,) = json.loads((tmp_path / "train.json").read_text(encoding="utf-8"))["cases"]
     assert case["failed"] == ["a loss is not finite"]

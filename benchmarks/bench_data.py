@@ -1,0 +1,113 @@
+"""Data: a training batch on the device, and the shipped data set opened from its file.
+
+    pytest benchmarks/bench_data.py --benchmark-only
+
+Batches of 256 are gathered where the data set lies, against a DataLoader that writes out each crystal's conditions and
+copies them over. The file is opened against the same crystals as JSON of plain dictionaries, one per crystal, packed
+into the same arrays; and, fewer of them, as pymatgen's structures, which is how databases hand them out.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.plain import DenseCrystals, loader
+from benchmarks.timing import DEVICE, once, paired, wait
+from fastcrystal.config import TrainConfig
+from fastcrystal.data.dataset import CrystalDataset, load_dataset
+from fastcrystal.training import Trainer
+
+pytestmark = pytest.mark.timeout(600)
+BATCH = 256
+#: crystals that are read as pymatgen's dictionaries; the time is scaled up
+PYMATGEN = 200
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batch(benchmark: Any, workers: int, tmp_path: Path) -> None:
+    trainer = Trainer(TrainConfig.from_preset("slim", batch_size=BATCH, device=DEVICE), tmp_path / "run")
+    task, prepared = trainer.task, trainer.prepared
+    crystals = prepared.data.select(prepared.split.train).batch()
+    dense = DenseCrystals(crystals, trainer.scaling, prepared.length)
+    batches = iter(loader(dense, BATCH, torch.Generator().manual_seed(0), workers))
+    generator = torch.Generator().manual_seed(0)
+    ours = task.batch(0, generator)
+    if not workers:  # with workers the first batches are drawn ahead, by another process
+        theirs = next(batches)
+        torch.testing.assert_close(theirs.x_1, ours.x_1.cpu())
+        torch.testing.assert_close(theirs.species, ours.crystals.species.cpu())
+
+    def draw() -> None:
+        task.batch(0, generator)
+        wait()
+
+    found = paired(draw, lambda: next(batches).to(DEVICE), rounds=50, warm_up=5, limit=20)
+    benchmark.pedantic(draw, rounds=50, warmup_rounds=3)
+    benchmark.extra_info.update(
+        title=f"batch of {BATCH}, against a DataLoader of {workers} workers",
+        times_dataloader=found.ratio,
+        dataloader_ms=1e3 * found.theirs,
+        device=DEVICE,
+    )
+
+
+def as_dictionaries(data: CrystalDataset) -> list[dict[str, Any]]:
+    """What a database answers, without its labels."""
+    offsets = data.offsets
+    return [
+        {
+            "formula": str(data.formula[i]),
+            "e_form": float(data.e_form[i]),
+            "sg": int(data.sg[i]),
+            "lattice": data.lattice[i].tolist(),
+            "numbers": data.numbers[offsets[i] : offsets[i + 1]].tolist(),
+            "frac": data.frac[offsets[i] : offsets[i + 1]].tolist(),
+        }
+        for i in range(len(data))
+    ]
+
+
+def from_json(path: Path) -> CrystalDataset:
+    """Read `as_dictionaries` and pack them."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    return CrystalDataset(
+        np.array([c["formula"] for c in found]),
+        np.array([len(c["numbers"]) for c in found]),
+        np.array([c["e_form"] for c in found], dtype=np.float32),
+        np.array([c["sg"] for c in found]),
+        np.array([c["lattice"] for c in found], dtype=np.float32),
+        np.concatenate([c["numbers"] for c in found]),
+        np.concatenate([np.array(c["frac"], dtype=np.float32) for c in found]),
+    )
+
+
+def test_open(benchmark: Any, tmp_path: Path) -> None:
+    from pymatgen.core import Structure
+
+    data = load_dataset("prototypes")
+    path, structures = tmp_path / "crystals.json", tmp_path / "structures.json"
+    path.write_text(json.dumps(as_dictionaries(data)), encoding="utf-8")
+    assert from_json(path).fingerprint() == data.fingerprint()
+    first = data.select(range(PYMATGEN)).batch().to_structures()
+    structures.write_text(json.dumps([s.as_dict() for s in first]), encoding="utf-8")
+
+    def pymatgen() -> list[Any]:
+        return [Structure.from_dict(s) for s in json.loads(structures.read_text(encoding="utf-8"))]
+
+    found = paired(lambda: load_dataset("prototypes"), lambda: from_json(path), rounds=10, limit=20)
+    slowest = min(once(pymatgen) for _ in range(3)) * len(data) / PYMATGEN
+    benchmark.pedantic(load_dataset, ("prototypes",), rounds=10)
+    benchmark.extra_info.update(
+        title=f"opening {len(data)} crystals",
+        times_json=found.ratio,
+        times_pymatgen=slowest / found.ours,
+        json_ms=1e3 * found.theirs,
+        pymatgen_ms=1e3 * slowest,
+        crystals=len(data),
+    )

@@ -1,0 +1,251 @@
+"""The recipe as one writes it first, and as published code has it: the baseline that speed-ups are measured against.
+
+Eager PyTorch throughout; each crystal's conditions are written out densely by a Dataset, item by item, collated by a
+DataLoader and copied to the device at every step; Adam as it comes, a Python loop over the averaged weights,
+`loss.item()` at every step, and a sampler that encodes the conditions anew at every step. The mathematics is the fast
+path's (`fastcrystal.training`, `fastcrystal.process.flow`): from the same weights and the same generator the losses
+agree to rounding, which tests/test_plain_recipe.py checks.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from benchmarks.plain_unet import Dense, PlainUNet
+from fastcrystal.config import TrainConfig
+from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
+from fastcrystal.features.elements import element_features
+from fastcrystal.features.space_groups import space_group_table
+from fastcrystal.model.channels import row_mask
+from fastcrystal.model.scaling import LatticeScaling
+from fastcrystal.model.unet_config import UNetConfig
+from fastcrystal.process.build import make_process
+from fastcrystal.process.flow import FlowMatching
+
+
+class DenseCrystals(Dataset[Dense]):
+    """Crystals, one at a time, their conditions written out.
+
+    Parameters
+    ----------
+    crystals : CrystalBatch
+        On the CPU.
+    scaling : LatticeScaling
+    length : int
+        L.
+
+    Notes
+    -----
+    The coordinates and lattices are encoded once, here: encoding them item by item would only pad the baseline.
+    """
+
+    def __init__(self, crystals: CrystalBatch, scaling: LatticeScaling, length: int) -> None:
+        self.crystals = crystals
+        self.x_1 = scaling.encode(crystals, length)
+        dtype = self.x_1.dtype
+        self.element_table = torch.from_numpy(element_features()).to(dtype)
+        self.space_group_table = torch.from_numpy(space_group_table()).to(dtype)
+
+    def __len__(self) -> int:
+        return len(self.crystals)
+
+    def __getitem__(self, index: int) -> Dense:
+        c = self.crystals
+        return Dense(
+            elements=self.element_table[c.species[index]],
+            operations=self.space_group_table[c.space_group[index]],
+            energy=c.energy[index],
+            species=c.species[index],
+            num_sites=c.num_sites[index],
+            space_group=c.space_group[index],
+            x_1=self.x_1[index],
+        )
+
+
+class Draws:
+    """Batches of indices for a DataLoader, drawn with replacement without end; `generator` draws them as it goes."""
+
+    def __init__(self, size: int, batch_size: int, generator: torch.Generator) -> None:
+        self.size, self.batch_size, self.generator = size, batch_size, generator
+
+    def __iter__(self) -> Iterator[list[int]]:
+        while True:
+            yield torch.randint(self.size, (self.batch_size,), generator=self.generator).tolist()
+
+
+def loader(data: DenseCrystals, batch_size: int, generator: torch.Generator, workers: int = 0) -> DataLoader[Dense]:
+    """Training batches without end; only without workers are they drawn as they are asked for."""
+    return DataLoader(data, batch_sampler=Draws(len(data), batch_size, generator), num_workers=workers)
+
+
+def flow_loss(
+    model: PlainUNet, flow: FlowMatching, batch: Dense, t: Tensor, x_0: Tensor, nameless: Tensor | None = None
+) -> Tensor:
+    """L1 distance of predicted and true velocity (or data) at `t` on the way from `x_0` (Algorithm 5).
+
+    Parameters
+    ----------
+    model : PlainUNet
+    flow : FlowMatching
+        What is predicted, and the weight of the lattice; no torus.
+    batch : Dense
+    t : Tensor, shape (B,), floating
+    x_0 : Tensor, shape (B, L, 3), floating
+    nameless : Tensor, shape (B,), bool, optional
+        See `PlainUNet.forward`.
+
+    Returns
+    -------
+    Tensor, shape ()
+    """
+    time = t[:, None, None]
+    pred = model((1 - time) * x_0 + time * batch.x_1, t, batch, nameless)
+    target = batch.x_1 - x_0 if flow.predict == "velocity" else batch.x_1
+    gap = (pred - target).abs() * row_mask(batch.num_sites, pred.shape[1])[..., None]
+    sites = gap[:, :-EXTRA_ROWS].sum(dim=(1, 2)) / batch.num_sites
+    loss: Tensor = (sites + flow.lattice_weight * gap[:, -3:].sum(dim=(1, 2)) / 3).mean()
+    return loss
+
+
+@torch.no_grad()
+def sample(model: PlainUNet, flow: FlowMatching, batch: Dense, x_0: Tensor, steps: int) -> Tensor:
+    """Crystal matrices (B, L, 3) from `x_0` by `steps` Euler steps (Algorithm 6); conditions encoded at each."""
+    x = x_0
+    for i in range(steps):
+        t = torch.full((len(x),), i / steps, dtype=x.dtype, device=x.device)
+        v = model(x, t, batch)
+        if flow.predict == "data":
+            v = (v - x) / (1 - t[:, None, None])
+        x = (x + v / steps) * row_mask(batch.num_sites, x.shape[1])[..., None]
+    return x
+
+
+class PlainTrainer:
+    """Training and sampling, step by step as `fastcrystal.training.Trainer` and `Generator` do them.
+
+    Parameters
+    ----------
+    config : TrainConfig
+        Generation by flow matching, with settings this recipe knows.
+    crystals : CrystalBatch
+        The training set, on the CPU; its dtype is that of the whole training.
+    scaling : LatticeScaling
+    network : UNetConfig
+        Its `length` is L.
+    device : torch.device or str
+    workers : int
+        Of the DataLoader. With any, batches are drawn ahead, and losses are no longer those of the fast path.
+
+    Raises
+    ------
+    ValueError
+        If a setting asks for what this recipe does not do.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        crystals: CrystalBatch,
+        scaling: LatticeScaling,
+        network: UNetConfig,
+        device: torch.device | str,
+        workers: int = 0,
+    ) -> None:
+        flow = make_process(config, scaling)
+        idle = config.torus or config.origin_shifts or config.condition_dropout or config.site_order != "canonical"
+        if not isinstance(flow, FlowMatching) or config.task != "generate" or idle or not config.mask_padding:
+            raise ValueError(f"the plain recipe generates by flow matching, without augmentation; got {config}")
+        self.config, self.flow, self.scaling, self.device = config, flow, scaling, torch.device(device)
+        self.length = network.length
+        data = DenseCrystals(crystals, scaling, self.length)
+        self.model = PlainUNet(network).to(self.device, data.x_1.dtype)
+        self.average = copy.deepcopy(self.model)
+        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=config.lr)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        self.batches = iter(loader(data, config.batch_size, self.generator, workers))
+
+    def load(self, weights: dict[str, Tensor]) -> None:
+        """Start from these weights, the averaged ones too."""
+        self.model.load_state_dict(weights)
+        self.average.load_state_dict(weights)
+
+    def train_step(self, lr: float) -> float:
+        """One optimiser step; returns the mean loss of the batch."""
+        batch = next(self.batches).to(self.device)
+        for group in self.optimiser.param_groups:
+            group["lr"] = lr
+        # numbers are drawn in the order of the fast path
+        b, dtype = len(batch.x_1), batch.x_1.dtype
+        nameless = None
+        if self.config.energy_noise:
+            noise = torch.randn(b, generator=self.generator).to(self.device)
+            batch = batch._replace(energy=batch.energy + self.config.energy_noise * noise)
+        if self.config.name_dropout:
+            nameless = (torch.rand(b, generator=self.generator) < self.config.name_dropout).to(self.device)
+        t = torch.rand(b, generator=self.generator, dtype=dtype).to(self.device)
+        x_0 = self.flow.source(batch.num_sites, self.length, self.generator, dtype)
+        loss = flow_loss(self.model, self.flow, batch, t, x_0, nameless)
+        self.optimiser.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimiser.step()
+        with torch.no_grad():
+            for mean, own in zip(self.average.parameters(), self.model.parameters(), strict=True):
+                mean.mul_(self.config.ema).add_(own, alpha=1 - self.config.ema)
+        return loss.item()
+
+    def sample(
+        self, conditions: CrystalBatch, steps: int, x_0: Tensor | None = None, batch_size: int = 256
+    ) -> CrystalBatch:
+        """One crystal for each of `conditions`, with the averaged weights.
+
+        Parameters
+        ----------
+        conditions : CrystalBatch
+            On the CPU.
+        steps : int
+            Euler steps.
+        x_0 : Tensor, shape (B, L, 3), floating, optional
+            Where to start; fresh noise where not given.
+        batch_size : int
+            Crystals at a time.
+
+        Returns
+        -------
+        CrystalBatch
+            On the CPU.
+        """
+        self.average.eval()
+        parts = []
+        for start in range(0, len(conditions), batch_size):
+            chunk = slice(start, start + batch_size)
+            data = DenseCrystals(conditions[chunk], self.scaling, self.length)
+            batch = next(iter(DataLoader(data, batch_size=len(data)))).to(self.device)
+            noise = self.flow.source(batch.num_sites, self.length) if x_0 is None else x_0[chunk].to(self.device)
+            x = sample(self.average, self.flow, batch, noise, steps)
+            frac, lattice = self.scaling.decode(x, batch.species, batch.num_sites)
+            parts.append((frac.cpu(), lattice.cpu()))
+        frac, lattice = (torch.cat(column) for column in zip(*parts, strict=True))
+        return replace(conditions, frac=frac, lattice=lattice)
+
+
+@contextmanager
+def recorded_noise() -> Iterator[list[Tensor]]:
+    """The sources that flow matching draws inside, batch by batch, so that another sampler can start from them."""
+    drawn: list[Tensor] = []
+    draw = FlowMatching.source
+
+    def source(*args: Any, **options: Any) -> Tensor:
+        drawn.append(draw(*args, **options))
+        return drawn[-1].clone()  # a sampler may work in place
+
+    with mock.patch.object(FlowMatching, "source", source):
+        yield drawn
