@@ -198,9 +198,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tiny_npz: Path, tmp_path: Path)
     assert isinstance(trainer.task, GenerateTask)
     trainer.task.x_1[:] = torch.nan
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
-    with pytest.raises(
-        FloatingPointError, match=r"in 12 of the last 100 steps, last at step 12: lower --lr"
-    ):
+    with pytest.raises(FloatingPointError, match=r"in 12 of the last 100 steps, last at step 12: lower --lr"):
         trainer.fit()
     assert all(torch.equal(v, before[k]) for k, v in trainer.model.state_dict().items())
     assert not list_checkpoints(tmp_path)
