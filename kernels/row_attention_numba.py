@@ -288,8 +288,8 @@ def _forward(qkv, heads, scale, keep, out, p):
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy")
-def _backward(dout, qkv, p, heads, scale, dqkv):
-    batch, rows, channels = dout.shape
+def _backward(dy, qkv, p, heads, scale, dqkv):
+    batch, rows, channels = dy.shape
     width, stride = channels // heads, 3 * channels
     slab, last, size = rows * width * LANES, batch - 1, rows * stride
     line = rows * LANES
@@ -301,7 +301,7 @@ def _backward(dout, qkv, p, heads, scale, dqkv):
         for h in range(heads):
             for part in range(3):
                 _pack(qkv, size, first, last, part * channels + h * width, stride, rows, width, work, part * slab)
-            _pack(dout, rows * channels, first, last, h * width, channels, rows, width, work, 3 * slab)
+            _pack(dy, rows * channels, first, last, h * width, channels, rows, width, work, 3 * slab)
             chances = (pack * heads + h) * rows * line
             for i in range(rows):
                 _dots(work, 3 * slab + i * width * LANES, work, 2 * slab, rows, width, work, logits + i * line)
@@ -326,10 +326,10 @@ def forward(qkv, heads, keep) -> tuple[Tensor, Tensor]:
     return out, p
 
 
-def backward(dout, qkv, p, heads) -> Tensor:
+def backward(dy, qkv, p, heads) -> Tensor:
     """Gradient of qkv (B, L, 3 C), from that of the output (B, L, C) and the probabilities; float32."""
     qkv = qkv.detach().contiguous()
     dqkv = torch.empty_like(qkv)
     scale = np.float32((qkv.shape[2] // (3 * heads)) ** -0.5)
-    run(_backward, dout.detach().contiguous().numpy(), qkv.numpy(), p.numpy(), heads, scale, dqkv.numpy())
+    run(_backward, dy.detach().contiguous().numpy(), qkv.numpy(), p.numpy(), heads, scale, dqkv.numpy())
     return dqkv

@@ -114,6 +114,6 @@ class _RowAttentionOnCPU(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, dout):  # type: ignore[no-untyped-def]
+    def backward(ctx, dy):  # type: ignore[no-untyped-def]
         qkv, chances = ctx.saved_tensors
-        return numba_kernel().backward(dout, qkv, chances, ctx.heads), None
+        return numba_kernel().backward(dy, qkv, chances, ctx.heads), None

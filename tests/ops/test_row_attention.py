@@ -53,21 +53,21 @@ def plain(qkv: Tensor, heads: int) -> Tensor:
     return (p @ v).transpose(1, 2).flatten(2)
 
 
-def gradient(form: Callable[[Tensor, int], Tensor], qkv: Tensor, heads: int, dout: Tensor) -> tuple[Tensor, Tensor]:
+def gradient(form: Callable[[Tensor, int], Tensor], qkv: Tensor, heads: int, dy: Tensor) -> tuple[Tensor, Tensor]:
     """Output and the gradient of qkv."""
     leaf = qkv.detach().clone(memory_format=torch.preserve_format).requires_grad_()
     out = form(leaf, heads)
-    (grad,) = torch.autograd.grad(out, leaf, dout)
+    (grad,) = torch.autograd.grad(out, leaf, dy)
     return out.detach(), grad
 
 
 def assert_right(qkv: Tensor, heads: int) -> None:
     """Values, and gradients of noise, are as near the truth as torch's."""
-    dout = torch.randn(*qkv.shape[:2], qkv.shape[2] // 3, generator=torch.Generator().manual_seed(1)).to(qkv)
-    truth = gradient(plain, qkv.double(), heads, dout.double())
+    dy = torch.randn(*qkv.shape[:2], qkv.shape[2] // 3, generator=torch.Generator().manual_seed(1)).to(qkv)
+    truth = gradient(plain, qkv.double(), heads, dy.double())
     for got, near, true in zip(
-        gradient(row_attention, qkv, heads, dout),
-        gradient(row_attention_reference, qkv, heads, dout),
+        gradient(row_attention, qkv, heads, dy),
+        gradient(row_attention_reference, qkv, heads, dy),
         truth,
         strict=True,
     ):
@@ -82,12 +82,12 @@ def test_kernel_is_as_near_the_truth_as_the_reference(shape: tuple[int, int, int
 
     heads = shape[2]
     qkv = draw(*shape)
-    dout = torch.randn(*qkv.shape[:2], qkv.shape[2] // 3)
-    want, slope = gradient(plain, qkv.double(), heads, dout.double())
-    near, near_slope = gradient(row_attention_reference, qkv, heads, dout)
+    dy = torch.randn(*qkv.shape[:2], qkv.shape[2] // 3)
+    want, slope = gradient(plain, qkv.double(), heads, dy.double())
+    near, near_slope = gradient(row_attention_reference, qkv, heads, dy)
     out, chances = kernel.forward(qkv, heads, True)
     assert_near_truth(out, near, want)
-    assert_near_truth(kernel.backward(dout, qkv, chances, heads), near_slope, slope)
+    assert_near_truth(kernel.backward(dy, qkv, chances, heads), near_slope, slope)
     alone, nothing = kernel.forward(qkv, heads, False)
     assert torch.equal(alone, out)
     assert not nothing.numel()
@@ -168,15 +168,15 @@ def test_nan_stays_in_its_crystal_and_head(value: float) -> None:
 @pytest.mark.parametrize("kind", ["rows", "part", "gradient"])
 def test_strides_do_not_matter(kind: str) -> None:
     qkv = draw(9, 6, 2, 8)
-    dout = torch.randn(9, 6, 16)
-    want = gradient(row_attention, qkv, 2, dout)
+    dy = torch.randn(9, 6, 16)
+    want = gradient(row_attention, qkv, 2, dy)
     if kind == "rows":
         qkv = qkv.transpose(0, 1).contiguous().transpose(0, 1)
     elif kind == "part":
         qkv = torch.cat([qkv, qkv], dim=2)[:, :, :48]
     else:
-        dout = dout.transpose(1, 2).contiguous().transpose(1, 2)
-    for got, expected in zip(gradient(row_attention, qkv, 2, dout), want, strict=True):
+        dy = dy.transpose(1, 2).contiguous().transpose(1, 2)
+    for got, expected in zip(gradient(row_attention, qkv, 2, dy), want, strict=True):
         assert torch.equal(got, expected)
     total = gradient(row_attention, qkv, 2, torch.ones(()).expand(9, 6, 16))[1]
     torch.testing.assert_close(total, gradient(plain, qkv, 2, torch.ones(9, 6, 16))[1], rtol=1e-4, atol=1e-5)
@@ -184,11 +184,11 @@ def test_strides_do_not_matter(kind: str) -> None:
 
 @pytest.mark.usefixtures("two_threads")
 def test_threads_are_left_alone_and_change_nothing() -> None:
-    qkv, dout = draw(50, 6, 2, 8), torch.randn(50, 6, 16)
-    many = gradient(row_attention, qkv, 2, dout)
+    qkv, dy = draw(50, 6, 2, 8), torch.randn(50, 6, 16)
+    many = gradient(row_attention, qkv, 2, dy)
     assert torch.get_num_threads() == 2
     torch.set_num_threads(1)
-    for a, b in zip(gradient(row_attention, qkv, 2, dout), many, strict=True):
+    for a, b in zip(gradient(row_attention, qkv, 2, dy), many, strict=True):
         assert torch.equal(a, b)
     assert torch.get_num_threads() == 1
 
