@@ -179,7 +179,7 @@ def test_relaxations_are_written_and_not_made_again(
     config = BuildConfig(max_prototypes=3, steps=2)
     if jobs > 1:  # a fresh process: nothing that is patched here is patched there
         monkeypatch.setitem(POTENTIALS, "none", "none")
-        with pytest.raises(ValueError, match=r"candidate 0: potential must be one of .*, got 'none'"):
+        with pytest.raises(ValueError, match=r"candidate \d: potential must be one of .*, got 'none'"):
             relax_all(tmp_path, replace(config, potential="none"), ["Cu3Au"], jobs)
         return
     monkeypatch.setattr(build, "load_potential", lambda name: EMT())
