@@ -81,6 +81,9 @@ class Trainer:
         torch.manual_seed(config.seed)
         self.model = CrystalUNet(self._model_config()).to(self.device)
         self.model.unet.recompute = config.recompute
+        if config.compile:
+            # the network alone: what it is trained for draws numbers, which a graph cannot
+            compile_network(self.model)
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.optimiser = torch.optim.Adam(
             self.model.parameters(), lr=config.lr, betas=(0.9, 0.999), eps=1e-8, fused=True
@@ -95,9 +98,6 @@ class Trainer:
         self.bad_steps: list[int] = []
 
     def _for_all_ranks(self, loss: torch.nn.Module) -> torch.nn.Module:
-        if self.config.compile:
-            # the network alone: what it is trained for draws numbers, which a graph cannot
-            compile_network(self.model)
         if self.ranks.alone:
             return loss
         together = DistributedDataParallel(loss, gradient_as_bucket_view=True)

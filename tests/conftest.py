@@ -55,3 +55,15 @@ def tiny_run(tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         shrink_networks(patch)
         train_and_evaluate(tiny_config(tiny_npz), run, jobs=1)
     return run
+
+
+@pytest.fixture
+def tiny_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let "slim" be the tiny network, on one thread, for the length of a test."""
+    from tests.tiny import shrink_networks
+
+    shrink_networks(monkeypatch)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,9 @@ from fastcrystal.runs import draw_curves, evaluate_run, train_and_evaluate
 from fastcrystal.sampling import Generator
 from fastcrystal.tasks import GenerateTask, prepare
 from fastcrystal.training import Trainer, anonymise, formula_units, new_run_folder
-from tests.tiny import shrink_networks, tiny_config, tiny_dataset
+from tests.tiny import tiny_config, tiny_dataset
 
-
-@pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    shrink_networks(monkeypatch)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("tiny_network")
 
 
 def metrics(run: Path) -> list[dict[str, Any]]:

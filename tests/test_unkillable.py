@@ -11,7 +11,7 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,21 +26,13 @@ from fastcrystal.journal import read_metrics
 from fastcrystal.objective import Example
 from fastcrystal.stopping import Stopped, StopRequest
 from fastcrystal.training import Trainer
-from tests.tiny import shrink_networks, tiny_config
+from tests.tiny import tiny_config
 
 pytestmark = [
+    pytest.mark.usefixtures("tiny_network"),
     pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked: importing torch in each takes too long"),
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
 ]
-
-
-@pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    shrink_networks(monkeypatch)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def go_on(config: TrainConfig, run: Path) -> None:

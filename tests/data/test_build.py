@@ -133,7 +133,7 @@ def test_default_formulas() -> None:
 
 def test_references_are_the_lowest_of_their_element() -> None:
     """matcalc lists several structures an element, not in the order of energy."""
-    pytest.importorskip("matcalc")
+    pytest.importorskip("matcalc", reason="needs a potential: pip install 'fastcrystal[mlip]'")
     import gzip
     from importlib import resources
 

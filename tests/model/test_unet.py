@@ -9,7 +9,6 @@ import torch
 
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.model.channels import row_mask, site_waves, species_places, stoichiometry
-from fastcrystal.model.rows import RowConv, RowNorm
 from fastcrystal.model.unet import Condition, CrystalUNet
 from fastcrystal.model.unet_config import PRESETS, UNetConfig
 from fastcrystal.testing import fill_zero_layers, heavy_imports, random_batch, random_tables
@@ -355,24 +354,6 @@ def test_waves_do_not_see_whole_turns() -> None:
     assert not waves[:, -3:].any()
 
 
-@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2)])
-def test_row_convolution_is_conv1d(kernel: int, stride: int) -> None:
-    conv = RowConv(6, 10, kernel, stride=stride, padding=kernel // 2)
-    x = torch.randn(3, 16, 6)
-    plain = torch.nn.functional.conv1d(x.mT, conv.weight, conv.bias, stride, kernel // 2).mT
-    torch.testing.assert_close(conv(x), plain)
-
-
-@pytest.mark.parametrize("padding", [0, 1])
-def test_row_convolution_of_a_table_is_that_of_its_rows(padding: int) -> None:
-    conv, table = RowConv(6, 10, 3, padding=padding), torch.randn(9, 6, dtype=torch.float64)
-    conv, table[0] = conv.double(), 0.0
-    index = torch.randint(9, (4, 7))
-    plain = torch.nn.functional.conv1d(table[index].mT, conv.weight, conv.bias, 1, padding).mT
-    torch.testing.assert_close(conv(table[index]), plain)
-    torch.testing.assert_close(conv.of_table(table, index), plain)
-
-
 def test_recomputing_activations_changes_no_gradient() -> None:
     grads = []
     for recompute in (False, True):
@@ -385,15 +366,6 @@ def test_recomputing_activations_changes_no_gradient() -> None:
         assert a is not None
         assert b is not None
         assert torch.equal(a, b)
-
-
-def test_row_norm_is_group_norm() -> None:
-    norm = fill_zero_layers(RowNorm(3, 12))
-    x = 4 * torch.randn(5, 8, 12) + 1
-    assert isinstance(norm, RowNorm)
-    plain = torch.nn.functional.group_norm(x.mT, 3, norm.weight, norm.bias).mT
-    torch.testing.assert_close(norm(x, silu=False), plain)
-    torch.testing.assert_close(norm(x), torch.nn.functional.silu(plain))
 
 
 def test_nameless_elements_are_told_by_their_properties_alone() -> None:
