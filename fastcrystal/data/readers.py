@@ -29,10 +29,10 @@ from fastcrystal.canonical import (
 )
 from fastcrystal.data.canonicalise import canonicalise_dataset
 from fastcrystal.data.dataset import CrystalDataset, load_dataset
+from fastcrystal.data.entry import Reject
 from fastcrystal.data.sources import (
     TOTAL_COLUMNS,
     EnergyTable,
-    Reject,
     energy_of,
     is_csv,
     one_line,

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastcrystal.canonical import MAX_ATOMIC_NUMBER, MAX_INPUT_SITES, check_crystal
+from fastcrystal.data.entry import Reject
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -41,14 +42,6 @@ FORMATION_COLUMNS = (
 #: columns that hold total energies: only tried after every name of a formation energy
 TOTAL_COLUMNS = ("energyperatom", "energy_per_atom", "energy_atom", "energy")
 _DAMAGED = (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError)
-
-
-@dataclass(frozen=True)
-class Reject:
-    """A structure that cannot be used: its id and one line that says why."""
-
-    id: str
-    reason: str
 
 
 @dataclass(frozen=True)

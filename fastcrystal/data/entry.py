@@ -1,0 +1,64 @@
+"""Entry: a structure as it was found, before anyone tries to understand it; Reject: one that is of no use, and why.
+
+Sources yield entries and rejects, one for every structure that they hold and in a fixed order; nothing is lost on the
+way. An entry is cheap to make and to send to another process, where `fastcrystal.data.parsing` makes a crystal of it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: how an entry's payload is written
+Format: TypeAlias = Literal["cif", "poscar", "arrays"]
+
+
+class Sites(NamedTuple):
+    """A crystal as arrays, unchecked: whatever its source says."""
+
+    numbers: NDArray[np.int64]
+    """(n,) atomic numbers."""
+    frac: NDArray[np.float64]
+    """(n, 3) fractional coordinates."""
+    lattice: NDArray[np.float64]
+    """(3, 3) row vectors, angstrom."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One structure of a source.
+
+    Attributes
+    ----------
+    id : str
+        Its name for people: a file's without "POSCAR_" and suffix, a table's id, a database's identifier.
+    name : str
+        Where it was found inside the source: the file's path, the archive member, "table.csv:17".
+    format : {"cif", "poscar", "arrays"}
+        What `payload` is.
+    payload : str or Sites
+        The text of a file; or, for "arrays", the sites.
+    energy : float
+        Formation energy, eV/atom, as given; NaN: none given.
+    declared_group : int
+        Space-group number that the source states, 0: none.
+    """
+
+    id: str
+    name: str
+    format: Format
+    payload: str | Sites
+    energy: float = math.nan
+    declared_group: int = 0
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A structure that cannot be used: its id and one line that says why."""
+
+    id: str
+    reason: str
