@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from fastcrystal.checkpoint import write_json
 from fastcrystal.config import TrainConfig
+from fastcrystal.durable import write_json
 from fastcrystal.metrics.evaluate import wilson
 from fastcrystal.runs import finish_training, is_judged, judge
 from fastcrystal.tasks import prepare

@@ -11,15 +11,15 @@ Random numbers and batches have no state: they are functions of the seed and the
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from fastcrystal.durable import file_sha256, to_disk, write_json
 
 #: raised whenever older checkpoints can no longer be read
 FORMAT = 3
@@ -29,16 +29,6 @@ CONFIG_PARTS = ("train", "model", "scaling", "length", "data")
 KEEP = 2
 #: the name, in place of a step's folder, of the checkpoint with the lowest validation loss
 BEST = "best"
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write JSON by way of a temporary file."""
-    text = json.dumps(values, indent=2, allow_nan=False) + "\n"
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    _to_disk(partial)
-    partial.replace(path)
-    _to_disk(path.parent)
 
 
 def write_config(run: Path, values: dict[str, Any]) -> None:
@@ -112,15 +102,15 @@ def save_checkpoint(
         for name, values in tensors.items():
             path = partial / f"{name}.safetensors"
             save_file({k: v.detach().contiguous().cpu() for k, v in values.items()}, path)
-            _to_disk(path)
-            sums[name] = _sha256(path)
+            to_disk(path)
+            sums[name] = file_sha256(path)
         write_json(partial / "state.json", {"format": FORMAT, "step": step, "sha256": sums, **state})
-        _to_disk(partial)
+        to_disk(partial)
         shutil.rmtree(replaced, ignore_errors=True)
         if folder.exists():  # the step was taken again
             folder.rename(replaced)
         partial.rename(folder)
-        _to_disk(folder.parent)
+        to_disk(folder.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
         before = list_checkpoints(run)
@@ -134,23 +124,6 @@ def save_checkpoint(
         if old != best:
             shutil.rmtree(old)
     return folder
-
-
-def _to_disk(path: Path) -> None:
-    """Bring a file, or the names in a folder, from the system's buffers to the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -248,7 +221,7 @@ def read_tensors(folder: Path, name: str, device: torch.device | str = "cpu") ->
 
     path = folder / f"{name}.safetensors"
     try:
-        if _sha256(path) != read_state(folder)["sha256"].get(name):
+        if file_sha256(path) != read_state(folder)["sha256"].get(name):
             raise ValueError(f"checkpoint file {path} is damaged: its checksum is not the one in state.json")
         tensors: dict[str, Tensor] = load_file(path, device=str(device))
     except (OSError, SafetensorError) as error:

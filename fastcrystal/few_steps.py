@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fastcrystal.checkpoint import write_json
+from fastcrystal.durable import write_json
 from fastcrystal.metrics.match import match_many
 from fastcrystal.sampling import Generator
 from fastcrystal.tasks import prepare, trial

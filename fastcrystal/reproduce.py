@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 import fastcrystal
-from fastcrystal.checkpoint import write_json
 from fastcrystal.config import TrainConfig
+from fastcrystal.durable import write_json
 from fastcrystal.runs import finish_training, is_judged, judge
 from fastcrystal.sampling import Generator
 from fastcrystal.tasks import prepare

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from fastcrystal.canonical import species_order
-from fastcrystal.crystal import MAX_SITES, CrystalBatch
+from fastcrystal.crystal import CrystalBatch
+from fastcrystal.data.formulas import parse_formula
 from fastcrystal.process.flow import Method
 from fastcrystal.ranks import Ranks
 from fastcrystal.sampling import Generator
@@ -63,35 +64,6 @@ class Request:
             raise ValueError(f"count must be in 1..{MAX_COUNT}, got {self.count}")
         if self.formula_units is not None and self.formula_units < 1:
             raise ValueError(f"formula units must be at least 1, got {self.formula_units}")
-
-
-def parse_formula(formula: str) -> list[int]:
-    """Atomic numbers of a formula as written: "TaB2" -> [73, 5, 5].
-
-    Raises
-    ------
-    ValueError
-        If it does not parse, has an unknown element or one heavier than 103, or an amount that is no whole number.
-    """
-    from pymatgen.core import Composition
-
-    from fastcrystal.features.elements import atomic_number
-
-    try:
-        amounts = Composition(formula).get_el_amt_dict()
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"formula {formula!r} does not parse: write it like TaB2 or SrTiO3 ({error})") from None
-    if not amounts:
-        raise ValueError("the formula is empty: write it like TaB2 or SrTiO3")
-    out: list[int] = []
-    for symbol, amount in amounts.items():
-        number = atomic_number(symbol)
-        if not 1 <= amount <= MAX_SITES:
-            raise ValueError(f"amounts in {formula!r} must be in 1..{MAX_SITES}, got {amount:g} of {symbol}")
-        if amount != int(amount):
-            raise ValueError(f"amounts in {formula!r} must be whole numbers, got {amount:g} of {symbol}")
-        out += [number] * int(amount)
-    return out
 
 
 def conditions(request: Request, sampler: Generator) -> tuple[CrystalBatch, str]:

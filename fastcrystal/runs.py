@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from fastcrystal.checkpoint import list_checkpoints, read_config, run_folder, write_json
+from fastcrystal.checkpoint import list_checkpoints, read_config, run_folder
 from fastcrystal.config import TrainConfig
+from fastcrystal.durable import write_json
 from fastcrystal.journal import read_metrics
 from fastcrystal.metrics.evaluate import evaluate
 from fastcrystal.metrics.evaluation import Evaluation

@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from fastcrystal.cli import add_jobs, run_guarded
+from fastcrystal.cli import run_guarded
+from fastcrystal.data.commands import add_jobs
 from fastcrystal.config import RECIPES, TrainConfig
 from fastcrystal.parallel import backend
 

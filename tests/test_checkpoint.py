@@ -22,8 +22,8 @@ from fastcrystal.checkpoint import (
     read_tensors,
     save_checkpoint,
     write_config,
-    write_json,
 )
+from fastcrystal.durable import write_json
 
 
 def save(run: Path, step: int) -> Path:

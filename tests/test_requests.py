@@ -13,8 +13,9 @@ import pytest
 from pymatgen.core import Composition, Structure
 
 from fastcrystal.checkpoint import FORMAT, list_checkpoints
+from fastcrystal.data.formulas import parse_formula
 from fastcrystal.metrics.validity import REASONS
-from fastcrystal.requests import Request, conditions, generate, obtained_group, parse_formula
+from fastcrystal.requests import Request, conditions, generate, obtained_group
 from fastcrystal.sampling import Generator
 from tests.metrics.crystals import crystal
 

@@ -158,12 +158,13 @@ class CrystalDataset:
 
 
 def load_dataset(name_or_path: str | Path = "prototypes", source: str | None = None) -> CrystalDataset:
-    """Open a data set by name or path.
+    """A data set by name or path, in memory.
 
     Parameters
     ----------
     name_or_path : str or Path
-        "prototypes" (shipped with the package), or an .npz file in this module's layout.
+        "prototypes" (shipped with the package), an .npz file in this module's layout, or the folder of a store or view
+        (`fastcrystal.data.store`, which opens what does not fit into memory).
     source : str, optional
         Keep only crystals whose "source" label is this (for files that hold several collections).
 
@@ -176,8 +177,10 @@ def load_dataset(name_or_path: str | Path = "prototypes", source: str | None = N
         path = Path(str(resources.files("fastcrystal.data").joinpath(SHIPPED[str(name_or_path)])))
     else:
         path = Path(name_or_path)
+    if path.is_dir():
+        return _load_store(path, source)
     if not path.is_file():
-        raise ValueError(f"no data set at {path}: give an .npz file, or one of {', '.join(SHIPPED)}")
+        raise ValueError(f"no data set at {path}: give an .npz file, a store, or one of {', '.join(SHIPPED)}")
     try:
         if not zipfile.is_zipfile(path):  # np.load would read a lone .npy too, and take anything else for a pickle
             raise ValueError("not a whole zip archive")
@@ -210,6 +213,16 @@ def load_dataset(name_or_path: str | Path = "prototypes", source: str | None = N
         have = ", ".join(np.unique(data.labels["source"])) if "source" in data.labels else "no source labels"
         raise ValueError(f"{path} has no crystals from source {source!r} (has: {have})")
     return data.select(data.labels["source"] == source)
+
+
+def _load_store(path: Path, source: str | None) -> CrystalDataset:
+    from fastcrystal.data.store import open_store
+
+    store = open_store(path)
+    data = (store if source is None else store.where(labels=[source])).read()
+    if not len(data):
+        raise ValueError(f"{path} holds no crystals")
+    return data
 
 
 def _check(data: CrystalDataset, path: Path) -> None:

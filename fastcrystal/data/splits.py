@@ -12,11 +12,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastcrystal.data.dataset import CrystalDataset
+
+if TYPE_CHECKING:
+    from fastcrystal.data.store import Store
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,9 @@ class Split:
     test: NDArray[np.int64]
 
 
-def split_by_formula(data: CrystalDataset, fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 42) -> Split:
+def split_by_formula(
+    data: CrystalDataset | Store, fractions: Sequence[float] = (0.8, 0.1, 0.1), seed: int = 42
+) -> Split:
     """Split by formula, with every element in proportion on each side as far as its formulas allow.
 
     The outcome depends on the data and the seed only: ties are broken by SHA-256, not by a random generator whose
@@ -41,8 +47,9 @@ def split_by_formula(data: CrystalDataset, fractions: Sequence[float] = (0.8, 0.
 
     Parameters
     ----------
-    data : CrystalDataset
-        Crystals whose `formula` is the same string for the same composition, as the readers write it.
+    data : CrystalDataset or Store
+        Crystals whose `formula` is the same string for the same composition, as the readers write it. A store is split
+        like the data set that it holds.
     fractions : sequence of 3 floats
         Shares of train, validation and test; their sum is 1. A share may be 0.
     seed : int
@@ -57,19 +64,31 @@ def split_by_formula(data: CrystalDataset, fractions: Sequence[float] = (0.8, 0.
         raise ValueError(f"fractions must be three numbers in 0..1 with sum 1, got {tuple(fractions)}")
     if not len(data):
         raise ValueError("cannot split an empty data set")
-    formulas, first, inverse, weight = np.unique(
-        data.formula, return_index=True, return_inverse=True, return_counts=True
-    )
-    offsets = data.offsets
-    elements = [frozenset(data.numbers[offsets[i] : offsets[i + 1]].tolist()) for i in first]
+    formulas, inverse, elements = _formulas(data)
+    weight = np.bincount(inverse, minlength=len(formulas))
     # heavy formulas first, while there is room to balance them; then an order that looks random and never changes
     ticket = [hashlib.sha256(f"{seed}:{formula}".encode()).hexdigest() for formula in formulas.tolist()]
     order = sorted(range(len(formulas)), key=lambda g: (-int(weight[g]), ticket[g]))
     shares = [float(f) for f in fractions]
     dealt = _deal(elements, weight.tolist(), order, shares)
     side = np.array(_settle(dealt, elements, weight.tolist(), order, shares), dtype=np.int64)
-    crystal_side = side[inverse.reshape(-1)]
+    crystal_side = side[inverse]
     return Split(*(np.flatnonzero(crystal_side == s).astype(np.int64) for s in range(3)))
+
+
+def _formulas(data: CrystalDataset | Store) -> tuple[NDArray[np.str_], NDArray[np.int64], list[frozenset[int]]]:
+    """Formulas in alphabetical order, each crystal's among them, and the elements of each formula."""
+    if isinstance(data, CrystalDataset):
+        formulas, first, inverse = np.unique(data.formula, return_index=True, return_inverse=True)
+        offsets = data.offsets
+        elements = [frozenset(data.numbers[offsets[i] : offsets[i + 1]].tolist()) for i in first]
+        return formulas, inverse.reshape(-1), elements
+    names, which = data.formulas
+    order = np.argsort(names)
+    rank = np.empty(len(order), dtype=np.int64)
+    rank[order] = np.arange(len(order))
+    has = data.formula_elements()
+    return names[order], rank[which], [has[i] for i in order]
 
 
 def _deal(elements: list[frozenset[int]], weight: list[int], order: list[int], fractions: list[float]) -> list[int]:

@@ -167,7 +167,7 @@ def test_not_an_archive_at_all(tmp_path: Path) -> None:
     np.save(tmp_path / "lone.npy", np.zeros(3))
     with pytest.raises(ValueError, match="not a whole zip archive"):
         load_dataset(tmp_path / "lone.npy")
-    with pytest.raises(ValueError, match="no data set at"):
+    with pytest.raises(ValueError, match="is no store: it has no manifest"):
         load_dataset(tmp_path)
 
 

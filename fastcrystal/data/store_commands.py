@@ -1,0 +1,99 @@
+"""The subcommands of `fastcrystal data` that make stores and files out of stores."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastcrystal.data.store import Store
+
+#: sides of a split, in the order of the fractions
+SIDES = ("train", "val", "test")
+
+
+def add_stores(kinds: Any) -> None:
+    """`select`, `split`, `merge` and `export`."""
+    s = kinds.add_parser("select", help="a view of a store: some of its crystals, nothing copied")
+    s.set_defaults(run_command=_select)
+    s.add_argument("store", type=Path)
+    s.add_argument("--out", type=Path, required=True, help="folder of the view")
+    s.add_argument("--formula", action="append", help="reduced formula (repeatable)")
+    s.add_argument("--group", action="append", type=int, help="space-group number (repeatable)")
+    s.add_argument("--elements", nargs="+", metavar="SYMBOL", help="all of these")
+    s.add_argument("--only-elements", nargs="+", metavar="SYMBOL", help="none but these")
+    s.add_argument("--energy", nargs=2, type=float, metavar=("LOW", "HIGH"), help="formation energy, eV/atom")
+    s.add_argument("--sites", nargs=2, type=int, metavar=("FEWEST", "MOST"))
+    s.add_argument("--label", action="append", help="collection (repeatable; `data info` lists them)")
+
+    p = kinds.add_parser("split", help="views of a store to train, validate and test on, no formula in two of them")
+    p.set_defaults(run_command=_split)
+    p.add_argument("store", type=Path)
+    p.add_argument("--out", type=Path, required=True, help="folder of the views train, val and test")
+    p.add_argument("--fractions", nargs=3, type=float, default=(0.8, 0.1, 0.1), metavar="SHARE")
+    p.add_argument("--seed", type=int, default=42)
+
+    m = kinds.add_parser("merge", help="one store of several, nothing copied on one file system")
+    m.set_defaults(run_command=_merge)
+    m.add_argument("stores", type=Path, nargs="+", metavar="STORE")
+    m.add_argument("--out", type=Path, required=True)
+
+    e = kinds.add_parser("export", help="a store or view as .parquet, .extxyz or .npz")
+    e.set_defaults(run_command=_export)
+    e.add_argument("store", type=Path)
+    e.add_argument("out", type=Path, help="the ending says the format")
+
+
+def _select(args: argparse.Namespace) -> None:
+    from fastcrystal.data.store import open_store
+
+    store = open_store(args.store)
+    view = store.where(
+        formulas=args.formula,
+        groups=args.group,
+        elements=args.elements,
+        only_elements=args.only_elements,
+        energy=args.energy,
+        sites=args.sites,
+        labels=args.label,
+    )
+    if not len(view):
+        raise ValueError(f"none of the {len(store)} crystals in {args.store} is like that")
+    view.save_view(args.out)
+    print(f"{len(view)} of {len(store)} crystals: {args.out}")
+
+
+def _split(args: argparse.Namespace) -> None:
+    from fastcrystal.data.splits import split_by_formula
+    from fastcrystal.data.store import open_store
+
+    store = open_store(args.store)
+    split = split_by_formula(store, args.fractions, args.seed)
+    for side in SIDES:
+        view: Store = store.select(getattr(split, side))
+        view.save_view(args.out / side)
+        print(f"{args.out / side}: {len(view)} crystals of {len(view.formulas[0])} formulas")
+
+
+def _merge(args: argparse.Namespace) -> None:
+    from fastcrystal.data.store_merge import merge_stores
+
+    store = merge_stores(args.stores, args.out)
+    print(f"{len(store)} crystals of {len(args.stores)} stores: {args.out}")
+
+
+def _export(args: argparse.Namespace) -> None:
+    from fastcrystal.data.export import export_extxyz, export_parquet
+    from fastcrystal.data.store import open_store
+
+    store = open_store(args.store)
+    if args.out.suffix == ".parquet":
+        export_parquet(store, args.out)
+    elif args.out.suffix in (".extxyz", ".xyz"):
+        export_extxyz(store, args.out)
+    elif args.out.suffix == ".npz":
+        store.read().save(args.out)
+    else:
+        raise ValueError(f"out must end in .parquet, .extxyz or .npz, got {args.out.name!r}")
+    print(f"{len(store)} crystals: {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)")
