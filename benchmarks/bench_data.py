@@ -33,7 +33,7 @@ PYMATGEN = 200
 def test_batch(benchmark: Any, workers: int, tmp_path: Path) -> None:
     trainer = Trainer(TrainConfig.from_preset("slim", batch_size=BATCH, device=DEVICE), tmp_path / "run")
     task, prepared = trainer.task, trainer.prepared
-    crystals = prepared.data.select(prepared.split.train).batch()
+    crystals = prepared.load(prepared.split.train).batch()
     dense = DenseCrystals(crystals, trainer.scaling, prepared.length)
     batches = iter(loader(dense, BATCH, torch.Generator().manual_seed(0), workers))
     generator = torch.Generator().manual_seed(0)

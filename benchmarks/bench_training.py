@@ -30,7 +30,7 @@ WORKERS = 4 if DEVICE == "cuda" else 0
 def test_training_step(benchmark: Any, preset: str, tmp_path: Path) -> None:
     config = TrainConfig.from_preset(preset, device=DEVICE)
     ours = Trainer(config, tmp_path / "run")
-    train = ours.prepared.data.select(ours.prepared.split.train).batch()
+    train = ours.prepared.load(ours.prepared.split.train).batch()
     plain = PlainTrainer(config, train, ours.scaling, ours.model.config, ours.device, WORKERS)
     plain.load(ours.model.state_dict())
 

@@ -142,6 +142,7 @@ def _add_train(commands: Any) -> None:
     p.add_argument("--keep", type=int, help="newest checkpoints to keep, beside the best (2)")
     p.add_argument("--max-bad-steps", type=int, help="losses of the last 100 that may be not finite (20)")
     p.add_argument("--compile", action="store_true", default=None, help="torch.compile the network")
+    p.add_argument("--stream", action="store_true", default=None, help="leave the crystals in the store (docs/data.md)")
     p.add_argument("--recompute", action="store_true", default=None, help="activations again in the backward pass")
     p.add_argument("--gradient-hook", choices=GRADIENT_HOOKS, help="bf16: how gradients travel between processes")
     add_jobs(p, "processes that match crystals (default: all cores)")

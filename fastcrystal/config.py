@@ -159,6 +159,8 @@ class TrainConfig(Jsonable):
     """Newest checkpoints that are kept, beside the one with the lowest validation loss."""
     max_bad_steps: int = 20
     """Losses among the last 100 that may be not finite (their steps are left out) before the run ends."""
+    stream: bool = False
+    """Leave the crystals where the data set is, and read each batch while the one before is trained on."""
     compile: bool = False
     """torch.compile the network."""
     recompute: bool = False
@@ -168,6 +170,8 @@ class TrainConfig(Jsonable):
 
     def __post_init__(self) -> None:
         """Refuse values that cannot train."""
+        if self.stream and self.task == "modify":
+            raise ValueError("stream is for task generate: the pairs of task modify are drawn from memory")
         choices = {
             "algo": ALGORITHMS,
             "task": TASKS,

@@ -199,7 +199,7 @@ def judge(
     result = evaluate(
         generated,
         asked.target,
-        prepared.data.select(prepared.split.train),
+        prepared.load(prepared.split.train),
         initial=initial,
         jobs=jobs,
         seed=seed,

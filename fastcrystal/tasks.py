@@ -3,7 +3,8 @@
 generate    a crystal x_1 from its conditions (Algorithms 5 and 9)
 modify      a more stable polymorph x_1 from a less stable one, x_0, and the energy between them (Algorithms 1, 4 and 7)
 
-The data set lies on the device whole; a batch is gathered there.
+The data set lies on the device whole and a batch is gathered there; or, streamed, it stays where it is, in a store on
+disk, and a thread reads the batch of the next step while this one is trained on.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from fastcrystal.data.dataset import CrystalDataset, load_dataset
 from fastcrystal.data.polymorphs import PairSampler, find_pairs
 from fastcrystal.data.site_pairs import paired_order
 from fastcrystal.data.splits import Split, split_by_formula
+from fastcrystal.data.store import Store, is_store, open_store
+from fastcrystal.data.streaming import Streamed
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.objective import Example
 from fastcrystal.ranks import Ranks
@@ -37,7 +40,8 @@ class Prepared:
 
     Attributes
     ----------
-    data : CrystalDataset
+    data : CrystalDataset or Store
+        A store where the crystals are streamed from one.
     split : Split
     length : int
         L of the crystal matrix.
@@ -45,10 +49,18 @@ class Prepared:
         Crystals that cannot be used, by reason.
     """
 
-    data: CrystalDataset
+    data: CrystalDataset | Store
     split: Split
     length: int
     left_out: dict[str, int]
+
+    def load(self, index: NDArray[np.int64]) -> CrystalDataset:
+        """Some crystals, in memory."""
+        return _loaded(self.data.select(index))
+
+
+def _loaded(data: CrystalDataset | Store) -> CrystalDataset:
+    return data if isinstance(data, CrystalDataset) else data.read()
 
 
 def prepare(config: TrainConfig) -> Prepared:
@@ -59,7 +71,7 @@ def prepare(config: TrainConfig) -> Prepared:
     ValueError
         If the data set cannot be read, or a side of the split is empty.
     """
-    data = load_dataset(config.data, config.source)
+    data = _open(config)
     largest = min(config.max_sites, config.length - EXTRA_ROWS) if config.length else config.max_sites
     bad: dict[str, NDArray[np.bool_]] = {
         f"larger than {largest} sites": data.natoms > largest,
@@ -68,14 +80,14 @@ def prepare(config: TrainConfig) -> Prepared:
     }
     if config.min_polymorphs > 1:
         usable = ~np.any(list(bad.values()), axis=0)
-        kinds, kind = np.unique(data.formula, return_inverse=True)
-        few = np.bincount(kind.reshape(-1)[usable], minlength=len(kinds)) < config.min_polymorphs
-        bad[f"of formulas with fewer than {config.min_polymorphs} crystals"] = usable & few[kind.reshape(-1)]
+        kinds, kind = data.formulas
+        few = np.bincount(kind[usable], minlength=len(kinds)) < config.min_polymorphs
+        bad[f"of formulas with fewer than {config.min_polymorphs} crystals"] = usable & few[kind]
     unusable = np.any(list(bad.values()), axis=0)
     if config.task == "modify" and not unusable.all():
         # left out before the split: else the heavy formulas that training gets would take nearly all pairs along
         alone = ~unusable
-        alone[np.unique(find_pairs(data, np.flatnonzero(~unusable)).lowest)] = False
+        alone[np.unique(find_pairs(_loaded(data), np.flatnonzero(~unusable)).lowest)] = False
         bad["without a polymorph"] = alone
         unusable |= alone
     left_out = {why: int(mask.sum()) for why, mask in bad.items() if mask.any()}
@@ -89,6 +101,13 @@ def prepare(config: TrainConfig) -> Prepared:
         if not len(getattr(split, side)):
             raise ValueError(f"{config.data}: too few formulas to split, none is left for {side}")
     return Prepared(data, split, length, left_out)
+
+
+def _open(config: TrainConfig) -> CrystalDataset | Store:
+    if not config.stream or not is_store(config.data):
+        return load_dataset(config.data, config.source)
+    store = open_store(config.data)
+    return store if config.source is None else store.where(labels=[config.source])
 
 
 @dataclass(frozen=True)
@@ -120,10 +139,10 @@ def trial(prepared: Prepared, config: TrainConfig) -> Trial:
     """
     data, test = prepared.data, prepared.split.test
     if config.task == "generate":
-        target = data.select(_some(test, config))
+        target = prepared.load(_some(test, config))
         return Trial(target, target.batch())
-    first, second = _some(find_pairs(data, test).lowest, config).T
-    initial, target = data.select(first), data.select(second)
+    first, second = _some(find_pairs(_loaded(data), test).lowest, config).T
+    initial, target = prepared.load(first), prepared.load(second)
     return Trial(target, _changes(initial.batch(), target.batch()), initial)
 
 
@@ -170,15 +189,30 @@ class GenerateTask:
         ranks = Ranks.current() if ranks is None else ranks
         self.prepared, self.config, self.scaling = prepared, config, scaling
         self.share = ranks.share(config.batch_size)
+        self.device = device
         train = prepared.data.select(prepared.split.train)
-        self.train = train.batch().to(device)
-        self.x_1 = scaling.encode(self.train, prepared.length)
-        self.shifts: Shifts | None = allowed_shifts(train).to(device) if config.origin_shifts else None
+        self.streamed = Streamed(train, self._drawn, device) if config.stream else None
+        if self.streamed is None:
+            self.train = train.batch().to(device)
+            self.x_1 = scaling.encode(self.train, prepared.length)
+        self.count, self.seed, self.ranks = len(train), config.seed, ranks
+        self.shifts: Shifts | None = allowed_shifts(_loaded(train)).to(device) if config.origin_shifts else None
+
+    def _drawn(self, step: int) -> Tensor:
+        """Which crystals `batch` will draw in a step."""
+        generator = draws.BatchGenerator(self.device)
+        generator.rank, generator.world = self.ranks.rank, self.ranks.world
+        generator.manual_seed(draws.step_seed(self.seed, step))
+        return draws.integers(self.count, self.share, generator, self.device)
 
     def batch(self, step: int, generator: torch.Generator) -> Example:
-        """The training batch of a step: `generator` draws it, so `step` does not matter."""
-        index = draws.integers(len(self.train), self.share, generator, self.x_1.device)
-        crystals, x_1 = self.train[index], self.x_1[index]
+        """The training batch of a step, drawn by `generator`, which is seeded with `step_seed(seed, step)`."""
+        index = draws.integers(self.count, self.share, generator, self.device)
+        if self.streamed is None:
+            crystals, x_1 = self.train[index], self.x_1[index]
+        else:
+            crystals = self.streamed.batch(step)
+            x_1 = self.scaling.encode(crystals, self.prepared.length)
         if self.shifts is not None:
             shift = self.shifts.draw(index, generator)
             crystals = replace(crystals, frac=shift_origin(crystals.frac, shift, crystals.num_sites))
@@ -194,7 +228,7 @@ class GenerateTask:
         index = self.prepared.split.val[:size]
         if not len(index):
             return None
-        crystals = self.prepared.data.select(index).batch().to(self.x_1.device)
+        crystals = self.prepared.load(index).batch().to(self.device)
         return Example(crystals, self.scaling.encode(crystals, self.prepared.length))
 
 
@@ -227,7 +261,8 @@ class ModifyTask:
         ranks = Ranks.current() if ranks is None else ranks
         self.prepared, self.config, self.scaling = prepared, config, scaling
         self.rows = ranks.rows(config.batch_size)
-        data, split = prepared.data, prepared.split
+        data, split = _loaded(prepared.data), prepared.split
+        self.data = data
         self.pairs = find_pairs(data, split.train)
         self.sampler = PairSampler(self.pairs, config.pairs_per_group, config.seed)
         self.crystals = data.batch().to(device)
@@ -257,7 +292,7 @@ class ModifyTask:
     def validation(self, size: int) -> Example | None:
         """The first `size` lowest-energy pairs of the validation formulas; None where there are none."""
         try:
-            pairs = find_pairs(self.prepared.data, self.prepared.split.val).lowest
+            pairs = find_pairs(self.data, self.prepared.split.val).lowest
         except ValueError:  # a small set may do without
             return None
         return self._example(pairs[:size])
@@ -277,7 +312,7 @@ class ModifyTask:
         keys = [(int(i), int(j)) for i, j in pairs]
         new = sorted({k for k in keys if k not in self._orders})
         if new:
-            found = paired_order(self.prepared.data, np.array(new, dtype=np.int64))
+            found = paired_order(self.data, np.array(new, dtype=np.int64))
             self._orders.update(zip(new, found, strict=True))
         out = np.tile(np.arange(self.crystals.species.shape[1]), (len(keys), 1))
         for row, key in zip(out, keys, strict=True):

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -28,6 +29,7 @@ from fastcrystal.checkpoint import (
 )
 from fastcrystal.config import TrainConfig
 from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.data.store import Store
 from fastcrystal.devices import compile_network, half_precision, pick_device
 from fastcrystal.draws import BatchGenerator, step_seed
 from fastcrystal.journal import Journal
@@ -43,6 +45,8 @@ from fastcrystal.tasks import GenerateTask, ModifyTask, prepare
 
 #: most crystals of a validation loss: one forward pass
 VALIDATION_SIZE = 512
+#: most crystals that the mean and deviation of lattices are measured on
+FIT_ON = 262_144
 #: steps after which losses are fetched from the device, and a GPU is waited for
 FETCH_EVERY = 20
 #: losses that are not finite end a run when more than `max_bad_steps` of so many steps have one
@@ -110,8 +114,10 @@ class Trainer:
     def _fit_scaling(self) -> LatticeScaling:
         if self.config.lattice == "raw":
             return LatticeScaling()
-        train = self.prepared.data.select(self.prepared.split.train).batch()
-        return LatticeScaling.fit(train, self.config.site_scale, 0.5, self.config.lattice)  # type: ignore[arg-type]
+        train = self.prepared.split.train
+        some = train[:: -(-len(train) // FIT_ON)]  # of millions, evenly spaced ones tell as much
+        crystals = self.prepared.load(some).batch()
+        return LatticeScaling.fit(crystals, self.config.site_scale, 0.5, self.config.lattice)  # type: ignore[arg-type]
 
     def _model_config(self) -> UNetConfig:
         energy = torch.from_numpy(self.prepared.data.e_form[self.prepared.split.train])
@@ -341,14 +347,19 @@ def _moments(values: Tensor) -> tuple[float, float]:
     return float(values.mean()), max(float(values.std(correction=0)), 1e-3)
 
 
-def formula_units(data: CrystalDataset) -> dict[str, dict[str, int]]:
+def formula_units(data: CrystalDataset | Store) -> dict[str, dict[str, int]]:
     """How many formula units the cells have, by "anonymous formula:space group": {"AB2:191": {"1": 12}}."""
     out: dict[str, dict[str, int]] = {}
-    offsets = data.offsets
-    for i in range(len(data)):
-        anonymous, units = anonymise(data.numbers[offsets[i] : offsets[i + 1]].tolist())
-        counts = out.setdefault(f"{anonymous}:{data.sg[i]}", {})
-        counts[str(units)] = counts.get(str(units), 0) + 1
+    # crystals of one formula, size and group count alike: of millions, one of each is read
+    alike = np.stack([data.formulas[1], data.natoms, data.sg.astype(np.int64)], axis=1)
+    _, first, count = np.unique(alike, axis=0, return_index=True, return_counts=True)
+    some = data.select(first)
+    some = some if isinstance(some, CrystalDataset) else some.read()
+    offsets = some.offsets
+    for i, n in enumerate(count.tolist()):
+        anonymous, units = anonymise(some.numbers[offsets[i] : offsets[i + 1]].tolist())
+        counts = out.setdefault(f"{anonymous}:{some.sg[i]}", {})
+        counts[str(units)] = counts.get(str(units), 0) + n
     return out
 
 

@@ -137,9 +137,9 @@ def test_pairs_of_unseen_formulas_are_judged(rich_npz: Path) -> None:
     config = tiny_config(rich_npz, task="modify", max_test=1000)
     prepared = prepare(config)
     asked = trial(prepared, config)
-    test = prepared.data.select(prepared.split.test)
+    test = prepared.load(prepared.split.test)
     assert set(asked.target.formula) <= set(test.formula)
-    assert not set(asked.target.formula) & set(prepared.data.formula[prepared.split.train])
+    assert not set(asked.target.formula) & set(prepared.load(prepared.split.train).formula)
     assert asked.initial is not None
     lowest = {f: test.e_form[test.formula == f].min() for f in set(test.formula)}
     assert all(e == lowest[f] for f, e in zip(asked.target.formula, asked.target.e_form, strict=True))
@@ -149,7 +149,7 @@ def test_pairs_of_unseen_formulas_are_judged(rich_npz: Path) -> None:
     few = trial(prepared, replace(config, max_test=5))
     assert len(few.target) == 5
     validation = ModifyTask(prepared, config, LatticeScaling(), CPU).validation(10_000)
-    unseen = prepared.data.select(prepared.split.val)
+    unseen = prepared.load(prepared.split.val)
     assert validation is not None
     assert len(validation.crystals) == len(unseen) - len(set(unseen.formula))
 

@@ -71,7 +71,7 @@ def test_prepare_leaves_out_what_cannot_be_used(tmp_path: Path) -> None:
     prepared = prepare(tiny_config(path))
     assert len(prepared.data) == len(data) - 2
     assert prepared.length == 8
-    sides = [set(prepared.data.formula[i]) for i in vars(prepared.split).values()]
+    sides = [set(prepared.load(i).formula) for i in vars(prepared.split).values()]
     assert not any(sides[a] & sides[b] for a, b in ((0, 1), (0, 2), (1, 2)))
 
 

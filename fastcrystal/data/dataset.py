@@ -66,6 +66,17 @@ class CrystalDataset:
         """Crystal i owns sites offsets[i]:offsets[i + 1]; shape (N + 1,)."""
         return np.concatenate([[0], np.cumsum(self.natoms)])
 
+    @property
+    def formulas(self) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
+        """Reduced formulas that occur, (F,) str, and each crystal's among them, (N,) int64."""
+        names, which = np.unique(self.formula, return_inverse=True)
+        return names, which.reshape(-1)
+
+    def formula_elements(self) -> list[frozenset[int]]:
+        """Atomic numbers in each of `formulas`."""
+        first, offsets = np.unique(self.formula, return_index=True)[1], self.offsets
+        return [frozenset(self.numbers[offsets[i] : offsets[i + 1]].tolist()) for i in first]
+
     def select(self, index: NDArray[np.integer] | NDArray[np.bool_] | Sequence[int]) -> CrystalDataset:
         """The crystals at `index` (positions or a mask), in that order."""
         index = np.asarray(index)

@@ -64,7 +64,7 @@ def split_by_formula(
         raise ValueError(f"fractions must be three numbers in 0..1 with sum 1, got {tuple(fractions)}")
     if not len(data):
         raise ValueError("cannot split an empty data set")
-    formulas, inverse, elements = _formulas(data)
+    formulas, inverse, elements = _sorted_formulas(data)
     weight = np.bincount(inverse, minlength=len(formulas))
     # heavy formulas first, while there is room to balance them; then an order that looks random and never changes
     ticket = [hashlib.sha256(f"{seed}:{formula}".encode()).hexdigest() for formula in formulas.tolist()]
@@ -76,13 +76,10 @@ def split_by_formula(
     return Split(*(np.flatnonzero(crystal_side == s).astype(np.int64) for s in range(3)))
 
 
-def _formulas(data: CrystalDataset | Store) -> tuple[NDArray[np.str_], NDArray[np.int64], list[frozenset[int]]]:
+def _sorted_formulas(
+    data: CrystalDataset | Store,
+) -> tuple[NDArray[np.str_], NDArray[np.int64], list[frozenset[int]]]:
     """Formulas in alphabetical order, each crystal's among them, and the elements of each formula."""
-    if isinstance(data, CrystalDataset):
-        formulas, first, inverse = np.unique(data.formula, return_index=True, return_inverse=True)
-        offsets = data.offsets
-        elements = [frozenset(data.numbers[offsets[i] : offsets[i + 1]].tolist()) for i in first]
-        return formulas, inverse.reshape(-1), elements
     names, which = data.formulas
     order = np.argsort(names)
     rank = np.empty(len(order), dtype=np.int64)

@@ -1,0 +1,98 @@
+"""Crystals that stay in their store while a model is trained on them."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastcrystal.config import TrainConfig
+from fastcrystal.crystal import CrystalBatch
+from fastcrystal.data.dataset import CrystalDataset, load_dataset
+from fastcrystal.data.store import Store
+from fastcrystal.data.store_writer import StoreWriter
+from fastcrystal.data.streaming import Streamed
+from fastcrystal.journal import read_metrics
+from fastcrystal.tasks import prepare
+from fastcrystal.training import Trainer
+from tests.tiny import tiny_config
+
+
+@pytest.fixture(scope="module")
+def store(tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny data set as a store."""
+    path = tmp_path_factory.mktemp("store") / "tiny.store"
+    with StoreWriter(path, [{"name": "tiny"}], {}) as writer:
+        writer.add_many(0, load_dataset(tiny_npz))
+    return path
+
+
+def losses(config: TrainConfig, run: Path) -> list[float]:
+    Trainer(config, run).fit()
+    return [r["loss"] for r in read_metrics(run / "metrics.jsonl")]
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_streamed_training_is_the_training_in_memory(tiny_npz: Path, store: Path, tmp_path: Path) -> None:
+    config = tiny_config(tiny_npz)
+    whole = losses(config, tmp_path / "whole")
+    streamed = replace(config, data=str(store), stream=True)
+    assert isinstance(prepare(streamed).data, Store)
+    assert losses(streamed, tmp_path / "streamed") == whole
+    assert losses(replace(config, stream=True), tmp_path / "npz") == whole
+    assert losses(replace(streamed, origin_shifts=True), tmp_path / "moved") == losses(
+        replace(config, origin_shifts=True), tmp_path / "moved-whole"
+    )
+    told = [json.loads((tmp_path / run / "config.json").read_text())["data"] for run in ("whole", "streamed")]
+    assert told[0]["formula_units"] == told[1]["formula_units"]
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_a_streamed_run_goes_on(store: Path, tmp_path: Path) -> None:
+    config = replace(tiny_config(store), stream=True)
+    whole = losses(config, tmp_path / "whole")
+    losses(replace(config, max_steps=5, warmup=config.warmup), tmp_path / "cut")
+    # the learning rate knows the last step: only the first losses can be compared
+    assert [r["loss"] for r in read_metrics(tmp_path / "cut" / "metrics.jsonl")][:2] == whole[:2]
+    trainer = Trainer(config, tmp_path / "again")
+    trainer.fit()
+    again = Trainer(replace(config, max_steps=config.max_steps + 3), tmp_path / "again")
+    again.resume()
+    again.fit()
+    assert len(read_metrics(tmp_path / "again" / "metrics.jsonl")) == config.max_steps + 3
+
+
+def test_any_order_of_steps_gives_each_its_own_batch(tiny_npz: Path) -> None:
+    data = load_dataset(tiny_npz)
+
+    def drawn(step: int) -> torch.Tensor:
+        return torch.from_numpy(np.random.default_rng(step).integers(len(data), size=9))
+
+    streamed = Streamed(data, drawn, torch.device("cpu"))
+    for step in (0, 1, 2, 7, 3, 3):
+        want = data.select(drawn(step).numpy()).batch(streamed.max_sites)
+        assert same(streamed.batch(step), want)
+
+
+def same(one: CrystalBatch, other: CrystalBatch) -> bool:
+    return all(torch.equal(getattr(one, f.name), getattr(other, f.name)) for f in fields(one))
+
+
+def test_what_the_thread_meets_is_raised_in_the_training(tiny_npz: Path) -> None:
+    class Gone(CrystalDataset):
+        def select(self, index: object) -> CrystalDataset:
+            raise ValueError("the store is damaged")
+
+    data = load_dataset(tiny_npz)
+    gone = Gone(*(getattr(data, f.name) for f in fields(data)))
+    with pytest.raises(ValueError, match="the store is damaged"):
+        Streamed(gone, lambda step: torch.zeros(1, dtype=torch.int64), torch.device("cpu")).batch(0)
+
+
+def test_pairs_are_not_streamed(store: Path) -> None:
+    with pytest.raises(ValueError, match="stream is for task generate"):
+        replace(tiny_config(store), stream=True, task="modify")
