@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastcrystal.ops.row_norm import row_norm
+from fastcrystal.ops.row_windows import row_windows
 
 
 class RowConv(nn.Conv1d):
@@ -20,10 +20,7 @@ class RowConv(nn.Conv1d):
     def forward(self, x: Tensor) -> Tensor:
         weight = self.weight.transpose(1, 2).flatten(1)
         if self.kernel_size[0] == 3:
-            padding, stride = int(self.padding[0]), self.stride[0]
-            length = x.shape[1] + 2 * padding - 2
-            padded = F.pad(x, (0, 0, padding, padding)) if padding else x
-            x = torch.cat([padded[:, k : k + length : stride] for k in range(3)], dim=2)
+            x = row_windows(x, int(self.padding[0]), self.stride[0])
         return F.linear(x, weight, self.bias)
 
     def of_table(self, table: Tensor, index: Tensor) -> Tensor:
