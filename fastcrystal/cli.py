@@ -183,6 +183,7 @@ def _add_sampler(p: Any) -> None:
     p.add_argument("--sampler", choices=("ddpm", "ddim"), help="how a diffusion walks back (default: its --algo)")
     p.add_argument("--eta", type=float, help="noise of DDIM")
     p.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of the network (fp32)")
+    p.add_argument("--compile", action="store_true", help="torch.compile the steps: for many crystals")
 
 
 def _sample(args: argparse.Namespace) -> None:
@@ -191,7 +192,7 @@ def _sample(args: argparse.Namespace) -> None:
     request = Request(args.formula, args.space_group, args.energy, args.count, args.formula_units)
     out = args.out or Path("samples") / f"{args.formula}_{args.space_group or 'any'}"
     how = {"steps": args.steps, "seed": args.seed, "device": args.device, "method": args.method}
-    how |= {"sampler": args.sampler, "eta": args.eta, "precision": args.precision}
+    how |= {"sampler": args.sampler, "eta": args.eta, "precision": args.precision, "compile": args.compile}
     guidance = 1.0 if args.guidance is None else args.guidance
     print(generate(args.checkpoint, request, out, guidance=guidance, **how))
 
@@ -223,6 +224,7 @@ def _evaluate(args: argparse.Namespace) -> None:
         args.sampler,
         args.eta,
         args.precision,
+        args.compile,
     )
     print((run_folder(args.checkpoint) / "result.json").read_text("utf-8").rstrip() if args.json else result.table())
 

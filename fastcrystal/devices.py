@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from fastcrystal.model.unet import CrystalUNet
 
@@ -31,6 +36,24 @@ def half_precision(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == "auto":
         precision = "fp16" if device.type == "cuda" else "fp32"
     return {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": None}[precision]
+
+
+def compile_step(device: torch.device) -> Callable[[Any], Any]:
+    """What makes a step of a sampler faster: torch.compile; on a GPU one CUDA graph of the network and the update."""
+    if device.type != "cuda":
+        return functools.partial(torch.compile, dynamic=False)
+
+    def transform(step: Any) -> Any:
+        compiled = torch.compile(step, dynamic=False, mode="reduce-overhead")
+
+        def run(*arguments: Any) -> Tensor:
+            torch.compiler.cudagraph_mark_step_begin()
+            out: Tensor = compiled(*arguments)
+            return out.clone()  # the graph's own memory is written again by the next step
+
+        return run
+
+    return transform
 
 
 def compile_network(model: CrystalUNet) -> None:

@@ -126,6 +126,7 @@ def generate(
     sampler: Literal["ddpm", "ddim"] | None = None,
     eta: float | None = None,
     precision: str = "fp32",
+    compile: bool = False,
 ) -> str:
     """Generate, write and describe crystals.
 
@@ -136,7 +137,7 @@ def generate(
     request : Request
     out : Path
         Folder: 000.cif ..., crystals.extxyz, crystals.csv, crystals.json, crystals.png.
-    steps, seed, device, guidance, method, sampler, eta, precision
+    steps, seed, device, guidance, method, sampler, eta, precision, compile
         As for `fastcrystal.sampling.Generator.sample`.
 
     Returns
@@ -162,7 +163,7 @@ def generate(
         "eta": eta,
         "precision": precision,
     }
-    crystals = trained.sample(batch, **how)
+    crystals = trained.sample(batch, compile=compile, **how)
     state = validity.check(crystals)
     structures = _structures(crystals, state.valid)
     rows = [

@@ -117,6 +117,7 @@ def evaluate_run(
     sampler: str | None = None,
     eta: float | None = None,
     precision: str = "fp32",
+    compile: bool = False,
 ) -> Evaluation:
     """Judge a finished run again, on its own test formulas; writes its result.json anew.
 
@@ -137,7 +138,7 @@ def evaluate_run(
             raise ValueError(f"sampler {sampler} is for diffusion; {run} was trained with {trained.config.algo}")
         asked |= {"algo": sampler, "eta": eta or 0.0}
     config = replace(trained.config, **{k: v for k, v in asked.items() if v is not None})
-    return judge(trained, prepared, config, run_folder(run), jobs, seed, method, precision)
+    return judge(trained, prepared, config, run_folder(run), jobs, seed, method, precision, compile)
 
 
 def judge(
@@ -149,6 +150,7 @@ def judge(
     seed: int = 0,
     method: Method | None = None,
     precision: str = "fp32",
+    compile: bool = False,
 ) -> Evaluation:
     """Generate for the test formulas and judge; leaves result.json, table.md and the crystals in the folder `run`.
 
@@ -164,7 +166,7 @@ def judge(
     seed : int
         Of the sampler's noise and of the baselines.
     method : {"euler", "midpoint", "heun"}, optional
-    precision : str
+    precision, compile
         As for `Generator.sample`.
 
     Raises
@@ -186,6 +188,7 @@ def judge(
         sampler=config.algo if config.diffuses else None,  # type: ignore[arg-type]
         eta=config.eta if config.algo == "ddim" else None,
         precision=precision,
+        compile=compile,
         progress=leads,
     )
     seconds = (time.perf_counter() - started) / len(asked.target)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -193,6 +193,7 @@ class FlowMatching:
         initial: Tensor | None = None,
         *,
         method: Method = "euler",
+        transform: Callable[[Any], Any] | None = None,
     ) -> Tensor:
         """Integrate dx / dt = v from x_0 to data in equal steps (Algorithm 6).
 
@@ -210,6 +211,9 @@ class FlowMatching:
             x_0, encoded initial structures; fresh noise where not given.
         method : {"euler", "midpoint", "heun"}
             "euler" is the paper's.
+        transform : callable, optional
+            What `step` is made into before it is called, such as torch.compile: on a GPU a CUDA graph of the network
+            and the update together.
 
         Returns
         -------
@@ -227,23 +231,55 @@ class FlowMatching:
             raise ValueError(f"method must be one of {', '.join(_METHODS)}, got {method!r}")
         x = self.source(num_sites, length, generator) if initial is None else initial
         x = checked_matrix("initial", x, num_sites, length)
-        pad, h = padding(num_sites, length), 1 / steps
-
-        def v(x: Tensor, t: float) -> Tensor:
-            time = torch.full((len(x),), t, dtype=x.dtype, device=x.device)
-            out = model_fn(self._seen(x), time).to(x.dtype).masked_fill(pad, 0)
-            return out if self.predict == "velocity" else self._towards(x, out) / (1 - t)
-
+        h, advance = 1 / steps, self.step if transform is None else transform(self.step)
+        second = {"euler": 0.0, "midpoint": h / 2, "heun": h}[method]
+        # on the device at once, and as tensors: a number would be compiled anew for every step
+        start = torch.arange(steps, dtype=torch.float64)[:, None] * h + torch.tensor([0.0, second], dtype=torch.float64)
+        times, left = (v.to(x.device, x.dtype) for v in (start, 1 - start))
         for i in range(steps):
-            t = i / steps
-            u = v(x, t)
-            if method == "midpoint":
-                u = v(x + h / 2 * u, t + h / 2)
-            elif method == "heun" and not (self.predict == "data" and i == steps - 1):
-                # a prediction of the data has no velocity at t = 1: its last step is Euler's, which ends on it
-                u = (u + v(x + h * u, t + h)) / 2
-            x = euler_step(x, u, h, num_sites)
+            # a prediction of the data has no velocity at t = 1: its last step is Euler's, which ends on it
+            ends = method == "heun" and self.predict == "data" and i == steps - 1
+            x = advance(model_fn, x, times[i], left[i], h, num_sites, "euler" if ends else method)
         return x
+
+    def step(
+        self,
+        model_fn: Callable[[Tensor, Tensor], Tensor],
+        x: Tensor,
+        times: Tensor,
+        left: Tensor,
+        h: float,
+        num_sites: Tensor,
+        method: Method,
+    ) -> Tensor:
+        """One step of `sample`: the network, once or twice, and the update.
+
+        Parameters
+        ----------
+        model_fn, num_sites, method
+            As for `sample`.
+        x : Tensor, shape (B, L, 3), floating
+        times, left : Tensor, shape (2,), floating
+            t of the first and the second call of the network, and 1 - t.
+        h : float
+            Length of the step.
+
+        Returns
+        -------
+        Tensor, shape (B, L, 3), dtype of x
+        """
+        pad = padding(num_sites, x.shape[1])
+
+        def v(x: Tensor, call: int) -> Tensor:
+            out = model_fn(self._seen(x), times[call].expand(len(x))).to(x.dtype).masked_fill(pad, 0)
+            return out if self.predict == "velocity" else self._towards(x, out) / left[call]
+
+        u = v(x, 0)
+        if method == "midpoint":
+            u = v(x + h / 2 * u, 1)
+        elif method == "heun":
+            u = (u + v(x + h * u, 1)) / 2
+        return euler_step(x, u, h, num_sites)
 
     def _seen(self, x: Tensor) -> Tensor:
         """What the network sees of x: on the torus, where it predicts data, sites without their whole turns."""

@@ -1,0 +1,69 @@
+"""Sampling with a compiled step: the same crystals, one graph for all steps and batches."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounter
+
+from fastcrystal import devices, sampling
+from fastcrystal.data.dataset import load_dataset
+from fastcrystal.process.flow import Method
+from fastcrystal.sampling import Generator
+
+
+@pytest.mark.parametrize("method", ["euler", "midpoint", "heun"])
+def test_one_graph_for_every_step_and_batch(
+    tiny_run: Path, tiny_npz: Path, method: Method, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted by dynamo; conditions, times and sizes of the last batch change, and nothing is compiled for it."""
+    torch.compiler.reset()
+    counter = CompileCounter()
+    monkeypatch.setattr(
+        sampling, "compile_step", lambda device: lambda step: torch.compile(step, dynamic=False, backend=counter)
+    )
+    model = Generator.from_run(tiny_run, "cpu")
+    conditions = load_dataset(tiny_npz).batch()
+    how: dict[str, Any] = {"steps": 5, "seed": 1, "method": method, "batch_size": 7}
+    few = conditions[torch.arange(17)]
+    compiled = model.sample(few, compile=True, **how)
+    # heun's last step is another function
+    assert counter.frame_count == (2 if method == "heun" else 1)
+    full, plain = conditions[torch.arange(14)], model.sample(few, **how)
+    want = model.sample(full, **how)
+    for name in ("frac", "lattice"):
+        # the last batch is filled up, and draws other noise; the whole ones are the same crystals
+        torch.testing.assert_close(getattr(compiled, name)[:14], getattr(plain, name)[:14], rtol=1e-4, atol=1e-4)
+        assert torch.equal(getattr(want, name), getattr(plain, name)[:14])
+    assert len(compiled) == 17
+    assert compiled.frac.isfinite().all()
+
+
+@pytest.mark.slow
+def test_inductor_gives_the_same_crystals(tiny_run: Path, tiny_npz: Path) -> None:
+    model = Generator.from_run(tiny_run, "cpu")
+    conditions = load_dataset(tiny_npz).batch()[torch.arange(8)]
+    want = model.sample(conditions, steps=3, batch_size=8)
+    have = model.sample(conditions, steps=3, batch_size=8, compile=True)
+    torch.testing.assert_close(have.lattice, want.lattice, rtol=1e-3, atol=1e-3)
+    gap = have.frac - want.frac
+    torch.testing.assert_close(gap - gap.round(), torch.zeros_like(gap), rtol=0, atol=1e-3)
+
+
+def test_a_graphs_result_is_copied_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU the next replay writes the same memory: the wrapper must hand out a copy, and mark each step."""
+    marks = []
+    own = torch.zeros(2)
+
+    def replay(value: float) -> torch.Tensor:
+        own.fill_(value)
+        return own
+
+    monkeypatch.setattr(torch, "compile", lambda step, **options: step)
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(1))
+    run = devices.compile_step(torch.device("cuda"))(replay)
+    first, second = run(1.0), run(2.0)
+    assert (first.tolist(), second.tolist(), len(marks)) == ([1, 1], [2, 2], 2)
