@@ -47,8 +47,8 @@ def compile_step(device: torch.device) -> Callable[[Any], Any]:
         compiled = torch.compile(step, dynamic=False, mode="reduce-overhead")
 
         def run(*arguments: Any) -> Tensor:
-            torch.compiler.cudagraph_mark_step_begin()
-            out: Tensor = compiled(*arguments)
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+            out: Tensor = compiled(*arguments)  # type: ignore[no-untyped-call]
             return out.clone()  # the graph's own memory is written again by the next step
 
         return run

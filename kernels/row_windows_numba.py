@@ -56,7 +56,7 @@ def forward(x, padding, stride) -> Tensor:
     """Windows (B, J, 3 C) of x (B, L, C); float32."""
     x = x.detach().contiguous()
     batch, rows, channels = x.shape
-    y = x.new_empty(batch, (rows + 2 * padding - _TAPS) // stride + 1, _TAPS * channels)
+    y = torch.empty(batch, (rows + 2 * padding - _TAPS) // stride + 1, _TAPS * channels)
     run(_forward, x.numpy(), padding, stride, y.view(*y.shape[:2], _TAPS, channels).numpy())
     return y
 
