@@ -7,6 +7,7 @@ structures to a formula, most elements and many space groups.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -39,6 +40,7 @@ class _Templates:
     """Subscripts of each kind, one for each slot, ascending."""
 
 
+@functools.cache
 def _templates() -> _Templates:
     """The bundled prototypes of up to five elements."""
     from math import gcd
