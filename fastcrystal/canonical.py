@@ -52,6 +52,8 @@ _BELOW_ONE = 0.0137
 #: the crystal lacks leaves the score unchanged
 _BUMP = np.array([0.1973, 0.2617, 0.3389])
 _STEEP = np.array([1.0, 0.83, 0.67])
+#: sites that are described at a time in `_best_description`, over all bases and origins
+_AT_ONCE = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -125,12 +127,18 @@ def canonicalise(
         raise ValueError(f"symprec must be positive (angstrom), got {symprec}")
     cell = check_crystal(species, frac, lattice)
     tight, _ = symmetrised(cell, min(_TIGHT, symprec))
+    if len(tight.species) > MAX_SITES:  # hundreds of sites are worth a first look: the next step takes seconds then
+        _check_count(symmetrised(tight, symprec)[0])
     tight = _best_description(reduced(tight))
     cell, group = symmetrised(tight, symprec)
-    if len(cell.species) > MAX_SITES:
-        raise ValueError(f"a primitive cell must have 1..{MAX_SITES} sites, got {len(cell.species)}")
+    _check_count(cell)
     best = _best_description(reduced(cell))
     return Canonical(best.species, best.frac, best.lattice, group)
+
+
+def _check_count(primitive: Cell) -> None:
+    if len(primitive.species) > MAX_SITES:
+        raise ValueError(f"a primitive cell must have 1..{MAX_SITES} sites, got {len(primitive.species)}")
 
 
 def canonicalise_structure(structure: Structure, symprec: float = 0.1) -> Canonical:
@@ -222,12 +230,20 @@ def _best_description(cell: Cell) -> Cell:
     w, w_inverse, _ = unimodular()
     bases = reduced_bases(cell.lattice)
     origins = np.flatnonzero(rank == 0)
-    from_origin = cell.frac - cell.frac[origins, None]  # (origins, n, 3)
-    described = from_origin[None] @ w_inverse[bases][:, None]  # (bases, origins, n, 3)
-    best_basis, best_origin = divmod(int(_score(described, 1 / (1 + 0.618 * rank)).argmax()), len(origins))
+    best, best_basis, best_origin, best_frac = -np.inf, 0, 0, cell.frac
+    # all at once but for cells of hundreds of sites, whose descriptions would take gigabytes
+    pieces = 1 + len(bases) * len(origins) * len(rank) // _AT_ONCE
+    for some in np.array_split(origins, min(pieces, len(origins))):
+        from_origin = cell.frac - cell.frac[some, None]  # (some, n, 3)
+        described = from_origin[None] @ w_inverse[bases][:, None]  # (bases, some, n, 3)
+        score = _score(described, 1 / (1 + 0.618 * rank))
+        basis, origin = divmod(int(score.argmax()), len(some))
+        if score[basis, origin] > best:
+            best, best_basis, best_origin = float(score[basis, origin]), basis, int(some[origin])
+            best_frac = described[basis, origin]
     # near-ties are decided by the score alone, so any rounding of the coordinates comes only after the choice
-    frac = wrap(described[best_basis, best_origin]).astype(np.float64)
-    sites = _site_order(frac, rank, int(origins[best_origin]))
+    frac = wrap(best_frac).astype(np.float64)
+    sites = _site_order(frac, rank, best_origin)
     return Cell(cell.species[sites], frac[sites], standard_lattice(w[bases[best_basis]] @ cell.lattice))
 
 

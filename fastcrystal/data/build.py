@@ -19,6 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fastcrystal.data.prototypes import Candidate, candidates, default_formulas, library
+from fastcrystal.durable import cut_broken_line
 from fastcrystal.parallel import map_parallel
 from fastcrystal.relax import MISSING_EXTRA, POTENTIALS, load_potential, relax, single_point
 
@@ -102,13 +103,6 @@ def read_records(work: Path) -> Iterator[dict[str, Any]]:
         text = path.read_text(encoding="utf-8")
         for line in text[: text.rfind("\n") + 1].splitlines():
             yield json.loads(line)
-
-
-def cut_broken_line(path: Path) -> None:
-    """Drop a last line that a kill cut short, so that the next record starts a line of its own."""
-    if path.is_file():
-        with path.open("rb+") as f:
-            f.truncate(f.read().rfind(b"\n") + 1)
 
 
 def elemental_references(formulas: Sequence[str]) -> list[Candidate]:

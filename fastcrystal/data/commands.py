@@ -6,6 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from fastcrystal.data.curation_commands import add_curation
+from fastcrystal.data.database_commands import add_databases
+from fastcrystal.data.store_commands import add_stores
+
 
 def add_jobs(p: Any, what: str = "processes (default: all cores)") -> None:
     """Options of every command with CPU work for many processes; `fastcrystal.parallel.backend` takes the second."""
@@ -29,21 +33,30 @@ def add_data(commands: Any) -> None:
     b.add_argument("--max-sites", type=int, help="largest primitive cell")
     b.add_argument("--max-prototypes", type=int, help="most prototypes a formula")
     b.add_argument("--finish-only", action="store_true", help="make the set from what is relaxed so far")
-    i = kinds.add_parser("import", help="CIF, POSCAR, archives or csv of them, or .npz -> canonical .npz")
+    i = kinds.add_parser("import", help="structure files, tables, archives, databases -> canonical store or .npz")
     i.set_defaults(run_command=_data_import)
-    i.add_argument("path", type=Path)
-    i.add_argument("--out", type=Path, required=True)
+    i.add_argument("source", nargs="+", type=Path, help="files or folders: fastcrystal.data.sources lists what is read")
+    i.add_argument("--out", type=Path, required=True, help="folder of the store, or an .npz for small sets")
     i.add_argument("--energies", type=Path, help="csv with an id and an energy column (eV/atom)")
-    i.add_argument("--id-column")
-    i.add_argument("--energy-column")
+    i.add_argument("--id-column", help="of --energies where that is given, else of the sources")
+    i.add_argument("--energy-column", help="likewise; energies are eV/atom")
+    i.add_argument("--cif-column", help="column with CIFs")
+    i.add_argument("--group-column", help="column with space-group numbers, to be compared with the computed ones")
     i.add_argument("--select", help="keep only this source label of an .npz")
-    i.add_argument("--max-sites", type=int, default=60)
-    i.add_argument("--symprec", type=float, default=0.1, help="angstrom")
+    i.add_argument("--max-sites", type=int, default=60, help="largest primitive cell (default: 60)")
+    i.add_argument("--symprec", type=float, default=0.1, help="angstrom (default: 0.1)")
+    i.add_argument("--expand-disorder", action="store_true", help="order partial occupancies instead of rejecting them")
+    i.add_argument("--licence", metavar="TEXT", help="of the sources, for the store's manifest")
+    i.add_argument("--append", action="store_true", help="add to a finished store")
     add_jobs(i)
+    add_databases(kinds)
+    add_stores(kinds)
+    add_curation(kinds)
     n = kinds.add_parser("info", help="what a data set holds")
     n.set_defaults(run_command=_data_info)
-    n.add_argument("path", nargs="?", default="prototypes")
+    n.add_argument("path", nargs="?", default="prototypes", help="a name, an .npz, or the folder of a store or view")
     n.add_argument("--json", action="store_true")
+    n.add_argument("--verify", action="store_true", help="compare the checksums of all arrays of a store")
 
 
 def _data_build(args: argparse.Namespace) -> None:
@@ -54,23 +67,29 @@ def _data_build(args: argparse.Namespace) -> None:
 
 
 def _data_import(args: argparse.Namespace) -> None:
-    from fastcrystal.data.readers import import_structures
+    from fastcrystal.data.importing import import_store, import_structures
 
-    report = import_structures(
-        args.path,
-        args.out,
-        energies=args.energies,
-        id_column=args.id_column,
-        energy_column=args.energy_column,
-        select_source=args.select,
-        symprec=args.symprec,
-        max_sites=args.max_sites,
-        jobs=args.jobs,
-    )
-    print(report)
+    options: dict[str, Any] = {
+        "energies": args.energies,
+        "id_column": args.id_column,
+        "energy_column": args.energy_column,
+        "cif_column": args.cif_column,
+        "group_column": args.group_column,
+        "select_source": args.select,
+        "symprec": args.symprec,
+        "max_sites": args.max_sites,
+        "disorder": "expand" if args.expand_disorder else "reject",
+        "jobs": args.jobs,
+    }
+    if args.out.suffix != ".npz":
+        print(import_store(args.source, args.out, licence=args.licence, append=args.append, **options))
+    elif args.append or args.licence is not None:
+        raise ValueError(f"--append and --licence are for stores; {args.out.name} is an .npz: give a folder")
+    else:
+        print(import_structures(args.source, args.out, **options))
 
 
 def _data_info(args: argparse.Namespace) -> None:
     from fastcrystal.data.info import describe
 
-    print(describe(args.path, as_json=args.json))
+    print(describe(args.path, as_json=args.json, verify=args.verify))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 #: how an entry's payload is written
-Format: TypeAlias = Literal["cif", "poscar", "arrays"]
+Format: TypeAlias = Literal["cif", "poscar", "extxyz", "json", "arrays"]
 
 
 class Sites(NamedTuple):
@@ -38,14 +38,17 @@ class Entry:
         Its name for people: a file's without "POSCAR_" and suffix, a table's id, a database's identifier.
     name : str
         Where it was found inside the source: the file's path, the archive member, "table.csv:17".
-    format : {"cif", "poscar", "arrays"}
+    format : {"cif", "poscar", "extxyz", "json", "arrays"}
         What `payload` is.
     payload : str or Sites
-        The text of a file; or, for "arrays", the sites.
+        The text of a file; of one frame ("extxyz"); of the lattice and sites of a pymatgen Structure ("json"); or, for
+        "arrays", the sites.
     energy : float
         Formation energy, eV/atom, as given; NaN: none given.
     declared_group : int
         Space-group number that the source states, 0: none.
+    label : str
+        The collection that it is from, where a source holds several; "": the source's own name.
     """
 
     id: str
@@ -54,6 +57,7 @@ class Entry:
     payload: str | Sites
     energy: float = math.nan
     declared_group: int = 0
+    label: str = ""
 
 
 @dataclass(frozen=True)

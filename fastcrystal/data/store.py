@@ -36,8 +36,9 @@ from fastcrystal.data.store_format import (
     open_part,
     read_manifest,
     verify_part,
+    write_manifest,
 )
-from fastcrystal.durable import file_sha256, to_disk, write_json
+from fastcrystal.durable import file_sha256, to_disk
 from fastcrystal.features.elements import atomic_number
 
 #: stores up to this size have their checksums compared when they are opened: a fraction of a second
@@ -323,7 +324,7 @@ class Store:
             "n_crystals": len(index),
             "index_sha256": file_sha256(path / "index.npy"),
         }
-        write_json(path / "manifest.json", manifest)
+        write_manifest(path, manifest)
         return path
 
 

@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.durable import file_sha256, to_disk
+from fastcrystal.durable import file_sha256, to_disk, write_json
 
 FORMAT = "fastcrystal-store"
 VIEW = "fastcrystal-store-view"
@@ -308,6 +308,16 @@ def content_hash(parts: Sequence[dict[str, Any]]) -> str:
     return digest.hexdigest()
 
 
+def write_manifest(store: Path, manifest: dict[str, Any]) -> None:
+    """STORE/manifest.json, with a checksum of itself."""
+    rest = {k: v for k, v in manifest.items() if k != "checksum"}
+    write_json(store / "manifest.json", {**rest, "checksum": _manifest_checksum(rest)})
+
+
+def _manifest_checksum(rest: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
+
+
 def read_manifest(store: Path) -> dict[str, Any]:
     """STORE/manifest.json.
 
@@ -325,11 +335,13 @@ def read_manifest(store: Path) -> dict[str, Any]:
             f"{store} is no store: it has no manifest.json (`fastcrystal data import` makes one)"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from None
+        raise ValueError(f"{path} is damaged: {' '.join(str(error).split())[:200]}") from None
     if kind not in (FORMAT, VIEW):
         raise ValueError(f"{path} has format {kind!r}, not {FORMAT!r}")
     if version != VERSION:
         raise ValueError(
             f"{store} has store version {version}; this fastcrystal reads version {VERSION}: import it anew"
         )
+    if manifest.pop("checksum", None) != _manifest_checksum(manifest):
+        raise ValueError(f"{path} is damaged: it does not match its own checksum")
     return manifest

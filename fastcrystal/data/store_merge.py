@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from fastcrystal.data.store import Store, manifest_of, open_store
-from fastcrystal.data.store_format import UNITS, open_part, write_array
-from fastcrystal.durable import to_disk, write_json
+from fastcrystal.data.store_format import UNITS, open_part, write_array, write_manifest
+from fastcrystal.durable import to_disk
 
 
 def merge_stores(stores: Sequence[str | Path], out: str | Path) -> Store:
@@ -73,7 +73,7 @@ def merge_stores(stores: Sequence[str | Path], out: str | Path) -> Store:
         n_rejected=sum(s["n_rejected"] for s in sources),
         complete=True,
     )
-    write_json(out / "manifest.json", manifest)
+    write_manifest(out, manifest)
     return open_store(out)
 
 

@@ -28,9 +28,10 @@ from fastcrystal.data.store_format import (
     gather,
     open_part,
     read_manifest,
+    write_manifest,
     write_part,
 )
-from fastcrystal.durable import to_disk, write_json
+from fastcrystal.durable import to_disk
 
 #: a part is committed when it has this many crystals, or after this many seconds: a kill costs no more work than that
 COMMIT_CRYSTALS, COMMIT_SECONDS = 65_536, 30.0
@@ -272,7 +273,7 @@ class StoreWriter:
                 rejects_before=0,
                 rejects_bytes=0,
             )
-            write_json(self.path / "manifest.json", {**manifest, "complete": False})
+            write_manifest(self.path, {**manifest, "complete": False})
             return manifest
         manifest = read_manifest(self.path)
         if manifest["format"] != FORMAT:
@@ -313,7 +314,7 @@ class StoreWriter:
         kept = {k: v for k, v in self._manifest.items() if k not in ("format", "version", "complete", "parts")}
         kept = {k: v for k, v in kept.items() if k not in ("n_crystals", "n_sites", "content_hash")}
         self._manifest = manifest_of(self._manifest["parts"], **kept, complete=complete)
-        write_json(self.path / "manifest.json", self._manifest)
+        write_manifest(self.path, self._manifest)
 
     def _finish(self) -> None:
         self.commit()

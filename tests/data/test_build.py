@@ -353,5 +353,5 @@ def test_a_cell_that_explodes_is_reported() -> None:
 
 
 def test_unknown_potential() -> None:
-    with pytest.raises(ValueError, match="potential must be one of sevennet-0, got 'lj'"):
+    with pytest.raises(ValueError, match="potential must be one of sevennet-0, .* or MODULE:FUNCTION .*, got .lj."):
         load_potential("lj")

@@ -24,7 +24,7 @@ from fastcrystal.data.readers import (
     read_structures,
     reduced_formula,
 )
-from fastcrystal.data.sources import MAX_FILE_BYTES
+from fastcrystal.data.sources.text import MAX_FILE_BYTES
 from tests.shared_data import data_folder
 
 ROCKSALT = ["Na 0 0 0 1", "Cl 0.5 0.5 0.5 1"]
@@ -225,7 +225,7 @@ def test_tables_of_cifs(name: str, tmp_path: Path) -> None:
     assert items[2].reason == "energy in column formation_energy_per_atom is not a finite number: 'nan'"
     with pytest.raises(ValueError, match=r"has no column 'x'; has material_id, cif"):
         list(read_structures(tmp_path / name, energy_column="x"))
-    with pytest.raises(ValueError, match=r"has no column for the CIF \(tried cif\)"):
+    with pytest.raises(ValueError, match=r"has no column for the CIF \(tried cif, "):
         list(read_structures(table(tmp_path / "e.csv", [{"id": "a", "energy": "1"}])))
 
 
@@ -253,6 +253,14 @@ def test_energies(tmp_path: Path) -> None:
         read_energies(table(tmp_path / "twice.csv", rows))
     with pytest.raises(ValueError, match="no csv file at"):
         read_energies(tmp_path / "absent.csv")
+
+
+def test_energies_in_a_file_stand_before_those_in_a_table(tmp_path: Path) -> None:
+    cifs = table(tmp_path / "t.csv", [{"id": "a", "cif": cif(), "e_form": "nan"}])
+    energies = table(tmp_path / "e.csv", [{"id": "a", "e_form": "-1"}])
+    (item,) = read_structures(cifs, energies)
+    assert isinstance(item, Record)
+    assert item.energy == -1.0
 
 
 def test_import(tmp_path: Path) -> None:
@@ -314,7 +322,9 @@ def test_import_errors(tmp_path: Path) -> None:
         import_structures(tmp_path / "in", out, elemental_references="mp", jobs=1, progress=False)  # type: ignore[arg-type]
     report = import_structures(tmp_path / "in", out, jobs=1, progress=False)
     with pytest.raises(ValueError, match="has its own energies"):
-        import_structures(report.path, tmp_path / "p.npz", energies="e.csv")
+        import_structures(
+            report.path, tmp_path / "p.npz", energies=table(tmp_path / "e.csv", [{"id": "a", "e_form": "1"}])
+        )
 
 
 def test_reduced_formula() -> None:

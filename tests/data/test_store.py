@@ -207,6 +207,9 @@ def test_a_manifest_that_lies(data: CrystalDataset, tmp_path: Path) -> None:
     path = tmp_path / "s" / "manifest.json"
     manifest = json.loads(path.read_text())
     path.write_text(json.dumps({**manifest, "n_crystals": 299}))
+    with pytest.raises(ValueError, match="does not match its own checksum"):
+        open_store(tmp_path / "s")
+    store_format.write_manifest(tmp_path / "s", {**manifest, "n_crystals": 299})
     with pytest.raises(ValueError, match="counts or its content hash"):
         open_store(tmp_path / "s")
     with pytest.raises(ValueError, match=r"has no manifest\.json"):
@@ -364,3 +367,34 @@ def test_many_rows_by_way_of_mapped_memory(
     monkeypatch.setattr(store_format, "FEW", 0)
     rows = np.random.default_rng(2).integers(300, size=50)
     assert same(open_store(tmp_path / "s").read(rows), data.select(rows))
+
+
+def test_hostile_stores(data: CrystalDataset, tmp_path: Path) -> None:
+    """Bytes flipped, files cut, exchanged or made longer, manifest included: refused in one line, or as it was."""
+    write(tmp_path / "s", data)
+    files = sorted(p for p in (tmp_path / "s").rglob("*") if p.suffix in (".npy", ".json"))
+    whole = {p: p.read_bytes() for p in files}
+    rng = np.random.default_rng(5)
+    refused = 0
+    for attempt in range(200):
+        path = files[int(rng.integers(len(files)))] if attempt % 2 else tmp_path / "s" / "manifest.json"
+        content = bytearray(whole[path])
+        how = int(rng.integers(4))
+        if how == 0:
+            for place in rng.integers(len(content), size=int(rng.integers(1, 9))):
+                content[place] = int(rng.integers(256))
+        elif how == 1:
+            del content[int(rng.integers(len(content))) :]
+        elif how == 2:
+            content += bytes(rng.integers(256, size=40, dtype=np.uint8))
+        else:
+            content = bytearray(whole[files[int(rng.integers(len(files)))]])
+        path.write_bytes(bytes(content))
+        if bytes(content) == whole[path]:
+            assert same(open_store(tmp_path / "s").read(), data)
+        else:
+            refused += 1
+            with pytest.raises(ValueError, match=r"^[^\n]*(damaged|has format|has store version)[^\n]*$"):
+                open_store(tmp_path / "s")
+        path.write_bytes(whole[path])
+    assert refused > 100

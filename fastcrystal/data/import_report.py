@@ -1,0 +1,159 @@
+"""What an import did: counts, reasons, columns read, and how often the sources' space groups are not the computed."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastcrystal.data.parsing import Outcome
+from fastcrystal.data.sources import KEYED, Source
+from fastcrystal.data.sources.columns import TOTAL_COLUMNS
+
+#: kinds of reasons that are counted apart; damaged files can have very many
+_MAX_KINDS = 100
+_OTHER = "other reasons"
+#: columns that are not read and are named in the report
+_NAMED = 12
+
+
+@dataclass
+class Tally:
+    """Counts of one source.
+
+    Attributes
+    ----------
+    n_structures, n_rejected : int
+        Used, and not; together they are all that was read.
+    declared, disagree : int
+        Structures whose source states a space group, and those of them in which the computed one is another.
+    reasons : dict of str to int
+        How many were rejected for each kind of reason.
+    """
+
+    n_structures: int = 0
+    n_rejected: int = 0
+    declared: int = 0
+    disagree: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+
+    def count(self, outcome: Outcome) -> None:
+        """One more."""
+        if outcome.form is None:
+            self.n_rejected += 1
+            kind = kind_of(outcome.reason)
+            if kind not in self.reasons and len(self.reasons) >= _MAX_KINDS:
+                kind = _OTHER
+            self.reasons[kind] = self.reasons.get(kind, 0) + 1
+            return
+        self.n_structures += 1
+        if outcome.declared_group:
+            self.declared += 1
+            self.disagree += outcome.declared_group != outcome.form.space_group
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What an import did.
+
+    Attributes
+    ----------
+    path, rejects_path : Path
+        The data set or store, and the table of every structure left out and why: `rejects.parquet` in a store, else
+        beside the data set with one JSON object {"source", "id", "reason"} a line.
+    sources : list of Source
+    tallies : list of Tally
+        One for each source.
+    energies : tuple of str
+        Id and energy column of the energies file; empty where none was given.
+    """
+
+    path: Path
+    rejects_path: Path
+    sources: list[Source]
+    tallies: list[Tally]
+    energies: tuple[str, str] | tuple[()] = ()
+
+    @property
+    def n_structures(self) -> int:
+        """How many structures were written."""
+        return sum(t.n_structures for t in self.tallies)
+
+    @property
+    def n_rejected(self) -> int:
+        """How many were left out."""
+        return sum(t.n_rejected for t in self.tallies)
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many were left out for each kind of reason, the commonest first (numbers and names replaced by "#")."""
+        counts: dict[str, int] = {}
+        for tally in self.tallies:
+            for kind, count in tally.reasons.items():
+                counts[kind] = counts.get(kind, 0) + count
+        return dict(sorted(counts.items(), key=lambda pair: -pair[1]))
+
+    @property
+    def declared(self) -> int:
+        """Structures whose source states a space group."""
+        return sum(t.declared for t in self.tallies)
+
+    @property
+    def disagree(self) -> int:
+        """Those of them in which the computed group is another."""
+        return sum(t.disagree for t in self.tallies)
+
+    def __str__(self) -> str:
+        lines = [
+            f"{self.n_structures} structures in {self.path}, {self.n_rejected} rejected ({self.rejects_path.name})"
+        ]
+        for source, tally in zip(self.sources, self.tallies, strict=True):
+            if len(self.sources) > 1 or source.columns.shown():
+                counts = f": {tally.n_structures} structures, {tally.n_rejected} rejected"
+                lines.append(f"{source.path} ({source.kind})" + (counts if len(self.sources) > 1 else ""))
+            lines += [f"  {line}" for line in _columns(source, bool(self.energies))]
+        if self.energies:
+            id_column, energy_column = self.energies
+            lines.append(f"energies: column {energy_column!r} by id column {id_column!r}")
+            if energy_column.lower() in TOTAL_COLUMNS:
+                lines.append("  this name stands for total energies: give elemental_references unless it holds others")
+        if self.declared:
+            share = self.disagree / self.declared
+            lines.append(
+                f"space groups: {self.disagree} of {self.declared} declared ones ({share:.1%}) computed otherwise"
+            )
+        lines += [f"  {count} x {reason}" for reason, count in self.reasons.items()]
+        return "\n".join(lines)
+
+
+def _columns(source: Source, energies_given: bool) -> list[str]:
+    """What is read from which column of a source."""
+    columns = source.columns
+    lines = []
+    if shown := columns.shown():
+        lines.append("columns: " + ", ".join(f"{what} from {name!r}" for what, name in shown.items()))
+    if columns.energy is None and source.kind in KEYED and not energies_given:
+        named = ", ".join(columns.others[:_NAMED]) + (", ..." if len(columns.others) > _NAMED else "")
+        choice = f": name one of {named} by --energy-column" if named else ""
+        lines.append(f"no column is known to hold formation energies{choice}")
+    return lines
+
+
+def kind_of(reason: str) -> str:
+    """A reason with its numbers and quoted names replaced by "#", to count alike ones together."""
+    return re.sub(r"(?<![A-Za-z])[-+]?\d+(\.\d+)?(e[-+]?\d+)?|'[^']*'|\[.*\]", "#", reason)[:120]
+
+
+def provenance(source: Source, licence: str | None, given: dict[str, str]) -> dict[str, Any]:
+    """What a store's manifest says about a source: name, path, kind, size, licence, columns read, energies file."""
+    entry: dict[str, Any] = {"name": source.name, "path": str(source.path), "kind": source.kind}
+    if source.path.is_file():
+        entry["bytes"] = source.path.stat().st_size
+    if licence:
+        entry["licence"] = licence
+    if shown := source.columns.shown():
+        entry["columns"] = shown
+    if given:
+        entry["energies"] = given
+    return entry

@@ -1,0 +1,241 @@
+"""A folder of raw pages as a database sent them, so that nothing is asked for twice.
+
+FOLDER/pages.json              {"kind", "query", "base_url", "pages", "entries", "total", "complete"}
+FOLDER/page-000001.json.gz     the first answer, byte for byte (gzip); further pages follow without a gap
+FOLDER/lock                    held while a download runs
+
+A page is written beside its name, brought to the disk and renamed: each page that has its name is whole.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import math
+import re
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from fastcrystal.data.entry import Reject
+from fastcrystal.durable import to_disk, write_json
+
+RECORD = "pages.json"
+_PAGE = re.compile(r"page-(\d{6,})\.json\.gz")
+_DAMAGED = (OSError, EOFError, zlib.error, ValueError, RecursionError)
+
+
+class BadPageError(ValueError):
+    """An answer that is no page of the query; one line. Worth asking again."""
+
+
+class PageFolder:
+    """The folder of one query, open for a download; a context manager that keeps other downloads out.
+
+    Attributes
+    ----------
+    path : Path
+    pages, entries : int
+        Whole pages so far, and the structures on them (repeated ones counted as often as they came).
+    total : int or None
+        How many structures the server says there are.
+    complete : bool
+        Whether the last page is here.
+
+    Raises
+    ------
+    ValueError
+        If the folder holds another query's pages, or pages without pages.json, or another download is using it.
+    """
+
+    def __init__(self, path: Path, kind: str, query: dict[str, Any], base_url: str) -> None:
+        self.path = path
+        self._asked = {"kind": kind, "query": json.loads(json.dumps(query)), "base_url": base_url}
+        path.mkdir(parents=True, exist_ok=True)
+        self._lock = _locked(path)
+        try:
+            record = self._matching_record()
+            self.pages = _whole_pages(path)
+            self.recorded = min(int(record["pages"]), self.pages)
+            self.entries = int(record["entries"]) if self.recorded == record["pages"] else -1
+            self.total: int | None = record["total"]
+            self.complete = bool(record["complete"]) and self.pages == record["pages"]
+            for partial in path.glob("*.partial"):
+                partial.unlink()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def __enter__(self) -> PageFolder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._lock.close()
+
+    def _matching_record(self) -> dict[str, Any]:
+        """pages.json if it is this query's; a new one where the folder has none."""
+        if not (self.path / RECORD).is_file():
+            if any(_numbered(self.path)):
+                raise ValueError(f"{self.path} has pages but no {RECORD}: choose another folder")
+            record = {**self._asked, "pages": 0, "entries": 0, "total": None, "complete": False}
+            write_json(self.path / RECORD, record)
+            return record
+        record = read_record(self.path)
+        for key, asked in self._asked.items():
+            if record[key] != asked:
+                raise ValueError(
+                    f"{self.path} holds pages of another download ({_difference(key, record[key], asked)}): "
+                    "choose another folder, or ask for the same again"
+                )
+        return record
+
+    def add(self, body: bytes, entries: int, total: int | None) -> None:
+        """Keep the next page, and count it."""
+        path = self.path / f"page-{self.pages + 1:06d}.json.gz"
+        partial = path.with_name(path.name + ".partial")
+        partial.write_bytes(gzip.compress(body, 6, mtime=0))
+        to_disk(partial)
+        partial.replace(path)
+        self.pages += 1
+        self.entries += entries
+        self.total = total if total is not None else self.total
+        self.record()
+
+    def record(self) -> None:
+        """Write pages.json as things stand."""
+        counts = {"pages": self.pages, "entries": self.entries, "total": self.total, "complete": self.complete}
+        write_json(self.path / RECORD, {**self._asked, **counts})
+        self.recorded = self.pages
+
+    def body(self, number: int) -> bytes:
+        """Page `number` (the first is 1) as the server sent it."""
+        return gzip.decompress((self.path / f"page-{number:06d}.json.gz").read_bytes())
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """FOLDER/pages.json.
+
+    Raises
+    ------
+    ValueError
+        If there is none, or it is damaged.
+    """
+    path = folder / RECORD
+    if not path.is_file():
+        raise ValueError(f"{folder} is no folder of pages: it has no {RECORD}")
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: {error}") from None
+    needed = ("kind", "query", "base_url", "pages", "entries", "total", "complete")
+    missing = needed if not isinstance(record, dict) else [k for k in needed if k not in record]
+    if missing:
+        raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}")
+    return record
+
+
+def read_rows(
+    folder: Path, kind: str, listed: Callable[[Any], list[dict[str, Any]]], key: str
+) -> Iterator[Reject | tuple[str, str, dict[str, Any]]]:
+    """Every structure on the pages of a folder, in order: (id, "page:row", row), or a Reject.
+
+    Parameters
+    ----------
+    folder : Path
+    kind : str
+        What the pages must be.
+    listed : callable
+        From a page's JSON to its rows; raises `BadPageError`.
+    key : str
+        What the id is called. A row whose id came before is a Reject ("duplicate"): servers whose contents change while
+        they are read, or that repeat a page, send rows twice.
+
+    Raises
+    ------
+    ValueError
+        If `folder` holds no pages of that kind.
+    """
+    found = read_record(folder)["kind"]
+    if found != kind:
+        raise ValueError(f"{folder} holds pages of kind {found!r}, not {kind!r}")
+    seen: set[str] = set()
+    for _, path in sorted(_numbered(folder)):
+        try:
+            rows = listed(json.loads(gzip.decompress(path.read_bytes())))
+        except _DAMAGED as error:
+            yield Reject(path.name, f"page damaged: {' '.join(str(error).split())[:200] or type(error).__name__}")
+            continue
+        for number, row in enumerate(rows, start=1):
+            name, where = row.get(key), f"{path.name}:{number}"
+            if not isinstance(name, str) or not name:
+                yield Reject(where, f"no {key}")
+            elif name in seen:
+                yield Reject(name, f"duplicate: this {key} came before")
+            else:
+                seen.add(name)
+                yield name, where, row
+
+
+def number_or_nan(value: Any, name: str) -> float:
+    """A finite number from JSON, as number or text; NaN where there is none; ValueError for anything else."""
+    if value is None or value == "":
+        return math.nan
+    try:
+        number = float(value)
+    except (ValueError, TypeError, OverflowError):
+        raise ValueError(f"{name} is no number: {json.dumps(value)[:80]}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is not finite")
+    return number
+
+
+def group_or_zero(value: Any, name: str) -> int:
+    """A space-group number from JSON, as number or text; 0 where there is none; ValueError for anything else."""
+    if value is None or value == "":
+        return 0
+    text = str(value).strip()
+    if not text.isdecimal() or len(text) > 3 or not 1 <= int(text) <= 230:
+        raise ValueError(f"{name} must be in 1..230, got {text[:40]!r}")
+    return int(text)
+
+
+def _numbered(folder: Path) -> Iterator[tuple[int, Path]]:
+    for path in folder.iterdir():
+        if match := _PAGE.fullmatch(path.name):
+            yield int(match[1]), path
+
+
+def _whole_pages(folder: Path) -> int:
+    """How many pages stand without a gap, and the last of them readable: a disk may have lost its end."""
+    there = {number for number, _ in _numbered(folder)}
+    count = next(n for n in range(len(there) + 1) if n + 1 not in there)
+    while count:
+        try:
+            json.loads(gzip.decompress((folder / f"page-{count:06d}.json.gz").read_bytes()))
+            break
+        except _DAMAGED:
+            count -= 1
+    return count
+
+
+def _difference(key: str, kept: Any, asked: Any) -> str:
+    """The first thing in which two records differ, in words."""
+    if isinstance(kept, dict) and isinstance(asked, dict):
+        name = next(k for k in {**kept, **asked} if kept.get(k) != asked.get(k))
+        return f"{name} was {kept.get(name)!r}, now {asked.get(name)!r}"
+    return f"{key} was {kept!r}, now {asked!r}"
+
+
+def _locked(folder: Path) -> Any:
+    """An open file that is locked until it is closed, or its process ends in any way."""
+    import fcntl
+
+    file = (folder / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise ValueError(f"another download is using {folder}: wait for it, or choose another folder") from None
+    return file

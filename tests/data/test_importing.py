@@ -1,0 +1,352 @@
+"""Import into a store: counts, reasons, declared groups, going on after a kill, disorder, the limit of time."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fastcrystal.canonical import Canonical
+from fastcrystal.cli import main
+from fastcrystal.data import parsing
+from fastcrystal.data.entry import Entry, Reject, Sites
+from fastcrystal.data.import_report import ImportReport, Tally
+from fastcrystal.data.importing import import_store, import_structures
+from fastcrystal.data.parsing import Outcome, Rules, process, time_limit
+from fastcrystal.data.store import open_store
+from fastcrystal.data.store_format import read_manifest
+from tests.data.sources_made import CRYSTALS, rows, write, write_csv
+from tests.shared_data import data_folder
+from tests.tiny import ROOT
+
+
+def rejects_of(store: Path) -> list[dict[str, str]]:
+    import pyarrow.parquet as pq
+
+    return list(pq.read_table(store / "rejects.parquet").to_pylist())
+
+
+def test_sources_of_every_kind_into_one_store(tmp_path: Path) -> None:
+    kinds = ["folder", "csv.gz", "extxyz", "db", "json"]
+    paths = []
+    for kind in kinds:
+        (tmp_path / kind).mkdir()
+        paths.append(write(kind, tmp_path / kind))
+    (paths[0] / "bad.cif").write_text("data_x\n_cell_length_a 4\n")
+    report = import_store(paths, tmp_path / "s.store", licence="CC BY 4.0", jobs=1, progress=False)
+    assert (report.n_structures, report.n_rejected) == (15, 1)
+    assert [t.n_structures for t in report.tallies] == [3] * 5
+    assert report.declared == 12  # the folder's CIFs say P 1, as of no symmetry; its POSCAR says nothing
+    assert report.disagree == 0
+    store = open_store(tmp_path / "s.store", verify=True)
+    assert store.ids() == ["bromide", "salt", "titania"] + list(CRYSTALS) * 4
+    group_of = {id: group for id, (_, _, group) in CRYSTALS.items()}
+    assert store.sg.tolist() == [group_of[id] for id in store.ids()]
+    assert np.isnan(store.e_form[:3]).all()
+    assert store.e_form[3:6].tolist() == [energy for _, energy, _ in CRYSTALS.values()]
+    (reject,) = rejects_of(tmp_path / "s.store")
+    assert reject["source"] == "made"
+    assert reject["id"] == "bad"
+    manifest = read_manifest(tmp_path / "s.store")
+    assert [s["kind"] for s in manifest["sources"]] == ["folder", "table", "extxyz", "ase", "json"]
+    assert {s["licence"] for s in manifest["sources"]} == {"CC BY 4.0"}
+    assert manifest["sources"][1]["columns"]["energy"] == "formation_energy_per_atom"
+    assert manifest["sources"][1]["notes"] == {"declared": 3, "disagree": 0, "reasons": {}}
+    assert manifest["settings"]["symprec"] == 0.1
+    text = str(report)
+    assert "15 structures in" in text
+    assert "columns: id from 'material_id', cif from 'cif', energy from 'formation_energy_per_atom'" in text
+    assert "space groups: 0 of 12 declared ones (0.0%) computed otherwise" in text
+
+
+def test_groups_that_disagree_are_counted(tmp_path: Path) -> None:
+    table = rows()
+    table[0]["spacegroup.number"] = 1
+    table[1]["spacegroup.number"] = "F m -3 m"  # a name is no number: not declared
+    path = write_csv(tmp_path / "t.csv", table)
+    report = import_store(path, tmp_path / "s", jobs=1, progress=False)
+    assert (report.declared, report.disagree) == (2, 1)
+    assert "space groups: 1 of 2 declared ones (50.0%)" in str(report)
+    assert open_store(tmp_path / "s").declared_sg.tolist() == [1, 0, 136]
+    other = import_store(path, tmp_path / "o", group_column="band_gap", jobs=1, progress=False)
+    assert other.declared == 0
+
+
+def test_energy_columns_that_were_not_guessed_are_named(tmp_path: Path) -> None:
+    table = [{"material_id": r["material_id"], "cif": r["cif"], "heat_all": 1.5} for r in rows()]
+    path = write_csv(tmp_path / "t.csv", table)
+    report = import_store(path, tmp_path / "a", jobs=1, progress=False)
+    assert "no column is known to hold formation energies: name one of heat_all by --energy-column" in str(report)
+    import_store(path, tmp_path / "b", energy_column="heat_all", jobs=1, progress=False)
+    assert open_store(tmp_path / "b").e_form.tolist() == [1.5] * 3
+
+
+def many(path: Path, n: int = 60) -> Path:
+    """A csv of rocksalts of n sizes, every seventh damaged."""
+    from tests.data.test_readers import cif
+
+    table = [
+        {
+            "id": f"r{i}",
+            "cif": cif(a=4 + i / 50)[: -12 if i % 7 == 0 else None],
+            "e_form": -i / 100,
+            "sg_number": 221 if i % 3 else 1,
+        }
+        for i in range(n)
+    ]
+    return write_csv(path, table)
+
+
+def contents(store: Path) -> dict[str, object]:
+    """All that a store holds, without times and names of parts."""
+    opened = open_store(store, verify=True)
+    columns = {k: v.tobytes() for k, v in opened.columns().items()}
+    return columns | {"rejects": rejects_of(store), "sources": opened.manifest["sources"], "hash": opened.fingerprint()}
+
+
+KILLED = """
+import os, signal, sys
+import fastcrystal.data.store_writer as w
+from fastcrystal.data.importing import import_store
+w.COMMIT_CRYSTALS = 8
+left = int(sys.argv[1])
+real = w.StoreWriter._count
+def count(self, *args):
+    global left
+    left -= 1
+    if left < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    real(self, *args)
+w.StoreWriter._count = count
+import_store(sys.argv[3:], sys.argv[2], jobs=1, progress=False)
+"""
+
+
+def test_a_killed_import_goes_on_to_the_same_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    many(Path("a.csv"))
+    many(Path("b.csv"), 20)
+    whole = import_store(["a.csv", "b.csv"], "whole", jobs=1, progress=False)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    for left in (21, 50):
+        done = subprocess.run(
+            [sys.executable, "-c", KILLED, str(left), "killed", "a.csv", "b.csv"], env=environment, check=False
+        )
+        assert done.returncode == -signal.SIGKILL
+    consumed = [s["consumed"] for s in read_manifest(Path("killed"))["sources"]]
+    assert 0 < sum(consumed) < 80
+    with pytest.raises(ValueError, match=r"begun with other settings \(symprec was 0.1, now 0.2\)"):
+        import_store(["a.csv", "b.csv"], "killed", symprec=0.2, jobs=1, progress=False)
+    with pytest.raises(ValueError, match="begun from other sources"):
+        import_store(["b.csv", "a.csv"], "killed", jobs=1, progress=False)
+    parsed = []
+
+    def counted(rules: Rules, item: tuple[int, Entry | Reject] | Outcome) -> Outcome:
+        parsed.append(item)
+        return process(rules, item)
+
+    monkeypatch.setattr("fastcrystal.data.importing.process", counted)
+    report = import_store(["a.csv", "b.csv"], "killed", jobs=1, progress=False)
+    assert len(parsed) == 80 - sum(consumed)  # nothing is parsed twice
+    assert contents(Path("killed")) == contents(Path("whole"))
+    assert report.tallies == whole.tallies
+    assert (report.n_rejected, report.declared, report.disagree) == (9 + 3, 68, whole.disagree)
+    with pytest.raises(FileExistsError, match="is a finished store"):
+        import_store("a.csv", "killed", jobs=1, progress=False)
+
+
+def test_append(tmp_path: Path) -> None:
+    import_store(many(tmp_path / "a.csv", 10), tmp_path / "s", jobs=1, progress=False)
+    report = import_store(many(tmp_path / "b.csv", 5), tmp_path / "s", append=True, jobs=1, progress=False)
+    assert (report.n_structures, report.n_rejected) == (4, 1)
+    assert len(open_store(tmp_path / "s")) == 8 + 4
+    assert [r["source"] for r in rejects_of(tmp_path / "s")] == ["a", "a", "b"]
+
+
+def test_two_processes_give_the_same_store(tmp_path: Path) -> None:
+    path = many(tmp_path / "a.csv", 70)
+    for jobs in (1, 2):
+        import_store(path, tmp_path / str(jobs), jobs=jobs, progress=False)
+    assert contents(tmp_path / "1") == contents(tmp_path / "2")
+
+
+def test_nothing_of_use_is_an_error_and_no_store(tmp_path: Path) -> None:
+    (tmp_path / "x.cif").write_text("nothing")
+    with pytest.raises(ValueError, match=r"none of 1 structures in .*x.cif can be used"):
+        import_store(tmp_path / "x.cif", tmp_path / "s", jobs=1, progress=False)
+    with pytest.raises(ValueError, match="is unfinished"):
+        open_store(tmp_path / "s")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="no CIF or POSCAR files in"):
+        import_store(tmp_path / "empty", tmp_path / "t", jobs=1, progress=False)
+    with pytest.raises(ValueError, match="no sources given"):
+        import_store([], tmp_path / "t")
+
+
+def test_elemental_references(tmp_path: Path) -> None:
+    from tests.data.test_readers import cif
+
+    path = write_csv(tmp_path / "t.csv", [{"id": "a", "cif": cif(), "energy": -3.0}])
+    import_store(
+        path,
+        tmp_path / "s",
+        energy_column="energy",
+        elemental_references={"Na": -1.0, "Cl": -2.0},
+        jobs=1,
+        progress=False,
+    )
+    assert open_store(tmp_path / "s").e_form.tolist() == [-1.5]
+
+
+def test_several_sources_into_an_npz(tmp_path: Path) -> None:
+    from fastcrystal.data.dataset import load_dataset
+
+    for name in ("a", "b"):
+        many(tmp_path / f"{name}.csv", 5)
+    paths = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    report = import_structures(paths, tmp_path / "o.npz", jobs=1, progress=False)
+    data = load_dataset(report.path)
+    assert data.labels["source"].tolist() == ["a"] * 4 + ["b"] * 4
+    lines = (tmp_path / "o.npz.rejects.jsonl").read_text().splitlines()
+    assert [json.loads(line)["source"] for line in lines] == ["a", "b"]
+
+
+def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, out = many(tmp_path / "a.csv", 10), tmp_path / "s"
+    command = ["data", "import", str(path), "--out", str(out), "--jobs", "1", "--licence", "mine"]
+    assert main(command) == 0
+    assert "8 structures in" in capsys.readouterr().out
+    assert main(command) != 0
+    assert "is a finished store" in capsys.readouterr().err
+    assert main([*command, "--append"]) == 0
+    assert len(open_store(out)) == 16
+    assert main(["data", "import", str(path), "--out", str(tmp_path / "o.npz"), "--append"]) != 0
+    assert "o.npz is an .npz: give a folder" in capsys.readouterr().err
+    assert main(["data", "import", str(path), "--out", str(tmp_path / "d"), "--expand-disorder", "--jobs", "1"]) == 0
+    assert read_manifest(tmp_path / "d")["settings"]["disorder"] == "expand"
+
+
+def disordered(sites: list[str]) -> Entry:
+    from tests.data.test_readers import cif
+
+    return Entry("d", "d.cif", "cif", cif(sites, None, 5.64), declared_group=225)
+
+
+HALF = [f"{s} {xyz} 0.5" for xyz in ("0 0 0", "0.5 0.5 0", "0.5 0 0.5", "0 0.5 0.5") for s in ("Na", "K")]
+CHLORINES = [f"Cl {xyz} 1" for xyz in ("0.5 0.5 0.5", "0 0 0.5", "0 0.5 0", "0.5 0 0")]
+
+
+def test_partial_occupancy_is_rejected_or_ordered() -> None:
+    entry = disordered(HALF + CHLORINES)
+    refused = process(Rules(), (0, entry))
+    assert refused.form is None
+    assert refused.reason == "K2 Na2 Cl4 has partial occupancies"
+    outcome = process(Rules(disorder="expand"), (0, entry))
+    assert outcome.form is not None
+    assert np.unique(outcome.form.species, return_counts=True)[1].tolist() == [1, 2, 1]
+    assert outcome.declared_group == 0  # it is no longer of that group
+    # vacancies become empty sites, in a supercell where one cell has no whole number of them
+    vacant = process(Rules(disorder="expand"), (0, disordered(["Na 0 0 0 0.5", "Cl 0.5 0.5 0.5 1"])))
+    assert vacant.form is not None
+    assert sorted(vacant.form.species.tolist()) == [11, 17, 17]
+    never = process(Rules(disorder="expand"), (0, disordered(["Na 0 0 0 0.37", "Cl 0.5 0.5 0.5 1"])))
+    assert never.reason == "Na0.37 Cl1 has partial occupancies that make no whole atoms in up to 60 sites"
+
+
+def test_a_slow_structure_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*_: object, **__: object) -> Canonical:
+        while True:
+            try:
+                time.sleep(1)
+            except Exception:  # noqa: PERF203 - parsers catch all sorts of things: the clock gets past that
+                continue
+
+    monkeypatch.setattr(parsing, "canonicalise", slow)
+    sites = Sites(np.array([11]), np.zeros((1, 3)), np.eye(3) * 4)
+    began = time.monotonic()
+    outcome = process(Rules(seconds=0.3), (0, Entry("x", "x", "arrays", sites)))
+    assert outcome.reason == "takes longer than 0.3 s"
+    assert time.monotonic() - began < 1
+
+
+def test_the_clock_holds_in_a_worker(tmp_path: Path) -> None:
+    """A worker of joblib does its work in its main thread, where signals arrive."""
+    from fastcrystal.parallel import map_parallel
+
+    assert list(map_parallel(_sleep_with_limit, range(4), jobs=2)) == ["stopped"] * 4
+
+
+def _sleep_with_limit(_: int) -> str:
+    try:
+        with time_limit(0.2):
+            time.sleep(5)
+    except BaseException:
+        return "stopped"
+    return "slept"
+
+
+def test_the_clock_leaves_others_alone() -> None:
+    rang = []
+    before = signal.signal(signal.SIGALRM, lambda *_: rang.append(1))
+    timer = signal.setitimer(signal.ITIMER_REAL, 0.2)  # pytest-timeout's own, perhaps
+    try:
+        with time_limit(30):
+            pass
+        assert 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 0.2
+        time.sleep(0.3)
+        assert rang == [1]
+    finally:
+        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_REAL, *timer)
+    answers: list[str] = []
+    thread = threading.Thread(target=lambda: answers.append(_no_limit()))
+    thread.start()
+    thread.join()
+    assert answers == ["no limit here"]
+
+
+def _no_limit() -> str:
+    with time_limit(1e-6):
+        time.sleep(0.01)
+    return "no limit here"
+
+
+def test_rules_are_checked() -> None:
+    for given, message in (
+        ({"max_sites": 61}, r"max_sites must be in 1\.\.60, got 61"),
+        ({"symprec": 0.0}, "symprec must be positive"),
+        ({"disorder": "ignore"}, "disorder must be"),
+        ({"seconds": 0.0}, "seconds must be positive"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Rules(**given)
+
+
+def test_kinds_of_reasons_stay_few() -> None:
+    tally = Tally()
+    for i in range(500):
+        tally.count(Outcome(0, "x", None, "reason " + chr(97 + i % 26) * (1 + i // 26)))
+    assert len(tally.reasons) == 101
+    assert sum(tally.reasons.values()) == tally.n_rejected == 500
+    report = ImportReport(Path("o"), Path("r"), [], [tally])
+    assert next(iter(report.reasons)) == "other reasons"
+
+
+@pytest.mark.slow
+def test_real_sample_agrees_with_its_space_groups(tmp_path: Path) -> None:
+    path = data_folder() / "samples" / "mp_20_val_300.feather"
+    if not path.is_file():
+        pytest.skip(f"needs {path}")
+    report = import_store(path, tmp_path / "s", jobs=1, progress=False)
+    assert report.n_structures + report.n_rejected == 300
+    assert report.n_rejected <= 3
+    assert report.declared >= 297
+    assert report.disagree / report.declared < 0.05
