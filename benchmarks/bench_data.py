@@ -20,7 +20,8 @@ import torch
 from benchmarks.plain import DenseCrystals, loader
 from benchmarks.timing import DEVICE, once, paired, wait
 from fastcrystal.config import TrainConfig
-from fastcrystal.data.dataset import CrystalDataset, load_dataset
+from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.data.load import load_dataset
 from fastcrystal.training import Trainer
 
 pytestmark = pytest.mark.timeout(600)

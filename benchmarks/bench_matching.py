@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastcrystal.crystal import CrystalBatch
-from fastcrystal.data.dataset import load_dataset
+from fastcrystal.data.load import load_dataset
 from fastcrystal.metrics import validity
 from fastcrystal.metrics.match import match_pairs
 from fastcrystal.metrics.pool import available_cores

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from fastcrystal.crystal import CrystalBatch as CrystalBatch
     from fastcrystal.data.dataset import CrystalDataset as CrystalDataset
-    from fastcrystal.data.dataset import load_dataset as load_dataset
+    from fastcrystal.data.load import load_dataset as load_dataset
     from fastcrystal.loss import l1_loss as l1_loss
 
 __version__ = "0.1.0"
@@ -17,7 +17,7 @@ __version__ = "0.1.0"
 _HOME = {
     "CrystalBatch": "fastcrystal.crystal",
     "CrystalDataset": "fastcrystal.data.dataset",
-    "load_dataset": "fastcrystal.data.dataset",
+    "load_dataset": "fastcrystal.data.load",
     "l1_loss": "fastcrystal.loss",
 }
 __all__ = sorted(_HOME)

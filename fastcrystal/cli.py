@@ -23,7 +23,12 @@ from fastcrystal.config import (
     TASKS,
     TrainConfig,
 )
-from fastcrystal.data.commands import add_data, add_jobs
+from fastcrystal.data.commands import add_data
+from fastcrystal.discovery.commands import add_discovery
+from fastcrystal.discovery.hull_commands import add_hull
+from fastcrystal.discovery.report_commands import add_report
+from fastcrystal.metrics.files.command import add_files, check_arguments, judge_files
+from fastcrystal.options import add_jobs
 from fastcrystal.stopping import Stopped
 
 
@@ -32,7 +37,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fastcrystal", description=fastcrystal.__doc__)
     parser.add_argument("--version", action="version", version=fastcrystal.__version__)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_train, _add_sample, _add_evaluate, _add_figures, add_data, _add_largest_batch):
+    own = (_add_train, _add_sample, _add_evaluate, _add_figures, _add_largest_batch)
+    for add in (*own, add_data, add_discovery, add_hull, add_report):
         add(commands)
     return parser
 
@@ -163,7 +169,7 @@ def _train(args: argparse.Namespace) -> None:
 def _add_sample(commands: Any) -> None:
     p = commands.add_parser("sample", help="generate crystals for a formula as CIF and extxyz")
     p.set_defaults(run_command=_sample)
-    p.add_argument("--checkpoint", type=Path, required=True, help="run folder of a training")
+    p.add_argument("--checkpoint", type=Path, default="pretrained", help="run folder of a training (the shipped model)")
     p.add_argument("--formula", required=True, help="for example TaB2")
     p.add_argument("--space-group", type=int, help="1..230; may be left out with a model of --condition-dropout")
     p.add_argument("--energy", type=float, help="formation energy, eV/atom; may be left out likewise")
@@ -198,9 +204,10 @@ def _sample(args: argparse.Namespace) -> None:
 
 
 def _add_evaluate(commands: Any) -> None:
-    p = commands.add_parser("evaluate", help="judge a trained model on its test formulas, beside the baselines")
+    p = commands.add_parser("evaluate", help="judge crystals of any model, or a trained model on its test formulas")
     p.set_defaults(run_command=_evaluate)
-    p.add_argument("--checkpoint", type=Path, required=True, help="run folder of a training")
+    add_files(p)
+    p.add_argument("--checkpoint", type=Path, help="run folder of a training, instead of a path")
     p.add_argument("--max-test", type=int, help="most test crystals")
     p.add_argument("--steps", type=int, help="steps of the sampler")
     _add_sampler(p)
@@ -209,6 +216,10 @@ def _add_evaluate(commands: Any) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    check_arguments(args)
+    if args.path is not None:
+        print(judge_files(args))
+        return
     from fastcrystal.checkpoint import run_folder
     from fastcrystal.runs import evaluate_run
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +36,20 @@ def file_sha256(path: Path) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def write_lines(path: Path, lines: Iterable[str]) -> None:
+    """Write lines by way of a temporary file."""
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        file.writelines(line + "\n" for line in lines)
+    to_disk(partial)
+    partial.replace(path)
+    to_disk(path.parent)
+
+
+def cut_broken_line(path: Path) -> None:
+    """Drop a last line that a kill cut short, so that the next one starts a line of its own."""
+    if path.is_file():
+        with path.open("rb+") as file:
+            file.truncate(file.read().rfind(b"\n") + 1)

@@ -17,7 +17,8 @@ import torch
 from numpy.typing import NDArray
 
 from fastcrystal.crystal import CrystalBatch
-from fastcrystal.data.dataset import CrystalDataset, load_dataset
+from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.data.load import load_dataset
 from fastcrystal.lattice import wrap
 from fastcrystal.loss import l1_loss, pbc_loss
 from fastcrystal.metrics.coordinates import AXES, BINS, coordinate_density, coordinate_distances

@@ -1,19 +1,22 @@
-"""Relaxation with an interatomic potential through ASE (pip extra: mlip)."""
+"""Relaxation with an interatomic potential (`fastcrystal.potentials`) through ASE."""
 
 from __future__ import annotations
 
 import math
-import os
+import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-#: potentials by the name that the command line takes -> what is shown beside their energies
-POTENTIALS = {"sevennet-0": "SevenNet-0 (11Jul2024)"}
-MISSING_EXTRA = "relaxation needs SevenNet and ASE: pip install 'fastcrystal[mlip]'"
-#: a cell that grows or shrinks beyond this factor of its starting volume has lost its structure
+from fastcrystal.potentials import MISSING_EXTRA, POTENTIALS, load_potential
+
+__all__ = ["MISSING_EXTRA", "POTENTIALS", "Cell", "Relaxed", "load_potential", "relax", "single_point"]
+
+#: what may change: atoms and cell, or atoms only
+Cell: TypeAlias = Literal["full", "fixed"]
+#: a cell that grows or shrinks beyond this factor of the volume that the search found has lost its structure
 MAX_VOLUME_RATIO = 4.0
 
 
@@ -45,33 +48,6 @@ class Relaxed:
     steps: int
 
 
-def load_potential(name: str = "sevennet-0", device: str = "cpu") -> Any:
-    """An ASE calculator by name; one thread, because structures are relaxed side by side in processes.
-
-    Raises
-    ------
-    ValueError
-        If the name is unknown.
-    ImportError
-        If the potential is not installed; the message names the pip extra.
-    """
-    if name not in POTENTIALS:
-        raise ValueError(f"potential must be one of {', '.join(POTENTIALS)}, got {name!r}")
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    try:
-        import ase  # noqa: F401
-        from sevenn.calculator import SevenNetCalculator
-    except ImportError:
-        raise ImportError(MISSING_EXTRA) from None
-    import torch
-
-    torch.set_num_threads(1)
-    # TorchScript's profiling executor re-specialises whenever the number of edges changes, which is every step here:
-    # without it a step of a small cell is a third faster (measured: 75 -> 53 ms on 2 atoms)
-    torch._C._jit_set_profiling_executor(False)
-    return SevenNetCalculator("7net-0", device=device)
-
-
 def relax(
     species: NDArray[np.integer],
     frac: NDArray[np.floating],
@@ -80,8 +56,11 @@ def relax(
     *,
     steps: int = 50,
     max_force: float = 0.1,
+    cell: Cell = "full",
+    time_limit: float = math.inf,
+    max_volume_ratio: float | None = None,
 ) -> Relaxed:
-    """Relax atoms and cell: first the volume alone, then everything with FIRE.
+    """Relax atoms and cell: first the volume alone, then everything with FIRE. Or the atoms in a fixed cell.
 
     Parameters
     ----------
@@ -96,12 +75,19 @@ def relax(
     steps : int
         Most FIRE steps.
     max_force : float
-        Convergence threshold on atoms and cell, eV/angstrom.
+        Convergence threshold on atoms and, in a full relaxation, cell, eV/angstrom.
+    cell : {"full", "fixed"}
+        "fixed": the atoms move and the cell stays, as in the paper's code.
+    time_limit : float
+        Seconds after which no further step is begun; what there is then is returned, and `converged` says what it is.
+    max_volume_ratio : float, optional
+        How much larger or smaller than the given cell a cell may become. Where not given, a factor of 4 beyond the
+        volume that the volume search found.
 
     Raises
     ------
     ValueError
-        If the cell explodes or collapses (volume beyond a factor of 4 of the start after the volume search).
+        If the cell explodes or collapses, or the potential returns something that is not finite.
     """
     from ase import Atoms
 
@@ -109,16 +95,30 @@ def relax(
     from ase.filters import UnitCellFilter
     from ase.optimize import FIRE
 
+    deadline = time.monotonic() + time_limit
     atoms = Atoms(numbers=species, scaled_positions=frac, cell=lattice, pbc=True)
     atoms.calc = potential
-    _relax_volume(atoms)
-    start = atoms.get_volume()
-    filtered = UnitCellFilter(atoms)
-    optimiser = FIRE(filtered, logfile=None)
+    start, allowed = atoms.get_volume(), MAX_VOLUME_RATIO if max_volume_ratio is None else max_volume_ratio
+
+    def check_volume() -> None:
+        ratio = atoms.get_volume() / start
+        if not 1 / allowed < ratio < allowed:
+            raise ValueError(f"the cell changed its volume {ratio:.2g}-fold: it fell apart")
+
+    if cell == "full":
+        _relax_volume(atoms, deadline=deadline)
+        if max_volume_ratio is None:
+            start = atoms.get_volume()
+        check_volume()
+    moving = UnitCellFilter(atoms) if cell == "full" else atoms
+    optimiser = FIRE(moving, logfile=None)
     for _ in optimiser.irun(fmax=max_force, steps=steps):
-        if not 1 / MAX_VOLUME_RATIO < atoms.get_volume() / start < MAX_VOLUME_RATIO:
-            raise ValueError(f"the cell changed its volume {atoms.get_volume() / start:.2g}-fold: it fell apart")
-    largest = float(np.linalg.norm(filtered.get_forces(), axis=1).max())
+        check_volume()
+        if not np.isfinite(moving.get_forces()).all():
+            raise ValueError("the potential returned a force that is not finite")
+        if time.monotonic() > deadline:
+            break
+    largest = _largest(moving)
     energy = float(atoms.get_potential_energy()) / len(atoms)
     if not math.isfinite(energy):
         raise ValueError("the potential returned an energy that is not finite")
@@ -132,6 +132,11 @@ def relax(
     )
 
 
+def _largest(moving: Any) -> float:
+    """The largest force on an atom or, of a filter, on the cell, eV/angstrom."""
+    return float(np.linalg.norm(moving.get_forces(), axis=1).max())
+
+
 def single_point(
     species: NDArray[np.integer], frac: NDArray[np.floating], lattice: NDArray[np.floating], potential: Any
 ) -> Relaxed:
@@ -141,12 +146,12 @@ def single_point(
 
     atoms = Atoms(numbers=species, scaled_positions=frac, cell=lattice, pbc=True)
     atoms.calc = potential
-    largest = float(np.linalg.norm(UnitCellFilter(atoms).get_forces(), axis=1).max())
+    largest = _largest(UnitCellFilter(atoms))
     energy = float(atoms.get_potential_energy()) / len(atoms)
     return Relaxed(np.asarray(frac, dtype=np.float64), np.asarray(lattice, dtype=np.float64), energy, largest, True, 0)
 
 
-def _relax_volume(atoms: Any, evaluations: int = 7, tolerance: float = 0.03) -> None:
+def _relax_volume(atoms: Any, evaluations: int = 7, tolerance: float = 0.03, deadline: float = math.inf) -> None:
     """Scale the cell in place until the pressure (eV per cubic angstrom) is small: a bounded secant search in ln V."""
     cell = np.array(atoms.cell)
     x = 0.0
@@ -154,7 +159,9 @@ def _relax_volume(atoms: Any, evaluations: int = 7, tolerance: float = 0.03) -> 
     for _ in range(evaluations):
         atoms.set_cell(cell * math.exp(x / 3), scale_atoms=True)
         pressure = -float(atoms.get_stress()[:3].mean())
-        if abs(pressure) < tolerance:
+        if not math.isfinite(pressure):
+            raise ValueError("the potential returned a stress that is not finite")
+        if abs(pressure) < tolerance or time.monotonic() > deadline:
             return
         slope = None if previous is None else (pressure - previous[1]) / (x - previous[0])
         previous = (x, pressure)

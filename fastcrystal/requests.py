@@ -15,6 +15,7 @@ import torch
 from fastcrystal.canonical import species_order
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.formulas import parse_formula
+from fastcrystal.features.elements import SYMBOLS
 from fastcrystal.process.flow import Method
 from fastcrystal.ranks import Ranks
 from fastcrystal.sampling import Generator
@@ -72,9 +73,17 @@ def conditions(request: Request, sampler: Generator) -> tuple[CrystalBatch, str]
     Raises
     ------
     ValueError
-        If the formula does not parse or the cell has more sites than the model's matrix.
+        If the formula does not parse, has an element that the model was not trained on, or the cell has more sites than
+        the model's matrix.
     """
     written = parse_formula(request.formula)
+    known = sampler.run["data"].get("elements")
+    strange = [] if known is None else sorted({SYMBOLS[z] for z in written} - set(known))
+    if strange:
+        raise ValueError(
+            f"{request.formula}: {', '.join(strange)} is not among the {len(known)} elements that this model knows "
+            f"({' '.join(known)})"
+        )
     units, why = _choose_units(request, written, sampler)
     species = np.array(written * units)
     if len(species) > sampler.max_sites:

@@ -21,6 +21,7 @@ from fastcrystal.draws import step_seed
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import Condition, CrystalUNet
 from fastcrystal.model.unet_config import UNetConfig
+from fastcrystal.pretrained import resolve
 from fastcrystal.process import Process
 from fastcrystal.process.build import live_rows, make_process
 from fastcrystal.process.flow import Method
@@ -54,7 +55,8 @@ class Generator:
         Parameters
         ----------
         run : str or Path
-            The folder that training wrote, or a checkpoint in it: RUN/checkpoints/step_..., RUN/checkpoints/best.
+            "pretrained": the shipped model. Or the folder that training wrote, or a checkpoint in it:
+            RUN/checkpoints/step_..., RUN/checkpoints/best.
         device : str
             "auto", "cpu", "cuda", "cuda:N".
 
@@ -63,7 +65,7 @@ class Generator:
         ValueError
             If there is no usable checkpoint: not a run folder, damaged, or another version's.
         """
-        path = Path(run)
+        path = resolve(run)
         config = read_config(run_folder(path))
         folder, checkpoint = find_checkpoint(path)
         missing = sorted(set(TrainConfig.__dataclass_fields__) - set(config["train"]))

@@ -20,7 +20,8 @@ from fastcrystal import draws
 from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch, matrix_length
 from fastcrystal.data.augment import Shifts, allowed_shifts, random_order, shift_origin
-from fastcrystal.data.dataset import CrystalDataset, load_dataset
+from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.data.load import load_dataset
 from fastcrystal.data.polymorphs import PairSampler, find_pairs
 from fastcrystal.data.site_pairs import paired_order
 from fastcrystal.data.splits import Split, split_by_formula

@@ -32,6 +32,7 @@ from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.store import Store
 from fastcrystal.devices import compile_network, half_precision, pick_device
 from fastcrystal.draws import BatchGenerator, step_seed
+from fastcrystal.features.elements import SYMBOLS
 from fastcrystal.journal import Journal
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import CrystalUNet
@@ -281,6 +282,7 @@ class Trainer:
                 "n_val": len(split.val),
                 "n_test": len(split.test),
                 "left_out": self.prepared.left_out,
+                "elements": elements_of(data.select(split.train)),
                 "formula_units": formula_units(data.select(split.train)),
             },
         }
@@ -345,6 +347,11 @@ def _moments(values: Tensor) -> tuple[float, float]:
     """Mean and standard deviation; a constant has the deviation 1e-3, so that it can be divided by."""
     values = values.double()
     return float(values.mean()), max(float(values.std(correction=0)), 1e-3)
+
+
+def elements_of(data: CrystalDataset | Store) -> list[str]:
+    """Symbols that occur, by atomic number."""
+    return [SYMBOLS[z] for z in sorted(frozenset().union(*data.formula_elements()))]
 
 
 def formula_units(data: CrystalDataset | Store) -> dict[str, dict[str, int]]:

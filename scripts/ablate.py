@@ -9,7 +9,7 @@ from pathlib import Path
 from fastcrystal.ablation import ROWS, ablate
 from fastcrystal.cli import run_guarded
 from fastcrystal.config import ALGORITHMS, TASKS, TrainConfig
-from fastcrystal.data.commands import add_jobs
+from fastcrystal.options import add_jobs
 from fastcrystal.parallel import backend
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrystal.canonical import Canonical, canonicalise
-from fastcrystal.data.dataset import load_dataset
+from fastcrystal.data.load import load_dataset
 
 Cell = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 Change = Callable[[Cell, np.random.Generator], Cell]

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 from fastcrystal.cli import run_guarded
-from fastcrystal.data.commands import add_jobs
 from fastcrystal.config import RECIPES, TrainConfig
+from fastcrystal.options import add_jobs
 from fastcrystal.parallel import backend
 
 

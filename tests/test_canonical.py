@@ -20,7 +20,8 @@ from fastcrystal.canonical import (
     species_order,
 )
 from fastcrystal.data.canonicalise import canonicalise_dataset
-from fastcrystal.data.dataset import CrystalDataset, load_dataset
+from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.data.load import load_dataset
 from fastcrystal.lattice import lattice_from_parameters, volume
 from tests.shared_data import dft_file
 

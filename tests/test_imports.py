@@ -25,6 +25,7 @@ MODULES = [
     "fastcrystal.ops.pbc",
     "fastcrystal.ops.row_attention",
     "fastcrystal.ops.row_norm",
+    "fastcrystal.ops.row_windows",
     "fastcrystal.ops.update_step",
     "fastcrystal.process.diffusion",
     "fastcrystal.process.flow",
@@ -32,6 +33,10 @@ MODULES = [
     "fastcrystal.process.schedule",
     "fastcrystal.data.augment",
     "fastcrystal.data.dataset",
+    "fastcrystal.data.load",
+    "fastcrystal.data.store",
+    "fastcrystal.data.store_writer",
+    "fastcrystal.data.streaming",
     "fastcrystal.data.polymorphs",
     "fastcrystal.tasks",
     "fastcrystal.checkpoint",
@@ -40,6 +45,7 @@ MODULES = [
 ]
 HEAVY = [
     *("ase", "dask", "distributed", "joblib", "matcalc", "matplotlib", "mendeleev", "numba", "pandas"),
+    *("chgnet", "matgl", "mattersim", "optimade", "plotly", "pyarrow", "requests", "smact"),
     *("pymatgen", "ray", "scipy", "sevenn", "spglib", "tensorboard", "triton"),
 ]
 # what torch brings by itself, in some versions and installations, is not ours to avoid

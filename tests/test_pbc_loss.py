@@ -263,7 +263,7 @@ def test_compiles_whole(device: str) -> None:
 
 def test_a_shifted_crystal_has_insignificant_loss() -> None:
     """Figure 4: a real crystal, pushed a little through the faces of its cell."""
-    from fastcrystal.data.dataset import load_dataset
+    from fastcrystal.data.load import load_dataset
 
     data = load_dataset(dft_file(), source="mp_mp20")
     batch = data.select(range(200)).batch()

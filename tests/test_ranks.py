@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastcrystal import draws
-from fastcrystal.data.dataset import load_dataset
+from fastcrystal.data.load import load_dataset
 from fastcrystal.journal import read_metrics
 from fastcrystal.ranks import Ranks
 from tests.tiny import TINY, run_command

@@ -14,7 +14,7 @@ from fastcrystal import reproduce as r
 from fastcrystal.ablation import ablate, rows_of, settings
 from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import CrystalBatch
-from fastcrystal.data.dataset import load_dataset
+from fastcrystal.data.load import load_dataset
 from fastcrystal.figures import make_figures
 from fastcrystal.model.unet import Condition
 from fastcrystal.process.flow import Method

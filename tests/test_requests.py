@@ -104,6 +104,7 @@ def test_size_of_the_cell(sampler: Generator, request_: Request, sites: int, why
 
 def test_units_follow_the_commonest_training_cell(sampler: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {"AB:186": {"2": 5, "1": 1, "4": 5}}
+    monkeypatch.delitem(sampler.run["data"], "elements")
     monkeypatch.setitem(sampler.run["data"], "formula_units", seen)
     batch, line = conditions(Request("ZnO", 186, -1.5), sampler)
     assert batch.species[0].tolist() == [30, 30, 8, 8]  # of equally common cells the smaller; cation first
@@ -200,3 +201,8 @@ def test_obtained_groups() -> None:
     bent = crystal("rocksalt", "Na", "Cl")
     bent.translate_sites([1], [0.05, 0.02, 0.0])
     assert obtained_group(bent, 0.01) != 225
+
+
+def test_an_element_that_the_model_does_not_know(sampler: Generator) -> None:
+    with pytest.raises(ValueError, match=r"UO2: U is not among the \d+ elements that this model knows \(.*Na.*\)"):
+        conditions(Request("UO2", 225, -1.0), sampler)

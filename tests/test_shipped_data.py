@@ -10,7 +10,8 @@ import pytest
 import spglib
 
 from fastcrystal.canonical import canonicalise
-from fastcrystal.data.dataset import CrystalDataset, load_dataset
+from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.data.load import load_dataset
 from fastcrystal.metrics.validity import check
 
 PATH = Path(str(resources.files("fastcrystal.data").joinpath("prototypes.npz")))

@@ -15,7 +15,7 @@ import torch
 
 from fastcrystal.checkpoint import latest_checkpoint, list_checkpoints, read_tensors
 from fastcrystal.config import TrainConfig
-from fastcrystal.data.dataset import load_dataset
+from fastcrystal.data.load import load_dataset
 from fastcrystal.devices import pick_device
 from fastcrystal.runs import draw_curves, evaluate_run, train_and_evaluate
 from fastcrystal.sampling import Generator

@@ -9,14 +9,7 @@ from typing import Any
 from fastcrystal.data.curation_commands import add_curation
 from fastcrystal.data.database_commands import add_databases
 from fastcrystal.data.store_commands import add_stores
-
-
-def add_jobs(p: Any, what: str = "processes (default: all cores)") -> None:
-    """Options of every command with CPU work for many processes; `fastcrystal.parallel.backend` takes the second."""
-    from fastcrystal.parallel import BACKENDS
-
-    p.add_argument("--jobs", type=int, help=what)
-    p.add_argument("--backend", default="loky", metavar="WHERE", help=f"where they run: {BACKENDS} (docs/clusters.md)")
+from fastcrystal.options import add_jobs
 
 
 def add_data(commands: Any) -> None:

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from fastcrystal.options import add_jobs
+
 
 def add_curation(kinds: Any) -> None:
     """`curate`, `summary`, `near-duplicates` and `fetch`."""
@@ -47,8 +49,6 @@ def _add_curate(kinds: Any) -> None:
 
 
 def _add_near_duplicates(kinds: Any) -> None:
-    from fastcrystal.data.commands import add_jobs
-
     n = kinds.add_parser("near-duplicates", help="how many crystals match another one of their formula")
     n.set_defaults(run_command=_near_duplicates)
     n.add_argument("store", type=Path)

@@ -8,6 +8,7 @@ composition and changes the symmetry. It says what such a crystal may look like,
 from __future__ import annotations
 
 import warnings
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from fastcrystal.canonical import MAX_SITES
@@ -59,7 +60,8 @@ def ordered(structure: Structure, max_sites: int = MAX_SITES) -> Structure:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             charged = cell.copy()
-            charged.add_oxidation_state_by_guess(max_sites=-1)
+            with suppress(ValueError):  # amounts that are whole but for rounding, among others
+                charged.add_oxidation_state_by_guess(max_sites=-1)
             without = all(getattr(s, "oxi_state", 0) in (0, None) for site in charged for s in site.species)
             order = OrderDisorderedStructureTransformation(algo=0, no_oxi_states=without)
             found: Structure = order.apply_transformation(cell if without else charged)

@@ -104,6 +104,11 @@ def export_extxyz(store: Store, path: str | Path, *, progress: bool = True) -> P
     return path
 
 
+def export_npz(store: Store, path: str | Path) -> Path:
+    """A data set of `fastcrystal.data.dataset`, all in memory at once. Parameters and errors as `export_parquet`."""
+    return store.read().save(_fresh(path))
+
+
 def _fresh(path: str | Path) -> Path:
     path = Path(path)
     if path.exists():

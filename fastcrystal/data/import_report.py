@@ -16,6 +16,14 @@ _MAX_KINDS = 100
 _OTHER = "other reasons"
 #: columns that are not read and are named in the report
 _NAMED = 12
+#: kinds of reasons that are printed
+_PRINTED = 20
+
+#: names that are not quoted: formulas before "has partial", ids of structures
+_NAMES = re.compile(
+    r"^[A-Z][\w .]*(?= has partial)|(?<=^no energy for ).*(?= in column)|(?<=^energy of ).*(?= in column)"
+    r"|(?<=^sites add up to )\S+|(?<=_chemical_formula_sum says ).*(?=: cut off)|(?<=reference for an element of )\S+"
+)
 
 
 @dataclass
@@ -67,6 +75,8 @@ class ImportReport:
         One for each source.
     energies : tuple of str
         Id and energy column of the energies file; empty where none was given.
+    n_before : int
+        Crystals that a store that was appended to had before.
     """
 
     path: Path
@@ -74,6 +84,7 @@ class ImportReport:
     sources: list[Source]
     tallies: list[Tally]
     energies: tuple[str, str] | tuple[()] = ()
+    n_before: int = 0
 
     @property
     def n_structures(self) -> int:
@@ -105,11 +116,11 @@ class ImportReport:
         return sum(t.disagree for t in self.tallies)
 
     def __str__(self) -> str:
-        lines = [
-            f"{self.n_structures} structures in {self.path}, {self.n_rejected} rejected ({self.rejects_path.name})"
-        ]
+        added = f" added to {self.n_before}" if self.n_before else ""
+        rejected = f"{self.n_rejected} rejected ({self.rejects_path.name})"
+        lines = [f"{self.n_structures} structures{added} in {self.path}, {rejected}"]
         for source, tally in zip(self.sources, self.tallies, strict=True):
-            if len(self.sources) > 1 or source.columns.shown():
+            if len(self.sources) > 1 or _columns(source, bool(self.energies)):
                 counts = f": {tally.n_structures} structures, {tally.n_rejected} rejected"
                 lines.append(f"{source.path} ({source.kind})" + (counts if len(self.sources) > 1 else ""))
             lines += [f"  {line}" for line in _columns(source, bool(self.energies))]
@@ -117,13 +128,20 @@ class ImportReport:
             id_column, energy_column = self.energies
             lines.append(f"energies: column {energy_column!r} by id column {id_column!r}")
             if energy_column.lower() in TOTAL_COLUMNS:
-                lines.append("  this name stands for total energies: give elemental_references unless it holds others")
+                lines.append(
+                    "  this name stands for total energies: they rank the polymorphs of a formula, but are no formation"
+                    " energies (elemental_references of import_store makes them that)"
+                )
         if self.declared:
             share = self.disagree / self.declared
             lines.append(
                 f"space groups: {self.disagree} of {self.declared} declared ones ({share:.1%}) computed otherwise"
             )
-        lines += [f"  {count} x {reason}" for reason, count in self.reasons.items()]
+        reasons = list(self.reasons.items())
+        lines += [f"  {count} x {reason}" for reason, count in reasons[:_PRINTED]]
+        if len(reasons) > _PRINTED:
+            rest = reasons[_PRINTED:]
+            lines.append(f"  {sum(count for _, count in rest)} x one of {len(rest)} other kinds of reasons")
         return "\n".join(lines)
 
 
@@ -141,8 +159,12 @@ def _columns(source: Source, energies_given: bool) -> list[str]:
 
 
 def kind_of(reason: str) -> str:
-    """A reason with its numbers and quoted names replaced by "#", to count alike ones together."""
-    return re.sub(r"(?<![A-Za-z])[-+]?\d+(\.\d+)?(e[-+]?\d+)?|'[^']*'|\[.*\]", "#", reason)[:120]
+    """A reason with numbers, quoted names, formulas and ids replaced by "#", to count alike ones together.
+
+    Limits ("1..60") stay.
+    """
+    reason = _NAMES.sub("#", reason)
+    return re.sub(r"(?<![A-Za-z\d.])[-+]?\d+(\.\d+)?(e[-+]?\d+)?(?!\d|\.\.)|'[^']*'|\[.*\]", "#", reason)[:120]
 
 
 def provenance(source: Source, licence: str | None, given: dict[str, str]) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from fastcrystal.canonical import MAX_SITES
-from fastcrystal.data.dataset import load_dataset
 from fastcrystal.data.entry import Entry, Reject
 from fastcrystal.data.import_report import ImportReport, Tally, provenance
+from fastcrystal.data.load import load_dataset
 from fastcrystal.data.packing import pack, reduced_formula
 from fastcrystal.data.parsing import Disorder, Outcome, Rules, process
 from fastcrystal.data.sources import Source, open_source
@@ -108,7 +108,7 @@ def import_store(
     out, rules = Path(out), Rules(symprec, max_sites, disorder, seconds)
     references = _references(elemental_references)
     wanted, table = _wanted(energies, id_column, energy_column, cif_column, group_column)
-    opened = [open_source(p, wanted=wanted, energies=table, select=select_source) for p in _listed(sources)]
+    opened = [_filled(open_source(p, wanted=wanted, energies=table, select=select_source)) for p in _listed(sources)]
     given = {} if table is None else {"path": str(energies), "id": table.id_column, "energy": table.energy_column}
     settings: dict[str, Any] = {"symprec": symprec, "max_sites": max_sites, "disorder": disorder, "seconds": seconds}
     settings["elemental_references"] = dict(sorted(references.items()))
@@ -134,7 +134,7 @@ def import_store(
                 )
         report = ImportReport(out, out / "rejects.parquet", opened, tallies, _columns_of(table))
         _check_any(report)
-    return report
+    return replace(report, n_before=len(writer.store) - report.n_structures)
 
 
 def import_structures(
@@ -178,7 +178,7 @@ def import_structures(
     out, rules = Path(out), Rules(symprec, max_sites, disorder, seconds)
     references = _references(elemental_references)
     wanted, table = _wanted(energies, id_column, energy_column, cif_column, group_column)
-    opened = [open_source(p, wanted=wanted, energies=table, select=select_source) for p in _listed(sources)]
+    opened = [_filled(open_source(p, wanted=wanted, energies=table, select=select_source)) for p in _listed(sources)]
     tallies = [Tally() for _ in opened]
     kept: list[Outcome] = []
     positions: list[int] = []
@@ -232,15 +232,11 @@ def _outcomes(
 def _numbered(sources: list[Source], skip: list[int], rules: Rules) -> Iterator[tuple[int, Entry | Reject] | Outcome]:
     """Entries with the number of their source; of those with very much text, the outcomes."""
     for number, source in enumerate(sources):
-        empty = True
         for position, item in enumerate(source):
-            empty = False
             if position < skip[number]:
                 continue
             large = isinstance(item, Entry) and isinstance(item.payload, str) and len(item.payload) > _LARGE
             yield process(rules, (number, item)) if large else (number, item)
-        if empty:
-            raise ValueError(source.nothing())
 
 
 def _formation_energy(outcome: Outcome, references: Mapping[int, float]) -> Outcome:
@@ -286,6 +282,13 @@ def _listed(sources: Paths) -> list[str | Path]:
     return listed
 
 
+def _filled(source: Source) -> Source:
+    """A source, or ValueError where there is not one structure in it: known before anything is written."""
+    if not source.total and next(iter(source), None) is None:
+        raise ValueError(source.nothing())
+    return source
+
+
 def _columns_of(table: EnergyTable | None) -> tuple[str, str] | tuple[()]:
     return () if table is None else (table.id_column, table.energy_column)
 
@@ -307,6 +310,6 @@ def _tallies_before(out: Path, sources: int) -> list[Tally]:
 def _check_any(report: ImportReport) -> None:
     """Raise ValueError where nothing is left."""
     if report.n_structures == 0:
-        most = next(iter(report.reasons), "none read")
+        most = "; ".join(f"{count} x {reason}" for reason, count in list(report.reasons.items())[:3]) or "none read"
         paths = ", ".join(str(s.path) for s in report.sources)
         raise ValueError(f"none of {report.n_rejected} structures in {paths} can be used; most often: {most}")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastcrystal.data.curate import CURATION
-from fastcrystal.data.dataset import SHIPPED, load_dataset
+from fastcrystal.data.load import SHIPPED, load_dataset
 from fastcrystal.data.store import Store, open_store
 from fastcrystal.data.summary import summarise
 from fastcrystal.features.elements import SYMBOLS
@@ -106,6 +106,8 @@ def _in_words(values: dict[str, Any]) -> str:
     values = dict(values)
     elements = values["elements"]
     values["elements"] = f"{len(elements)}: " + " ".join(elements)
+    for key in ("sites", "formation_energy_ev_per_atom"):
+        values[key] = "unknown" if values[key] is None else "{} to {}".format(*values[key])
     if "sources" in values:
         values["labels"] = ", ".join(f"{name} {count:,}" for name, count in values["labels"].items())
         values |= {key: ", ".join(f"{k} {v}" for k, v in values[key].items()) for key in ("settings", "units")}
@@ -124,8 +126,11 @@ def _in_words(values: dict[str, Any]) -> str:
 
 def _source_in_words(source: dict[str, Any]) -> str:
     """Name, counts, licence, and whatever else the manifest knows."""
-    known = ("name", "n_crystals", "n_rejected", "consumed", "licence")
+    known = ("name", "n_crystals", "n_rejected", "consumed", "licence", "notes", "columns", "energies")
     rest = [f"{k} {v}" for k, v in source.items() if k not in known and v not in ({}, None)]
+    rest += [f"{what} from {name!r}" for what, name in source.get("columns", {}).items()]
+    if given := source.get("energies"):
+        rest.append(f"energies from {given['path']}, column {given['energy']!r} by {given['id']!r}")
     counts = f"{source['name']}: {source['n_crystals']:,} crystals, {source['n_rejected']:,} rejected"
     return ", ".join([counts, f"licence {source.get('licence') or 'not stated'}", *rest])
 

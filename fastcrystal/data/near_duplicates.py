@@ -111,6 +111,8 @@ class NearDuplicates:
 
     def __str__(self) -> str:
         p, counts = self.pairs, self.result.counts()
+        if not p.n_groups:
+            return "near-duplicates: none, no formula has two crystals"
         lost = ", ".join(f"{counts[kind]:,} {kind}" for kind in ("timeout", "error", "crashed") if counts[kind])
         apart = {"volumes": p.n_volume, "numbers of sites": p.n_sites, "energies": p.n_energy}
         left_out = ", ".join(f"{n:,} with other {what}" for what, n in apart.items() if n)
@@ -151,6 +153,7 @@ class NearDuplicates:
         columns["rms"] = pa.array(self.result.rms, mask=~self.result.match_rms)
         columns["status"] = self.result.status
         path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(path.name + ".partial")
         pq.write_table(pa.table(columns), partial)
         return partial.replace(path)

@@ -53,6 +53,8 @@ class PageFolder:
     def __init__(self, path: Path, kind: str, query: dict[str, Any], base_url: str) -> None:
         self.path = path
         self._asked = {"kind": kind, "query": json.loads(json.dumps(query)), "base_url": base_url}
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{path} is a file: choose a folder for the pages")
         path.mkdir(parents=True, exist_ok=True)
         self._lock = _locked(path)
         try:
@@ -79,6 +81,9 @@ class PageFolder:
         if not (self.path / RECORD).is_file():
             if any(_numbered(self.path)):
                 raise ValueError(f"{self.path} has pages but no {RECORD}: choose another folder")
+            strange = sorted(p.name for p in self.path.iterdir() if p.name not in ("lock", RECORD + ".partial"))
+            if strange:
+                raise ValueError(f"{self.path} holds other files ({strange[0]}): choose another folder for the pages")
             record = {**self._asked, "pages": 0, "entries": 0, "total": None, "complete": False}
             write_json(self.path / RECORD, record)
             return record

@@ -159,7 +159,7 @@ class PairSampler(Sampler[tuple[int, int]]):
 
     Examples
     --------
-    >>> from fastcrystal.data.dataset import load_dataset
+    >>> from fastcrystal.data.load import load_dataset
     >>> from fastcrystal.data.splits import split_by_formula
     >>> data = load_dataset("prototypes")
     >>> sampler = PairSampler(find_pairs(data, split_by_formula(data).train))

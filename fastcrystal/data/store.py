@@ -245,8 +245,13 @@ class Store:
         Raises
         ------
         ValueError
-            If a symbol, formula or label is unknown.
+            If a symbol, formula or label is unknown, a group is not in 1..230, or a range is empty.
         """
+        for what, bounds, unit in (("energy", energy, " eV/atom"), ("sites", sites, "")):
+            if bounds is not None and not bounds[0] <= bounds[1]:
+                raise ValueError(f"{what} must be a lowest and a highest value, got {bounds[0]} and {bounds[1]}{unit}")
+        if groups is not None and not all(1 <= g <= 230 for g in groups):
+            raise ValueError(f"space groups must be in 1..230, got {next(g for g in groups if not 1 <= g <= 230)}")
         keep = np.ones(len(self), dtype=bool)
         if formulas is not None or elements is not None or only_elements is not None:
             keep &= self._formulas_with(formulas, elements, only_elements)[self.formulas[1]]
@@ -312,6 +317,8 @@ class Store:
             If there is something at `path`.
         """
         path = Path(path)
+        if path.exists():
+            raise FileExistsError(f"{path} is there already: give another folder, or delete it")
         path.mkdir(parents=True)
         index = self._positions(None).astype("<i8")
         np.save(path / "index.npy", index, allow_pickle=False)
@@ -369,7 +376,9 @@ def open_store(path: str | Path, *, verify: bool = False) -> Store:
 def _open_view(path: Path, manifest: dict[str, Any], verify: bool) -> Store:
     whole = (path / manifest["of"]).resolve()
     if not is_store(whole):
-        raise ValueError(f"{path} is a view of a store at {whole}, which is gone")
+        raise ValueError(
+            f"{path} is a view of a store at {whole}, which is gone: put it there again, or make the view anew"
+        )
     store = open_store(whole, verify=verify)
     if store.fingerprint() != manifest["of_content_hash"]:
         raise ValueError(f"{path} is a view of {whole}, which has changed since: make the view again")

@@ -70,6 +70,13 @@ def _split(args: argparse.Namespace) -> None:
 
     store = open_store(args.store)
     split = split_by_formula(store, args.fractions, args.seed)
+    for side, share in zip(SIDES, args.fractions, strict=True):
+        if share and not len(getattr(split, side)):
+            raise ValueError(
+                f"{args.store} has too few formulas ({len(store.formulas[0])}) to split: none is left for {side}"
+            )
+        if (args.out / side).exists():
+            raise FileExistsError(f"{args.out / side} is there already: give another folder, or delete it")
     for side in SIDES:
         view: Store = store.select(getattr(split, side))
         view.save_view(args.out / side)
@@ -84,7 +91,7 @@ def _merge(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from fastcrystal.data.export import export_extxyz, export_parquet
+    from fastcrystal.data.export import export_extxyz, export_npz, export_parquet
     from fastcrystal.data.store import open_store
 
     store = open_store(args.store)
@@ -93,7 +100,7 @@ def _export(args: argparse.Namespace) -> None:
     elif args.out.suffix in (".extxyz", ".xyz"):
         export_extxyz(store, args.out)
     elif args.out.suffix == ".npz":
-        store.read().save(args.out)
+        export_npz(store, args.out)
     else:
         raise ValueError(f"out must end in .parquet, .extxyz or .npz, got {args.out.name!r}")
     print(f"{len(store)} crystals: {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)")

@@ -49,12 +49,19 @@ def merge_stores(stores: Sequence[str | Path], out: str | Path) -> Store:
         )
     settings = opened[0].manifest["settings"]
     for store in opened[1:]:
-        if store.manifest["settings"] != settings:
+        other = store.manifest["settings"]
+        if other != settings:
+            what = ", ".join(
+                f"{k} {other.get(k)} and {settings.get(k)}"
+                for k in {**settings, **other}
+                if other.get(k) != settings.get(k)
+            )
             raise ValueError(
-                f"{store.path} was made with other settings ({store.manifest['settings']}) than {opened[0].path} "
-                f"({settings}): import both with the same"
+                f"{store.path} was made with other settings than {opened[0].path} ({what}): import both with the same"
             )
     out = Path(out)
+    if out.exists():
+        raise FileExistsError(f"{out} is there already: give another folder, or delete it")
     out.mkdir(parents=True)
     labels = list(dict.fromkeys(name for store in opened for name in store.labels))
     parts: list[dict[str, Any]] = []

@@ -42,7 +42,8 @@ class StoreWriter:
     """Writes a store from numbered sources, each read in a fixed order.
 
     After a kill the same call goes on: `consumed(source)` says how many entries of a source are in committed parts,
-    as crystals or as rejects; the caller skips that many. Leaving the `with` without an error finishes the store.
+    as crystals or as rejects; the caller skips that many. Leaving the `with` without an error finishes the store; with
+    one it keeps what was added, or, where there was no crystal yet, leaves everything as it was before.
 
     Parameters
     ----------
@@ -106,8 +107,10 @@ class StoreWriter:
         try:
             if kind is None:
                 self._finish()
-            else:
+            elif any(s["n_crystals"] for s in self._manifest["sources"][self._first :]):
                 self.commit()
+            else:
+                self._undo()
         finally:
             self._rejects.close()
             self._lock.close()
@@ -244,6 +247,9 @@ class StoreWriter:
 
     def _locked(self) -> IO[str]:
         """The store's lock, held until the file is closed or the process dies."""
+        self._made = not self.path.exists()
+        if not self._made and not self.path.is_dir():
+            raise FileExistsError(f"{self.path} is a file: give a folder to write the store to")
         self.path.mkdir(parents=True, exist_ok=True)
         strange = [
             p.name for p in self.path.iterdir() if p.name not in (".lock", "manifest.json", "manifest.json.partial")
@@ -278,6 +284,13 @@ class StoreWriter:
         manifest = read_manifest(self.path)
         if manifest["format"] != FORMAT:
             raise FileExistsError(f"{self.path} is a view of another store: give another folder")
+        was = [
+            {k: v for k, v in s.items() if k not in (*_COUNTS, "notes")}
+            for s in manifest["sources"][manifest.get("first_source", 0) :]
+        ]
+        if not (manifest["complete"] or manifest["parts"]) and (was != asked or manifest["settings"] != settings):
+            manifest |= {"sources": fresh, "settings": settings, "rejects_bytes": 0}  # begun, but no crystal is lost
+            return manifest
         changed = {k: (manifest["settings"].get(k), v) for k, v in settings.items() if manifest["settings"].get(k) != v}
         if changed:
             what = ", ".join(f"{k} was {a}, now {b}" for k, (a, b) in changed.items())
@@ -291,12 +304,11 @@ class StoreWriter:
             manifest |= {"first_source": len(manifest["sources"]), "rejects_before": before, "rejects_bytes": 0}
             manifest["sources"] += fresh
             return manifest
-        was = [
-            {k: v for k, v in s.items() if k not in (*_COUNTS, "notes")}
-            for s in manifest["sources"][manifest["first_source"] :]
-        ]
         if was != asked:
-            raise ValueError(f"{self.path} was begun from other sources ({was}, now {asked}): give another folder")
+            raise ValueError(
+                f"{self.path} was begun from other sources ({_difference(was, asked)}): finish that with the same "
+                "command as then, or give another folder"
+            )
         return manifest
 
     def _drop_uncommitted(self) -> None:
@@ -309,6 +321,19 @@ class StoreWriter:
         if rejects.is_file():
             with rejects.open("rb+") as file:
                 file.truncate(self._manifest["rejects_bytes"])
+
+    def _undo(self) -> None:
+        """Leave what was there before: an appended store finished as it was, and nothing of a new one."""
+        if self._first:
+            self._manifest["sources"] = self._manifest["sources"][: self._first]
+            self._save(complete=True)
+            (self.path / "rejects.jsonl").unlink(missing_ok=True)
+            return
+        for name in ("rejects.jsonl", "manifest.json", ".lock"):
+            (self.path / name).unlink(missing_ok=True)
+        shutil.rmtree(self.path / "parts", ignore_errors=True)
+        if self._made:
+            self.path.rmdir()
 
     def _save(self, *, complete: bool) -> None:
         kept = {k: v for k, v in self._manifest.items() if k not in ("format", "version", "complete", "parts")}
@@ -358,3 +383,17 @@ class StoreWriter:
                     out.write_table(pa.Table.from_pylist(rows, schema))
         to_disk(partial)
         partial.replace(path)
+
+
+def _difference(was: list[dict[str, Any]], asked: list[dict[str, Any]]) -> str:
+    """How two lists of sources differ, in a few words: their names, or the first value that is another."""
+    names = [[str(s.get("path", s["name"])) for s in sources] for sources in (was, asked)]
+    if names[0] != names[1]:
+        return f"{' '.join(names[0])}, now {' '.join(names[1])}"[:300]
+    name, key, old, new = next(
+        (a["name"], k, a.get(k), b.get(k))
+        for a, b in zip(was, asked, strict=True)
+        for k in {**a, **b}
+        if a.get(k) != b.get(k)
+    )
+    return f"{key} of {name} was {old}, now {new}"[:300]

@@ -54,6 +54,8 @@ def write_summary(store: Store, out: str | Path, *, dpi: int = 130) -> list[Path
         raise ValueError(f"{store.path} holds no crystals: there is nothing to draw")
     summary = summarise(store)
     out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file: give a folder for the pictures")
     out.mkdir(parents=True, exist_ok=True)
     paths = [draw_page(summary, out / "summary.png", dpi=dpi)]
     for name, (draw, size) in PANELS.items():
@@ -92,6 +94,7 @@ def draw_sites(axis: Any, summary: Summary) -> None:
     axis.bar(np.arange(low, high + 1), summary.by_sites[low:], width=0.9, color=_COLOUR)
     axis.yaxis.set_major_formatter("{x:,.0f}")
     axis.set_xlim(low - 0.7, high + 0.7)
+    axis.locator_params(integer=True)
     _finish(axis, "sites in the primitive cell", "crystals")
 
 
@@ -197,6 +200,7 @@ def draw_energies(axis: Any, summary: Summary) -> None:
     whole = _heaped(known, edges)
     axis.stairs(whole, edges, fill=True, color="0.85" if len(largest) > 1 else _COLOUR)
     axis.set_ylim(0, 1.18 * whole.max())
+    axis.locator_params("y", integer=True)
     axis.yaxis.set_major_formatter("{x:,.0f}")
     if len(largest) > 1:
         for name, colour in zip(shown, _LINES, strict=False):

@@ -521,3 +521,15 @@ def test_ranges_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parser.parse_args(["aflow", "--out", "x", "--natoms", "many"])
     assert "expected a number or a range like 4-60, got 'many'" in capsys.readouterr().err
+
+
+def test_pages_go_into_no_folder_of_something_else(tmp_path: Path) -> None:
+    """`pages.json` among somebody's CIFs would make pages of the folder, and hide the CIFs from `data import`."""
+    from fastcrystal.data.pages import PageFolder
+
+    (tmp_path / "mine.cif").write_text("")
+    with pytest.raises(ValueError, match=r"holds other files \(mine.cif\): choose another folder"):
+        PageFolder(tmp_path, "aflux", {}, "http://x")
+    assert not (tmp_path / "pages.json").exists()
+    with pytest.raises(ValueError, match=r"mine.cif is a file: choose a folder"):
+        PageFolder(tmp_path / "mine.cif", "aflux", {}, "http://x")

@@ -23,7 +23,8 @@ from fastcrystal.data.augment import (
     random_order,
     shift_origin,
 )
-from fastcrystal.data.dataset import CrystalDataset, load_dataset
+from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.data.load import load_dataset
 from tests.metrics import crystals
 from tests.metrics.crystals import pack
 

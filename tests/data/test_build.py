@@ -17,7 +17,6 @@ from pymatgen.core import Composition, Lattice, Structure
 from fastcrystal.data import build
 from fastcrystal.data.build import (
     BuildConfig,
-    cut_broken_line,
     elemental_references,
     main_formulas,
     read_records,
@@ -25,6 +24,7 @@ from fastcrystal.data.build import (
 )
 from fastcrystal.data.finish import Finished, card, finish, formation_energy
 from fastcrystal.data.prototypes import Candidate, candidates, default_formulas, library
+from fastcrystal.durable import cut_broken_line
 from fastcrystal.features.elements import covalent_radius
 from fastcrystal.relax import POTENTIALS, load_potential, relax, single_point
 from tests.metrics.crystals import crystal
@@ -259,7 +259,7 @@ def test_finish_formation_energies(finished: Finished) -> None:
 
 
 def test_finish_can_be_saved_and_read(finished: Finished, tmp_path: Path) -> None:
-    from fastcrystal.data.dataset import load_dataset
+    from fastcrystal.data.load import load_dataset
 
     back = load_dataset(finished.data.save(tmp_path / "p.npz"), "prototypes")
     assert len(back) == 3
@@ -353,5 +353,5 @@ def test_a_cell_that_explodes_is_reported() -> None:
 
 
 def test_unknown_potential() -> None:
-    with pytest.raises(ValueError, match="potential must be one of sevennet-0, .* or MODULE:FUNCTION .*, got .lj."):
+    with pytest.raises(ValueError, match=r"potential must be one of sevennet-0, .* or MODULE:FUNCTION .*, got .lj."):
         load_potential("lj")

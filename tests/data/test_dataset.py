@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastcrystal.data import dataset
-from fastcrystal.data.dataset import CrystalDataset, load_dataset
+from fastcrystal.data import load
+from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.data.load import load_dataset
 from tests.metrics.crystals import crystal, pack
 
 ARRAYS = ("formula", "natoms", "e_form", "sg", "lattice", "numbers", "frac")
@@ -134,7 +135,7 @@ def test_unknown_name() -> None:
 
 
 def test_shipped_name_is_looked_up_in_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(dataset.SHIPPED, "nowhere", "nowhere.npz")
+    monkeypatch.setitem(load.SHIPPED, "nowhere", "nowhere.npz")
     with pytest.raises(ValueError, match=r"no data set at .*fastcrystal/data/nowhere\.npz"):
         load_dataset("nowhere")
 

@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from fastcrystal.data.dataset import CrystalDataset, load_dataset
+from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.export import export_extxyz, export_parquet
+from fastcrystal.data.load import load_dataset
 from fastcrystal.data.store import Store
 from fastcrystal.data.store_merge import merge_stores
 from fastcrystal.data.store_writer import StoreWriter

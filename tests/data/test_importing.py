@@ -18,7 +18,7 @@ from fastcrystal.canonical import Canonical
 from fastcrystal.cli import main
 from fastcrystal.data import parsing
 from fastcrystal.data.entry import Entry, Reject, Sites
-from fastcrystal.data.import_report import ImportReport, Tally
+from fastcrystal.data.import_report import ImportReport, Tally, kind_of
 from fastcrystal.data.importing import import_store, import_structures
 from fastcrystal.data.parsing import Outcome, Rules, process, time_limit
 from fastcrystal.data.store import open_store
@@ -171,6 +171,46 @@ def test_append(tmp_path: Path) -> None:
     assert [r["source"] for r in rejects_of(tmp_path / "s")] == ["a", "a", "b"]
 
 
+def test_an_append_that_fails_leaves_the_store_as_it_was(tmp_path: Path) -> None:
+    import_store(many(tmp_path / "a.csv", 10), tmp_path / "s", jobs=1, progress=False)
+    before, rejects = contents(tmp_path / "s"), rejects_of(tmp_path / "s")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "x.cif").write_text("nothing")
+    good = many(tmp_path / "b.csv", 5)
+    for sources, jobs in (
+        ([tmp_path / "empty"], 1),
+        ([tmp_path / "x.cif"], 1),
+        ([good], -2),
+        ([good, tmp_path / "empty"], 1),
+    ):
+        with pytest.raises(ValueError, match=r"no CIF or POSCAR files|none of 1 structures|jobs must be at least 1"):
+            import_store(sources, tmp_path / "s", append=True, jobs=jobs, progress=False)
+        assert contents(tmp_path / "s") == before
+        assert rejects_of(tmp_path / "s") == rejects
+    assert len(read_manifest(tmp_path / "s")["sources"]) == 1
+    report = import_store(good, tmp_path / "s", append=True, jobs=1, progress=False)
+    assert "4 structures added to 8 in" in str(report)
+
+
+def test_a_mistake_does_not_take_the_folder(tmp_path: Path) -> None:
+    """Whatever was begun without a crystal can be begun anew, with other sources and settings."""
+    good = many(tmp_path / "b.csv", 5)
+    with pytest.raises(ValueError, match="jobs must be at least 1, got -2"):
+        import_store(good, tmp_path / "s", jobs=-2, progress=False)
+    assert not (tmp_path / "s").exists()
+    killed = "import os, sys; from fastcrystal.data.store_writer import StoreWriter as W\n"
+    killed += "W(sys.argv[1], [{'name': 'other'}], {'symprec': 0.2}).reject(0, 'x', 'bad'); os._exit(9)"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    assert subprocess.run([sys.executable, "-c", killed, str(tmp_path / "s")], env=environment).returncode == 9
+    assert not read_manifest(tmp_path / "s")["complete"]
+    import_store(good, tmp_path / "s", jobs=1, progress=False)
+    assert len(open_store(tmp_path / "s")) == 4
+    assert [r["source"] for r in rejects_of(tmp_path / "s")] == ["b"]
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError, match="file is a file: give a folder"):
+        import_store(good, tmp_path / "file", jobs=1, progress=False)
+
+
 def test_two_processes_give_the_same_store(tmp_path: Path) -> None:
     path = many(tmp_path / "a.csv", 70)
     for jobs in (1, 2):
@@ -182,8 +222,7 @@ def test_nothing_of_use_is_an_error_and_no_store(tmp_path: Path) -> None:
     (tmp_path / "x.cif").write_text("nothing")
     with pytest.raises(ValueError, match=r"none of 1 structures in .*x.cif can be used"):
         import_store(tmp_path / "x.cif", tmp_path / "s", jobs=1, progress=False)
-    with pytest.raises(ValueError, match="is unfinished"):
-        open_store(tmp_path / "s")
+    assert not (tmp_path / "s").exists()
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="no CIF or POSCAR files in"):
         import_store(tmp_path / "empty", tmp_path / "t", jobs=1, progress=False)
@@ -207,7 +246,7 @@ def test_elemental_references(tmp_path: Path) -> None:
 
 
 def test_several_sources_into_an_npz(tmp_path: Path) -> None:
-    from fastcrystal.data.dataset import load_dataset
+    from fastcrystal.data.load import load_dataset
 
     for name in ("a", "b"):
         many(tmp_path / f"{name}.csv", 5)
@@ -257,6 +296,13 @@ def test_partial_occupancy_is_rejected_or_ordered() -> None:
     vacant = process(Rules(disorder="expand"), (0, disordered(["Na 0 0 0 0.5", "Cl 0.5 0.5 0.5 1"])))
     assert vacant.form is not None
     assert sorted(vacant.form.species.tolist()) == [11, 17, 17]
+    # 0.7 of 20 sites is 14 but for rounding, which pymatgen's guess of charges does not forgive
+    rounded = process(Rules(disorder="expand"), (0, disordered(["Na 0 0 0 0.7", "Cl 0.5 0.5 0.5 1"])))
+    assert rounded.form is None or sorted(np.unique(rounded.form.species, return_counts=True)[1].tolist()) == [7, 10]
+    four = [f"Na {xyz} 0.7" for xyz in ("0 0 0", "0.5 0.5 0", "0.5 0 0.5", "0 0.5 0.5")]
+    rounded = process(Rules(disorder="expand"), (0, disordered(four + CHLORINES)))
+    assert rounded.form is not None, rounded.reason
+    assert np.unique(rounded.form.species, return_counts=True)[1].tolist() == [14, 20]
     never = process(Rules(disorder="expand"), (0, disordered(["Na 0 0 0 0.37", "Cl 0.5 0.5 0.5 1"])))
     assert never.reason == "Na0.37 Cl1 has partial occupancies that make no whole atoms in up to 60 sites"
 
@@ -338,6 +384,23 @@ def test_kinds_of_reasons_stay_few() -> None:
     assert sum(tally.reasons.values()) == tally.n_rejected == 500
     report = ImportReport(Path("o"), Path("r"), [], [tally])
     assert next(iter(report.reasons)) == "other reasons"
+    assert len(str(report).splitlines()) < 25
+    assert "81 other kinds of reasons" in str(report)
+
+
+@pytest.mark.parametrize(
+    ("reason", "kind"),
+    [
+        ("K2 Na2.8 Cl4 has partial occupancies", "# has partial occupancies"),
+        ("primitive cell must have 1..60 sites, got 64", "primitive cell must have 1..60 sites, got #"),
+        ("cell must have 1..2000 sites, got 2001", "cell must have 1..2000 sites, got #"),
+        ("no energy for ZnO_mp-12 in column id of the energies", "no energy for # in column id of the energies"),
+        ("no elemental reference for an element of NaCl", "no elemental reference for an element of #"),
+        ("sites 0 and 1 are only 0.31 angstrom apart", "sites # and # are only # angstrom apart"),
+    ],
+)
+def test_alike_reasons_are_one_kind(reason: str, kind: str) -> None:
+    assert kind_of(reason) == kind
 
 
 @pytest.mark.slow

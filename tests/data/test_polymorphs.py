@@ -14,7 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
-from fastcrystal.data.dataset import CrystalDataset, load_dataset
+from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.data.load import load_dataset
 from fastcrystal.data.polymorphs import (
     Pair,
     PairDataset,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fastcrystal.data.dataset import load_dataset
+from fastcrystal.data.load import load_dataset
 from fastcrystal.data.polymorphs import find_pairs
 from fastcrystal.data.site_pairs import pair_sites, paired_order
 from tests.data.made_up import make

@@ -19,7 +19,8 @@ import pytest
 
 from fastcrystal.canonical import canonicalise
 from fastcrystal.data import store_format, store_writer
-from fastcrystal.data.dataset import CrystalDataset, load_dataset
+from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.data.load import load_dataset
 from fastcrystal.data.splits import split_by_formula
 from fastcrystal.data.store import open_store
 from fastcrystal.data.store_format import array_types
@@ -220,7 +221,7 @@ KILLED = """
 import sys
 from pathlib import Path
 from typing import Any
-from fastcrystal.data.dataset import load_dataset
+from fastcrystal.data.load import load_dataset
 from fastcrystal.data import store_writer
 store_writer.COMMIT_CRYSTALS = 7
 data = load_dataset("prototypes").select(range(300))
@@ -398,3 +399,32 @@ def test_hostile_stores(data: CrystalDataset, tmp_path: Path) -> None:
                 open_store(tmp_path / "s")
         path.write_bytes(whole[path])
     assert refused > 100
+
+
+def test_the_commands_overwrite_nothing_and_name_what_is_wrong(
+    data: CrystalDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fastcrystal.cli import main
+
+    write(tmp_path / "s", data)
+    store, there = str(tmp_path / "s"), tmp_path / "there"
+    (there / "val").mkdir(parents=True)
+    (tmp_path / "x.npz").write_text("mine")
+    one = str(open_store(store).select([0]).save_view(tmp_path / "one"))
+    for command, why in (
+        (["select", store, "--out", str(there)], "there is there already: give another folder"),
+        (["merge", store, "--out", str(there)], "there is there already: give another folder"),
+        (["split", store, "--out", str(there)], "val is there already: give another folder"),
+        (["split", one, "--out", str(tmp_path / "sides")], "too few formulas (1) to split: none is left for val"),
+        (["export", store, str(tmp_path / "x.npz")], "x.npz is there already"),
+        (["select", store, "--group", "231", "--out", str(tmp_path / "v")], "space groups must be in 1..230, got 231"),
+        (["select", store, "--sites", "9", "3", "--out", str(tmp_path / "v")], "sites must be a lowest and a highest"),
+        (["summary", store, "--out", str(tmp_path / "x.npz")], "x.npz is a file: give a folder"),
+    ):
+        assert main(["data", *command]) == 2
+        said = capsys.readouterr().err
+        assert why in said
+        assert said.count("\n") == 1
+    assert not (there / "train").exists()
+    assert (tmp_path / "x.npz").read_text() == "mine"
+    assert main(["data", "export", store, str(tmp_path / "new" / "y.npz")]) == 0

@@ -12,7 +12,8 @@ import torch
 
 from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import CrystalBatch
-from fastcrystal.data.dataset import CrystalDataset, load_dataset
+from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.data.load import load_dataset
 from fastcrystal.data.store import Store
 from fastcrystal.data.store_writer import StoreWriter
 from fastcrystal.data.streaming import Streamed

@@ -14,7 +14,7 @@ import torch
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
 from fastcrystal.crystal import CrystalBatch
-from fastcrystal.data.dataset import load_dataset
+from fastcrystal.data.load import load_dataset
 from fastcrystal.metrics import match
 from fastcrystal.metrics.match import MatchResult, match_pairs, self_match
 from tests.metrics.crystals import KINDS, crystal, join, random_batch, shaken

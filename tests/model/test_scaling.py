@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastcrystal.crystal import CrystalBatch
-from fastcrystal.data.dataset import load_dataset
+from fastcrystal.data.load import load_dataset
 from fastcrystal.features.elements import covalent_radius
 from fastcrystal.model import scaling as module
 from fastcrystal.model.scaling import LatticeScaling, Mode, composition_length

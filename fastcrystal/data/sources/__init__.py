@@ -130,7 +130,10 @@ def open_source(
     if source.kind in ("npz", "store") and (energies is not None or asked):
         raise ValueError(f"{path.name} has its own energies: energies and columns are for structure files")
     if asked and source.kind not in KEYED and energies is None:
-        raise ValueError(f"{path.name} has no columns (it is a {source.kind}): column {asked[0]!r} cannot be read")
+        raise ValueError(
+            f"{path.name} has no columns (it is a {source.kind}): column {asked[0]!r} cannot be read; "
+            "energies of files are given as a csv by --energies"
+        )
     return replace(source, energies=energies)
 
 

@@ -153,7 +153,8 @@ def guess(names: list[str], wanted: str | None, known: tuple[str, ...]) -> str |
 def _listed(names: list[str]) -> str:
     """Names on one line: those of a damaged file may be anything."""
     return (
-        ", ".join(" ".join(n[:40].split()) for n in names[:40]) + (", ..." if len(names) > 40 else "") or "no columns"
+        ", ".join(" ".join(n[:40].split()) for n in names[:40] if n) + (", ..." if len(names) > 40 else "")
+        or "no columns"
     )
 
 

@@ -84,7 +84,7 @@ def _flat(item: Any) -> dict[str, Any]:
     symmetry = item.get("symmetry")
     named = {"spacegroup.number": symmetry.get("number")} if isinstance(symmetry, dict) else {}
     pairs = itertools.chain(named.items(), inner.items() if inner else (), item.items())
-    return {k: v for k, v in pairs if isinstance(v, str | int | float)}
+    return {k: v for k, v in pairs if isinstance(v, str | int | float) and not k.startswith("@")}
 
 
 def _structure_of(item: Any) -> dict[str, Any] | None:

@@ -27,7 +27,7 @@ class Packed:
     """
 
     def __init__(self, path: Path, select: str | None) -> None:
-        from fastcrystal.data.dataset import load_dataset
+        from fastcrystal.data.load import load_dataset
         from fastcrystal.data.store import open_store
 
         self.path = path

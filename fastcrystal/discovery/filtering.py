@@ -1,0 +1,161 @@
+"""Valid, different candidates out of all that were generated; the others stay in the list, with a reason."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastcrystal.crystal import CrystalBatch
+from fastcrystal.discovery.candidate import Candidate
+from fastcrystal.metrics import validity
+from fastcrystal.metrics.match import match_pairs
+from fastcrystal.requests import obtained_group
+
+#: tolerance of the obtained space group, angstrom
+SYMPREC = 0.1
+#: neighbours of a site in a fingerprint
+_NEIGHBOURS = 12
+#: crystals whose neighbours' distances differ by more than this on average, in units of (volume per atom)^(1/3), are
+#: not compared: half of StructureMatcher's default stol
+_FAR = 0.15
+#: comparisons of a candidate with the nearest of those before it
+_MOST = 4
+
+
+def as_batch(candidates: Sequence[Candidate]) -> CrystalBatch:
+    """Candidates as one padded batch."""
+    n = max(len(c.numbers) for c in candidates)
+    batch = CrystalBatch(
+        torch.zeros(len(candidates), n, dtype=torch.int64),
+        torch.zeros(len(candidates), n, 3),
+        torch.tensor([c.lattice for c in candidates]),
+        torch.tensor([len(c.numbers) for c in candidates]),
+        torch.tensor([c.requested_group for c in candidates]),
+        torch.tensor([c.requested_energy for c in candidates]),
+    )
+    for i, c in enumerate(candidates):
+        batch.species[i, : len(c.numbers)] = torch.tensor(c.numbers)
+        batch.frac[i, : len(c.numbers)] = torch.tensor(c.frac)
+    return batch
+
+
+def check_validity(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """Candidates with the space group they have ("space_group", at `SYMPREC`); invalid ones with a reason."""
+    fine = [i for i, c in enumerate(candidates) if not c.reason]
+    out = list(candidates)
+    if not fine:
+        return out
+    found = validity.check(as_batch([candidates[i] for i in fine]))
+    for i, reason in zip(fine, found.reason, strict=True):
+        if reason:
+            out[i] = candidates[i].rejected(f"not valid: {validity.REASONS[reason]}")
+        else:
+            out[i] = candidates[i].measuring(space_group=obtained_group(candidates[i].structure(), SYMPREC))
+    return out
+
+
+def drop_copies(candidates: Sequence[Candidate], *, jobs: int | None = None, progress: bool = True) -> list[Candidate]:
+    """One of each group of candidates that pymatgen's StructureMatcher calls the same; the others get a reason.
+
+    Of alike ones that stays whose space group is the requested one, then the first. "copies" counts all it stands for.
+    Two are compared where formula and number of sites agree and the distances to their sites' neighbours are similar;
+    a comparison that takes too long counts as different.
+
+    Parameters
+    ----------
+    candidates : sequence of Candidate
+    jobs : int, optional
+        Processes; all cores where not given.
+    progress : bool
+        Show a progress bar on stderr.
+    """
+    order = sorted(
+        (i for i, c in enumerate(candidates) if not c.reason),
+        key=lambda i: (candidates[i].measured.get("space_group") != candidates[i].requested_group, i),
+    )
+    pairs = _worth_comparing(candidates, order)
+    alike: dict[int, list[int]] = defaultdict(list)
+    if pairs:
+        first, second = (as_batch([candidates[p[side]] for p in pairs]) for side in (0, 1))
+        same = match_pairs(first, second, jobs=jobs, progress=progress).fit
+        for (earlier, later), is_same in zip(pairs, same, strict=True):
+            if is_same:
+                alike[later].append(earlier)
+    stands_for: dict[int, int] = {}
+    copies: dict[int, int] = defaultdict(lambda: 1)
+    out = list(candidates)
+    for i in order:
+        if alike[i]:
+            # an earlier one that is a copy itself stands for whatever it is a copy of
+            twin = stands_for.get(alike[i][0], alike[i][0])
+            stands_for[i] = twin
+            copies[twin] += 1
+            out[i] = candidates[i].rejected(f"the same crystal as {candidates[twin].id}")
+    for i in order:
+        if i not in stands_for:
+            out[i] = candidates[i].measuring(copies=copies[i])
+    return out
+
+
+def _worth_comparing(candidates: Sequence[Candidate], order: Sequence[int]) -> list[tuple[int, int]]:
+    """Pairs (earlier, later) that may be one crystal: the nearest few by fingerprint."""
+    kinds: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for i in order:
+        kinds[tuple(sorted(candidates[i].numbers))].append(i)
+    pairs = []
+    for members in kinds.values():
+        prints = np.array([fingerprint(candidates[i]) for i in members])
+        for later in range(1, len(members)):
+            gap = np.abs(prints[:later] - prints[later]).mean(1)
+            near = np.argsort(gap, kind="stable")[:_MOST]
+            pairs += [(members[e], members[later]) for e in near if gap[e] < _FAR]
+    return pairs
+
+
+def fingerprint(candidate: Candidate) -> NDArray[np.float64]:
+    """Distances to the nearest neighbours of every site in units of (volume per atom)^(1/3); alike for like crystals.
+
+    Returns
+    -------
+    ndarray, shape (n * 12,), float64
+        Species by species, in each the sites with the nearest neighbours first.
+    """
+    numbers, frac, lattice = candidate.arrays
+    shifts = np.array(np.meshgrid(*[[-2, -1, 0, 1, 2]] * 3)).reshape(3, -1).T
+    reduced = validity.minkowski_reduce(lattice[None])[0]
+    cartesian = frac @ lattice
+    step = (cartesian[:, None] - cartesian) @ np.linalg.inv(reduced)
+    step -= np.round(step)
+    distance = np.linalg.norm((step[:, :, None] + shifts) @ reduced, axis=-1).reshape(len(numbers), -1)
+    nearest = np.sort(distance, axis=1)[:, 1 : _NEIGHBOURS + 1]
+    unit = np.cbrt(abs(np.linalg.det(lattice)) / len(numbers))
+    sites = np.lexsort((*nearest.T[::-1], numbers))
+    scaled: NDArray[np.float64] = (nearest[sites] / unit).reshape(-1)
+    return scaled
+
+
+def symmetrise(candidate: Candidate) -> Candidate:
+    """The candidate averaged over its requested space group, at the tightest of three tolerances that shows it.
+
+    "symmetrised" is that tolerance (0.01, 0.1 or 0.3 angstrom), or None where the group does not show: then the
+    candidate stays as it is.
+    """
+    from fastcrystal.symmetry import Cell, reduced, symmetrised
+
+    if candidate.reason or not candidate.requested_group:
+        return candidate
+    cell = reduced(Cell(*candidate.arrays))
+    for tolerance in (0.01, 0.1, 0.3):
+        try:
+            ideal, group = symmetrised(cell, tolerance)
+        except ValueError:
+            continue
+        if group == candidate.requested_group and len(ideal.species) == len(candidate.numbers):
+            order = np.argsort(ideal.species, kind="stable")
+            moved = candidate.at(ideal.species[order], ideal.frac[order] % 1.0, ideal.lattice)
+            return moved.measuring(symmetrised=tolerance, space_group=group)
+    return candidate.measuring(symmetrised=None)

@@ -1,0 +1,137 @@
+"""Conditions to candidates: the model's crystals, batch by batch, each written down before the next is begun."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from fastcrystal.crystal import CrystalBatch
+from fastcrystal.discovery.candidate import Candidate, read_candidates
+from fastcrystal.discovery.conditions import Condition
+from fastcrystal.draws import step_seed
+from fastcrystal.durable import cut_broken_line
+from fastcrystal.requests import Request
+from fastcrystal.requests import conditions as conditions_of
+from fastcrystal.sampling import Generator
+
+#: crystals of a batch, and of a commit
+BATCH = 256
+
+
+def usable(formulas: Sequence[str], model: Generator) -> tuple[list[str], dict[str, str]]:
+    """The formulas that the model can be asked for, and the reason for each of the others.
+
+    Parameters
+    ----------
+    formulas : sequence of str
+        As a user writes them; one that comes twice counts once.
+    model : Generator
+    """
+    reasons = {formula: _why_not(formula, model) for formula in formulas}
+    return [f for f, why in reasons.items() if not why], {f: why for f, why in reasons.items() if why}
+
+
+def _why_not(formula: str, model: Generator) -> str:
+    try:
+        conditions_of(Request(formula, count=1), model)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def batch_of(conditions: Sequence[Condition], model: Generator) -> CrystalBatch:
+    """Conditions as the model's input; the cell's size as most often among training crystals of that type and group."""
+    width = model.max_sites
+    kinds: dict[tuple[str, int], CrystalBatch] = {}
+    for c in conditions:
+        key = (c.formula, c.space_group)
+        if key not in kinds:
+            one, _ = conditions_of(Request(c.formula, c.space_group, c.energy, count=1), model)
+            empty = width - one.species.shape[1]
+            kinds[key] = replace(
+                one,
+                species=torch.nn.functional.pad(one.species, (0, empty)),
+                frac=torch.nn.functional.pad(one.frac, (0, 0, 0, empty)),
+            )
+    rows = [kinds[c.formula, c.space_group] for c in conditions]
+    return CrystalBatch(
+        torch.cat([r.species for r in rows]),
+        torch.cat([r.frac for r in rows]),
+        torch.cat([r.lattice for r in rows]),
+        torch.cat([r.num_sites for r in rows]),
+        torch.cat([r.space_group for r in rows]),
+        torch.tensor([c.energy for c in conditions], dtype=torch.float32),
+    )
+
+
+def generate(
+    conditions: Sequence[Condition],
+    model: Generator,
+    path: Path,
+    *,
+    seed: int = 0,
+    batch: int = BATCH,
+    progress: bool = True,
+    **sampling: Any,
+) -> list[Candidate]:
+    """One candidate for each condition; goes on where a killed run was.
+
+    Parameters
+    ----------
+    conditions : sequence of Condition
+    model : Generator
+    path : Path
+        .jsonl file of the candidates; those that are in it are not generated again.
+    seed : int
+    batch : int
+        Crystals at a time. The same conditions, seed and batch give the same crystals, interrupted or not.
+    progress : bool
+        Show a progress bar on stderr.
+    **sampling
+        As for `Generator.sample`.
+    """
+    cut_broken_line(path)
+    done = sum(1 for _ in read_candidates(path)) // batch * batch
+    _keep_lines(path, done)
+    with (
+        path.open("a", encoding="utf-8") as out,
+        tqdm(total=len(conditions), initial=done, unit="crystal", desc="generating", disable=not progress) as bar,
+    ):
+        for first in range(done, len(conditions), batch):
+            part = conditions[first : first + batch]
+            made = model.sample(batch_of(part, model), seed=step_seed(seed, first), batch_size=batch, **sampling)
+            out.writelines(_candidate(c, made, i).to_json() + "\n" for i, c in enumerate(part))
+            out.flush()
+            bar.update(len(part))
+    return list(read_candidates(path))
+
+
+def _keep_lines(path: Path, count: int) -> None:
+    """Cut a file to its first lines: half a batch is made again."""
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        if len(lines) > count:
+            path.write_text("".join(lines[:count]), encoding="utf-8")
+
+
+def _candidate(condition: Condition, made: CrystalBatch, i: int) -> Candidate:
+    n = int(made.num_sites[i])
+    frac, lattice = made.frac[i, :n].double(), made.lattice[i].double()
+    finite = bool(frac.isfinite().all() and lattice.isfinite().all())
+    return Candidate(
+        condition.id,
+        condition.formula,
+        made.species[i, :n].tolist(),
+        # JSON has no NaN: what is not finite is zero, and out
+        (frac if finite else torch.zeros_like(frac)).tolist(),
+        (lattice if finite else torch.zeros_like(lattice)).tolist(),
+        condition.space_group,
+        condition.energy,
+        {"ladder": condition.ladder},
+        "" if finite else "the model's numbers are not finite",
+    )

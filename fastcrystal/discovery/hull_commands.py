@@ -1,0 +1,237 @@
+"""`fastcrystal relax`, `hull`, `vasp-inputs`, `vasp-results`: the stages after generation, for anybody's crystals."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastcrystal.options import add_jobs
+
+if TYPE_CHECKING:
+    from fastcrystal.discovery.candidate import Candidate
+    from fastcrystal.discovery.hull import Hull, HullEntry
+    from fastcrystal.discovery.relax import RelaxSettings
+
+CRYSTALS = "a CIF, a folder or archive of them, a store, or what another of these commands wrote"
+
+
+def add_hull(commands: Any) -> None:
+    """The four commands."""
+    _add_relax(commands)
+    _add_hull(commands)
+    _add_vasp_inputs(commands)
+    _add_vasp_results(commands)
+
+
+def add_relaxation(p: Any) -> None:
+    """Options of every command that relaxes."""
+    p.add_argument(
+        "--potential",
+        default="sevennet-0",
+        help="sevennet-0 (default), chgnet, mattersim, m3gnet, or MODULE:FUNCTION that returns an ASE calculator",
+    )
+    p.add_argument("--cell", choices=("full", "fixed"), default="full", help="fixed: only the atoms move (full)")
+    p.add_argument("--relax-steps", type=int, default=200, help="most steps of a relaxation (200)")
+    p.add_argument("--max-force", type=float, default=0.05, help="where a relaxation is done, eV/angstrom (0.05)")
+    p.add_argument("--time-limit", type=float, default=120.0, help="seconds a structure (120)")
+    p.add_argument("--max-volume-ratio", type=float, default=10.0, help="reject cells that change by more (10)")
+    p.add_argument("--relax-device", default="cpu", metavar="DEVICE", help="of the potential: cpu (default) or cuda")
+
+
+def settings_of(args: argparse.Namespace) -> RelaxSettings:
+    """The `add_relaxation` options."""
+    from fastcrystal.discovery.relax import RelaxSettings
+
+    return RelaxSettings(
+        args.cell, args.relax_steps, args.max_force, args.time_limit, args.max_volume_ratio, args.relax_device
+    )
+
+
+def _add_entries(p: Any) -> None:
+    p.add_argument("--entries", type=Path, help="your energies: .json, .jsonl or .csv (docs/discovery.md)")
+    p.add_argument("--scale", help="what the energies in --entries are, for example PBE")
+
+
+def _add_relax(commands: Any) -> None:
+    p = commands.add_parser("relax", help="relax crystals with an interatomic potential")
+    p.set_defaults(run_command=_relax)
+    p.add_argument("source", type=Path, help=CRYSTALS)
+    p.add_argument("--out", type=Path, required=True, help="folder; the same command goes on there")
+    add_relaxation(p)
+    add_jobs(p, "processes (default: all cores)")
+
+
+def _relax(args: argparse.Namespace) -> None:
+    import json
+
+    from tqdm import tqdm
+
+    from fastcrystal.discovery.candidate import read_candidates
+    from fastcrystal.discovery.inputs import write_cifs
+    from fastcrystal.discovery.relax import relax_candidates
+    from fastcrystal.durable import cut_broken_line, write_json
+
+    settings, candidates = settings_of(args), _load(args.source)
+    how = {"potential": args.potential, **settings.to_dict()}
+    args.out.mkdir(parents=True, exist_ok=True)
+    path, note = args.out / "relaxed.jsonl", args.out / "relax.json"
+    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != how:
+        raise ValueError(f"{args.out} holds relaxations with other settings ({note}): use another folder or these")
+    write_json(note, how)
+    cut_broken_line(path)
+    done = {c.id for c in read_candidates(path)}
+    missing = [c for c in candidates if c.id not in done]
+    with path.open("a", encoding="utf-8") as out, tqdm(total=len(missing), unit="crystal", desc="relaxing") as bar:
+        for c in relax_candidates(missing, args.potential, **settings.to_dict(), jobs=args.jobs):
+            out.write(c.to_json() + "\n")
+            out.flush()
+            bar.update()
+    wanted = {c.id for c in candidates}
+    relaxed = [c for c in read_candidates(path) if c.id in wanted]
+    count = write_cifs(relaxed, args.out / "cif")
+    _complain(c for c in relaxed if c.reason)
+    converged = sum(not c.reason and c.measured["converged"] for c in relaxed)
+    print(f"{count} of {len(relaxed)} relaxed, {converged} converged: {path} and {args.out / 'cif'}")
+
+
+def _add_hull(commands: Any) -> None:
+    p = commands.add_parser("hull", help="how far relaxed crystals lie above or below the convex hull: table 3")
+    p.set_defaults(run_command=_hull)
+    p.add_argument("source", type=Path, help="what `fastcrystal relax` wrote")
+    p.add_argument("--out", type=Path, help="folder for placed.jsonl, table.md and hull.json (default: the source's)")
+    _add_entries(p)
+    _add_references(p)
+
+
+def _add_references(p: Any) -> None:
+    p.add_argument(
+        "--potential", help="of the references that are relaxed where --entries is not given (default: the source's)"
+    )
+    p.add_argument("--per-formula", type=int, default=4, help="reference prototypes of each formula (4)")
+    p.add_argument("--cache", type=Path, help="folder of relaxed references (~/.cache/fastcrystal/references)")
+    add_jobs(p, "processes (default: all cores)")
+
+
+def _hull(args: argparse.Namespace) -> None:
+    from fastcrystal.discovery.hull import Hull, entry_of, one_scale
+
+    candidates = _load(args.source)
+    running = [c for c in candidates if not c.reason]
+    if not running:
+        raise ValueError(f"no candidate in {args.source} is in the running: nothing to place")
+    scale = one_scale(entry_of(c) for c in running)
+    elements = sorted({e.symbol for c in running for e in c.structure().composition})
+    if args.entries:
+        from fastcrystal.discovery.entries import read_entries
+
+        hull = Hull(read_entries(args.entries, args.scale or ""))
+        hull.check_terminals(elements)
+    else:
+        from fastcrystal.discovery.references import reference_entries
+        from fastcrystal.potentials import scale_of
+
+        name = args.potential or _potential_of(args.source)
+        if scale_of(name) != scale:
+            raise ValueError(
+                f"the candidates' energies are on the scale {scale!r}, references by {name} would be on "
+                f"{scale_of(name)!r}: give the --potential that relaxed them"
+            )
+        hull = Hull(reference_entries(elements, name, per_formula=args.per_formula, cache=args.cache, jobs=args.jobs))
+    placed = list(hull.place(candidates))
+    out = args.out or (args.source if args.source.is_dir() else args.source.parent)
+    print(write_placed(placed, hull, elements, out))
+
+
+def write_placed(placed: Sequence[Candidate], hull: Hull, elements: Sequence[str], out: Path) -> str:
+    """placed.jsonl, table.md and hull.json in a folder; returns the table."""
+    from fastcrystal.discovery.candidate import write_candidates
+    from fastcrystal.discovery.hull import best_per_formula, hull_data, table
+    from fastcrystal.durable import write_json
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_candidates(out / "placed.jsonl", placed)
+    text = table(best_per_formula(placed), hull.scale)
+    (out / "table.md").write_text(text + "\n", encoding="utf-8")
+    _complain(c for c in placed if c.reason)
+    try:
+        write_json(out / "hull.json", hull_data(hull, elements, placed))
+    except ValueError as error:  # candidates of several systems, too many elements for one picture
+        print(f"no hull.json: {error}", file=sys.stderr)
+    return text
+
+
+def _add_vasp_inputs(commands: Any) -> None:
+    p = commands.add_parser("vasp-inputs", help="VASP inputs of the best candidates, with the paper's settings")
+    p.set_defaults(run_command=_vasp_inputs)
+    p.add_argument("source", type=Path, help=CRYSTALS)
+    p.add_argument("--out", type=Path, required=True, help="new folder")
+    p.add_argument("--count", type=int, default=10, help="candidates, lowest above the hull first (10)")
+    p.add_argument("--with-references", action="store_true", help="also the elements and known compounds, for a hull")
+    p.add_argument("--scale", default="PBE", help="what energies of these calculations are called (PBE)")
+    _add_references(p)
+
+
+def _vasp_inputs(args: argparse.Namespace) -> None:
+    from fastcrystal.discovery.vasp import best, write_inputs
+
+    chosen = best(_load(args.source), args.count)
+    references: list[Candidate] = []
+    if args.with_references:
+        from fastcrystal.discovery.references import relaxed_references
+
+        elements = sorted({e.symbol for c in chosen for e in c.structure().composition})
+        name = args.potential or _potential_of(args.source)
+        references = list(
+            relaxed_references(elements, name, per_formula=args.per_formula, cache=args.cache, jobs=args.jobs)
+        )
+    print(write_inputs(chosen, args.out, references, args.scale))
+
+
+def _add_vasp_results(commands: Any) -> None:
+    p = commands.add_parser("vasp-results", help="read what VASP made of the inputs, and place it on the hull")
+    p.set_defaults(run_command=_vasp_results)
+    p.add_argument("folder", type=Path, help="what `fastcrystal vasp-inputs` wrote, with a vasprun.xml(.gz) in each")
+    _add_entries(p)
+
+
+def _vasp_results(args: argparse.Namespace) -> None:
+    from fastcrystal.discovery.candidate import write_candidates
+    from fastcrystal.discovery.vasp import hull_of, read_results
+
+    results = read_results(args.folder)
+    entries: list[HullEntry] = []
+    if args.entries:
+        from fastcrystal.discovery.entries import read_entries
+
+        entries = read_entries(args.entries, args.scale or "")
+    write_candidates(args.folder / "results.jsonl", [*results.candidates, *results.references])
+    _complain(c for c in results.references if c.reason)
+    hull = hull_of(results, entries)
+    placed = list(hull.place(results.candidates))
+    elements = sorted({e.symbol for c in placed for e in c.structure().composition})
+    print(write_placed(placed, hull, elements, args.folder))
+
+
+def _load(path: Path) -> list[Candidate]:
+    from fastcrystal.discovery.inputs import load_candidates
+
+    candidates, rejects = load_candidates(path)
+    for reject in rejects:
+        print(f"left out: {reject.id}: {reject.reason}", file=sys.stderr)
+    return candidates
+
+
+def _potential_of(source: Path) -> str:
+    """The potential that `fastcrystal relax` noted beside its results."""
+    import json
+
+    note = (source if source.is_dir() else source.parent) / "relax.json"
+    return str(json.loads(note.read_text(encoding="utf-8"))["potential"]) if note.is_file() else "sevennet-0"
+
+
+def _complain(rejected: Iterable[Candidate]) -> None:
+    for c in rejected:
+        print(f"out: {c.id}: {c.reason}", file=sys.stderr)

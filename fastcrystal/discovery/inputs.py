@@ -1,0 +1,72 @@
+"""Candidates from whatever holds crystals: a stage's folder or .jsonl, a CIF, a folder or archive of them, a store."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from fastcrystal.data.entry import Reject
+from fastcrystal.discovery.candidate import Candidate, read_candidates
+
+#: files of candidates that `fastcrystal hull`, `vasp-results` and `relax` leave in their folders, the furthest first
+STAGE_FILES = ("placed.jsonl", "relaxed.jsonl")
+
+
+def load_candidates(path: str | Path) -> tuple[list[Candidate], list[Reject]]:
+    """Candidates of a path, and what could not be read, with reasons.
+
+    Raises
+    ------
+    ValueError
+        If there is no such path, or it holds no crystals.
+    """
+    path = Path(path)
+    stage = next((path / name for name in STAGE_FILES if (path / name).is_file()), path)
+    if stage.suffix == ".jsonl" and _is_ours(stage):
+        candidates = list(read_candidates(stage))
+        if not candidates:
+            raise ValueError(f"{stage} holds no candidates")
+        return candidates, []
+    from fastcrystal.data.readers import read_structures
+
+    candidates, rejects = [], []
+    for item in read_structures(path):
+        if isinstance(item, Reject):
+            rejects.append(item)
+            continue
+        s = item.structure
+        candidates.append(
+            Candidate(
+                item.id,
+                s.composition.reduced_formula,
+                list(s.atomic_numbers),
+                s.frac_coords.tolist(),
+                s.lattice.matrix.tolist(),
+            )
+        )
+    if not candidates:
+        why = f", the first because {rejects[0].reason}" if rejects else ""
+        raise ValueError(f"none of the {len(rejects)} structures in {path} can be used{why}")
+    return candidates, rejects
+
+
+def _is_ours(path: Path) -> bool:
+    with path.open(encoding="utf-8", errors="replace") as file:
+        head = file.read(200)
+    return not head.strip() or ('"id"' in head and '"formula"' in head and '"numbers"' in head)
+
+
+def write_cifs(candidates: Iterable[Candidate], folder: Path) -> int:
+    """A CIF for every candidate in the running, named by its id; returns how many."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names: set[str] = set()
+    for c in candidates:
+        if c.reason:
+            continue
+        name = re.sub(r"[^A-Za-z0-9._+-]+", "_", c.id)[:100]
+        while name in names:
+            name += "_"
+        names.add(name)
+        c.structure().to(str(folder / f"{name}.cif"))
+    return len(names)

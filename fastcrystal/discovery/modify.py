@@ -1,0 +1,235 @@
+"""modify: a crystal in, more stable ones out: proposals ranked by energy, each with its distance from the input."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fastcrystal.canonical import canonicalise
+from fastcrystal.crystal import CrystalBatch
+from fastcrystal.discovery.candidate import Candidate, write_candidates
+from fastcrystal.discovery.filtering import SYMPREC, as_batch, check_validity, drop_copies
+from fastcrystal.discovery.ranking import with_group
+from fastcrystal.discovery.relax import RelaxSettings, relax_candidates
+from fastcrystal.metrics.match import match_pairs
+from fastcrystal.requests import obtained_group
+from fastcrystal.sampling import Generator
+
+#: a regression gives one answer; others are drawn
+PROPOSALS = 16
+
+
+@dataclass(frozen=True)
+class Modification:
+    """What is asked for.
+
+    Attributes
+    ----------
+    energy_change : float
+        E(proposal) - E(input), eV/atom; negative for a more stable one.
+    space_group : int or None
+        Of the proposals, 1..230; that of the input where None.
+    count : int
+        Proposals to draw; a regression makes one whatever is asked.
+    """
+
+    energy_change: float = -0.1
+    space_group: int | None = None
+    count: int = PROPOSALS
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be asked."""
+        if not np.isfinite(self.energy_change):
+            raise ValueError(f"the energy change must be a finite number of eV/atom, got {self.energy_change}")
+        if self.space_group is not None and not 1 <= self.space_group <= 230:
+            raise ValueError(f"space group must be in 1..230, got {self.space_group}")
+        if self.count < 1:
+            raise ValueError(f"count must be at least 1, got {self.count}")
+
+
+def modify(
+    path: Path,
+    asked: Modification,
+    checkpoint: str,
+    out: Path,
+    *,
+    steps: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    potential: str | None = "sevennet-0",
+    relax: RelaxSettings | None = None,
+    jobs: int | None = None,
+) -> str:
+    """Propose modifications of a crystal, relax and rank them.
+
+    Parameters
+    ----------
+    path : Path
+        A CIF or POSCAR.
+    asked : Modification
+    checkpoint : str
+        Run folder of a training with `--task modify`.
+    out : Path
+        Folder, made if absent: candidates.jsonl, proposals.csv, input.cif (in canonical form), 00.cif ...
+    steps, seed, device
+        As for `Generator.sample`.
+    potential : str, optional
+        Ranks by relaxed energy; without one proposals are only listed.
+    relax : RelaxSettings, optional
+    jobs : int, optional
+        Processes; all cores where not given.
+
+    Returns
+    -------
+    str
+        The table, for people.
+
+    Raises
+    ------
+    ValueError
+        If the file, the request or the checkpoint cannot be used.
+    """
+    model = Generator.from_run(checkpoint, device)
+    if model.config.task != "modify":
+        raise ValueError(f"{checkpoint} generates from conditions alone: train a model with --task modify")
+    start = _input(path, model)
+    group = asked.space_group or start.requested_group
+    count = 1 if model.config.algo == "regression" else asked.count
+    initial = as_batch([start] * count)
+    initial = _padded(initial, model.max_sites)
+    told = CrystalBatch(
+        initial.species,
+        initial.frac,
+        initial.lattice,
+        initial.num_sites,
+        torch.full((count,), group),
+        torch.full((count,), asked.energy_change),
+    )
+    made = model.sample(told, initial=initial, steps=steps, seed=seed, progress=True)
+    n = len(start.numbers)
+    proposals = [
+        Candidate(
+            f"{i:02d}",
+            start.formula,
+            start.numbers,
+            made.frac[i, :n].double().nan_to_num().tolist(),
+            made.lattice[i].double().nan_to_num().tolist(),
+            group,
+            asked.energy_change,
+            {},
+            "" if bool(made.frac[i].isfinite().all() and made.lattice[i].isfinite().all()) else "numbers not finite",
+        )
+        for i in range(count)
+    ]
+    proposals = drop_copies(check_validity(proposals), jobs=jobs, progress=False)
+    energy: float | None = None
+    if potential is not None:
+        how = (relax or RelaxSettings()).to_dict()
+        done = {c.id: c for c in relax_candidates([start, *proposals], potential, **how, jobs=jobs)}
+        start = done[start.id]
+        energy = None if start.reason else float(start.measured["energy"])
+        proposals = [done[c.id] if c.reason or done[c.id].reason else with_group(done[c.id]) for c in proposals]
+    proposals = _with_distance(start, proposals, jobs)
+    proposals.sort(key=lambda c: (bool(c.reason), c.measured.get("energy", np.inf), c.id))
+    return _write(out, start, proposals, energy)
+
+
+def _input(path: Path, model: Generator) -> Candidate:
+    """The crystal to modify, in canonical form."""
+    from fastcrystal.data.readers import parse_structure
+
+    if not path.is_file():
+        raise ValueError(f"no file at {path}: give a CIF or POSCAR")
+    try:
+        structure = parse_structure(path.read_text(encoding="utf-8", errors="replace"))
+        form = canonicalise(np.array(structure.atomic_numbers), structure.frac_coords, structure.lattice.matrix)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
+    if len(form.species) > model.max_sites:
+        raise ValueError(
+            f"{path} has {len(form.species)} sites in the primitive cell; this model takes {model.max_sites}"
+        )
+    formula = structure.composition.reduced_formula
+    sites = (form.species.tolist(), form.frac.tolist(), form.lattice.tolist())
+    return Candidate("input", formula, *sites, form.space_group, 0.0, {"space_group": form.space_group})
+
+
+def _padded(batch: CrystalBatch, width: int) -> CrystalBatch:
+    empty = width - batch.species.shape[1]
+    pad = torch.nn.functional.pad
+    return CrystalBatch(
+        pad(batch.species, (0, empty)),
+        pad(batch.frac, (0, 0, 0, empty)),
+        batch.lattice,
+        batch.num_sites,
+        batch.space_group,
+        batch.energy,
+    )
+
+
+def _with_distance(start: Candidate, proposals: list[Candidate], jobs: int | None) -> list[Candidate]:
+    """ "distance": StructureMatcher's rms displacement from the input, in units of (V / n)^(1/3); None: no match."""
+    fine = [i for i, c in enumerate(proposals) if not c.reason]
+    out = list(proposals)
+    if fine and not start.reason:
+        found = match_pairs(
+            as_batch([proposals[i] for i in fine]), as_batch([start] * len(fine)), jobs=jobs, progress=False
+        )
+        for i, rms in zip(fine, found.rms.tolist(), strict=True):
+            out[i] = out[i].measuring(distance=rms if np.isfinite(rms) else None)
+    return out
+
+
+def _write(out: Path, start: Candidate, proposals: list[Candidate], energy: float | None) -> str:
+    from pymatgen.io.cif import CifWriter
+
+    out.mkdir(parents=True, exist_ok=True)
+    write_candidates(out / "candidates.jsonl", [start, *proposals])
+    CifWriter(start.structure()).write_file(out / "input.cif")
+    rows: list[dict[str, Any]] = []
+    for c in proposals:
+        own = c.measured.get("energy")
+        change = None if own is None or energy is None else own - energy
+        if not c.reason:
+            CifWriter(c.structure()).write_file(out / f"{c.id}.cif")
+        rows.append(
+            {
+                "cif": "" if c.reason else f"{c.id}.cif",
+                "energy_change": "" if change is None else round(change, 4),
+                "space_group": c.measured.get("relaxed_group", c.measured.get("space_group")) or "",
+                "distance": "" if c.measured.get("distance") is None else round(c.measured["distance"], 4),
+                "copies": c.measured.get("copies", ""),
+                "reason": c.reason,
+            }
+        )
+    with (out / "proposals.csv").open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, fieldnames=list(rows[0]))
+        table.writeheader()
+        table.writerows(rows)
+    own_group = obtained_group(start.structure(), SYMPREC)
+    asked = proposals[0].requested_energy
+    lines = [
+        f"{start.formula}, {len(start.numbers)} sites, space group {own_group or 'unknown'}: asked for "
+        f"{asked:+g} eV/atom in space group {proposals[0].requested_group}",
+        "file      eV/atom against the input   group   distance   copies   ",
+    ]
+    lines += [_line(r) for r in rows if not r["reason"]]
+    gone = sum(bool(r["reason"]) for r in rows)
+    lines.append(
+        f"{gone} of {len(rows)} proposals are invalid, copies, or could not be relaxed (proposals.csv says why)"
+    )
+    if start.reason:
+        lines.append(f"the input itself could not be relaxed: {start.reason}")
+    lines.append("distance: rms of StructureMatcher in units of (volume per atom)^(1/3); -: it is another structure")
+    return "\n".join([*lines, f"written to {out}"])
+
+
+def _line(row: dict[str, Any]) -> str:
+    change, group = row["energy_change"], row["space_group"]
+    shown = ("-" if v == "" else v for v in (change, group, row["distance"], row["copies"]))
+    return f"{row['cif']:9} {{:>26}}   {{:>5}}   {{:>8}}   {{:>6}}".format(*shown)

@@ -1,0 +1,72 @@
+"""The last stage: candidates by their distance from the hull, as a table, CIFs and DFT inputs."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from fastcrystal.discovery.candidate import Candidate
+from fastcrystal.discovery.filtering import SYMPREC
+from fastcrystal.requests import obtained_group
+
+COLUMNS = (
+    *("rank", "id", "formula", "e_above_hull_mev", "formation_energy", "space_group_asked", "space_group_relaxed"),
+    *("requested_energy", "converged", "copies", "cif"),
+)
+
+
+def with_group(candidate: Candidate) -> Candidate:
+    """A relaxed candidate with the space group it has now ("relaxed_group", at 0.1 angstrom)."""
+    return candidate.measuring(relaxed_group=obtained_group(candidate.structure(), SYMPREC))
+
+
+def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Placed candidates, the lowest above the hull first."""
+    placed = [c for c in candidates if not c.reason and "e_above_hull" in c.measured]
+    return sorted(placed, key=lambda c: (c.measured["e_above_hull"], c.id))
+
+
+def write(folder: Path, candidates: Iterable[Candidate], best: int) -> list[Candidate]:
+    """ranking.csv, a CIF of every ranked candidate, and VASP inputs of the best; returns the ranking.
+
+    Parameters
+    ----------
+    folder : Path
+    candidates : iterable of Candidate
+    best : int
+        How many get VASP inputs.
+    """
+    from pymatgen.io.cif import CifWriter
+
+    from fastcrystal.discovery.vasp import write_inputs
+
+    (folder / "cif").mkdir(parents=True, exist_ok=True)
+    order = ranked(candidates)
+    rows: list[dict[str, Any]] = []
+    for rank, c in enumerate(order, 1):
+        cif = f"cif/{rank:04d}_{c.formula}.cif"
+        CifWriter(c.structure()).write_file(folder / cif)
+        rows.append(
+            {
+                "rank": rank,
+                "id": c.id,
+                "formula": c.formula,
+                "e_above_hull_mev": round(1000 * c.measured["e_above_hull"], 1),
+                "formation_energy": round(c.measured["formation_energy"], 4),
+                "space_group_asked": c.requested_group or "",
+                "space_group_relaxed": c.measured.get("relaxed_group") or "",
+                "requested_energy": "" if c.requested_energy != c.requested_energy else round(c.requested_energy, 4),
+                "converged": c.measured.get("converged", ""),
+                "copies": c.measured.get("copies", ""),
+                "cif": cif,
+            }
+        )
+    with (folder / "ranking.csv").open("w", newline="", encoding="utf-8") as file:
+        out = csv.DictWriter(file, fieldnames=COLUMNS)
+        out.writeheader()
+        out.writerows(rows)
+    if best and order:
+        write_inputs(order[:best], folder / "vasp")
+    return order

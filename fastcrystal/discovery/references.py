@@ -1,0 +1,270 @@
+"""Reference structures of a chemical system, relaxed with the same potential as the candidates, and kept.
+
+    entries = reference_entries(["W", "Ta", "B"], "sevennet-0")
+    hull = Hull(entries)
+
+Which structures: the elements' ground states (matcalc's, PBE), and for every formula of the default data set inside
+the system its lowest prototypes. Subsystems of two or three elements of which the default set knows little also get
+prototypes of `fastcrystal.data.prototypes` in simple stoichiometries. Each is relaxed from slightly displaced sites, so
+that it does not stop on a saddle point that its symmetry allows. What is not among them is not known to the hull: a
+candidate "below the hull" of references is one below these, not below everything that exists.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from fastcrystal.discovery.candidate import Candidate, read_candidates
+from fastcrystal.discovery.hull import MAX_ELEMENTS, HullEntry, entry_of
+from fastcrystal.discovery.relax import RelaxSettings, relax_candidates
+from fastcrystal.durable import cut_broken_line
+from fastcrystal.features.elements import SYMBOLS
+from fastcrystal.potentials import scale_of
+
+#: amounts of the elements in systems that the default set does not know, by their number
+SIMPLE = {
+    2: ((1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (2, 3), (3, 2)),
+    3: ((1, 1, 1), (1, 1, 2), (1, 2, 1), (2, 1, 1), (1, 1, 3), (1, 3, 1), (3, 1, 1)),
+}
+#: standard deviation of the noise on the sites of a reference before it is relaxed, angstrom
+DISPLACEMENT = 0.05
+#: a system of which the default set has so many formulas gets no others
+WELL_KNOWN = 5
+#: bundled prototypes in larger cells are left out, as in the default set
+MAX_SITES = 12
+
+
+def reference_entries(
+    elements: Iterable[str],
+    calculator_name: str = "sevennet-0",
+    settings: RelaxSettings | None = None,
+    *,
+    per_formula: int = 4,
+    cache: Path | None = None,
+    jobs: int | None = None,
+    progress: bool = True,
+) -> list[HullEntry]:
+    """Entries for the hull of a chemical system: relaxed references, from the cache or made now.
+
+    Parameters
+    ----------
+    elements : iterable of str
+        Symbols; all subsystems are included.
+    calculator_name : str
+        As in `relax_candidates`.
+    settings : RelaxSettings, optional
+        Of the candidates; the cell of a reference is always relaxed.
+    per_formula : int
+        Prototypes of each formula, the lowest of the default set first.
+    cache : Path, optional
+        Folder; `default_cache()` where not given. One file a potential and settings; what a kill left goes on there.
+    jobs : int, optional
+        Processes; all cores where not given.
+    progress : bool
+        Show a progress bar.
+
+    Raises
+    ------
+    ValueError
+        If a symbol is no element, there are more than 8, or an element's own reference could not be relaxed (and why).
+    ImportError
+        If the potential or matcalc (the elements' structures) is not installed.
+    """
+    relaxed = list(
+        relaxed_references(
+            elements, calculator_name, settings, per_formula=per_formula, cache=cache, jobs=jobs, progress=progress
+        )
+    )
+    alone = [c for c in relaxed if len(set(c.numbers)) == 1]
+    known = {SYMBOLS[c.numbers[0]] for c in alone if not c.reason}
+    for c in alone:
+        if SYMBOLS[c.numbers[0]] not in known:
+            raise ValueError(f"no reference for {SYMBOLS[c.numbers[0]]} with {calculator_name}: {c.id}: {c.reason}")
+    return [entry_of(c) for c in relaxed if not c.reason]
+
+
+def relaxed_references(
+    elements: Iterable[str],
+    calculator_name: str = "sevennet-0",
+    settings: RelaxSettings | None = None,
+    *,
+    per_formula: int = 4,
+    cache: Path | None = None,
+    jobs: int | None = None,
+    progress: bool = True,
+) -> Iterator[Candidate]:
+    """The crystals behind `reference_entries`, in the order of `references`; arguments and errors as there."""
+    how = settings or RelaxSettings()
+    how = RelaxSettings(**{**how.to_dict(), "cell": "full"})
+    wanted = references(elements, per_formula)
+    folder = default_cache() if cache is None else cache
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{_key(calculator_name, how)}.jsonl"
+    with _locked(path):
+        cut_broken_line(path)
+        done = {c.id: c for c in read_candidates(path) if _is_final(c, how)}
+        missing = [c for c in wanted if c.id not in done]
+        if missing:
+            with (
+                path.open("a", encoding="utf-8") as out,
+                tqdm(
+                    total=len(missing),
+                    unit="crystal",
+                    desc=f"references with {scale_of(calculator_name)}",
+                    disable=not progress,
+                ) as bar,
+            ):
+                pushed = [displaced(c) for c in missing]
+                for c in relax_candidates(pushed, calculator_name, **how.to_dict(), jobs=jobs):
+                    done[c.id] = c
+                    out.write(c.to_json() + "\n")
+                    out.flush()
+                    bar.update()
+    yield from (done[c.id] for c in wanted)
+
+
+def displaced(candidate: Candidate) -> Candidate:
+    """The candidate with every site moved by noise of `DISPLACEMENT`, drawn with a seed made of its id.
+
+    Prototypes are symmetric, and a relaxation keeps what symmetry there is: it would stop on a saddle point, and a hull
+    of saddle points lets candidates seem more stable than anything known.
+    """
+    seed = int.from_bytes(hashlib.sha256(candidate.id.encode()).digest()[:8], "big")
+    numbers, frac, lattice = candidate.arrays
+    noise = np.random.default_rng(seed).normal(scale=DISPLACEMENT, size=frac.shape)
+    return candidate.at(numbers, frac + noise @ np.linalg.inv(lattice), lattice)
+
+
+def references(elements: Iterable[str], per_formula: int = 4) -> list[Candidate]:
+    """Unrelaxed reference structures of a chemical system: elements first, then formulas by their elements.
+
+    Raises
+    ------
+    ValueError
+        If a symbol is no element, or there are none or more than 8.
+    ImportError
+        If matcalc is not installed.
+    """
+    symbols = sorted(set(elements))
+    for symbol in symbols:
+        if symbol not in SYMBOLS[1:]:
+            raise ValueError(f"no element {symbol!r}")
+    if not 1 <= len(symbols) <= MAX_ELEMENTS:
+        raise ValueError(f"a chemical system has 1..{MAX_ELEMENTS} elements, got {len(symbols)}")
+    from fastcrystal.data.build import elemental_references
+
+    out = [
+        Candidate(f"{r.formula}:{r.prototype}", r.formula, r.species, r.frac, r.lattice)
+        for r in elemental_references(symbols)
+    ]
+    shipped = _shipped(symbols, per_formula)
+    out += shipped
+    known: dict[frozenset[int], set[str]] = {}
+    for c in shipped:
+        known.setdefault(frozenset(c.numbers), set()).add(c.formula)
+    for size in (2, 3):
+        for system in combinations(symbols, size):
+            have = known.get(frozenset(SYMBOLS.index(s) for s in system), set())
+            if len(have) < WELL_KNOWN:
+                out += _decorated(system, per_formula, have)
+    return out
+
+
+def _shipped(symbols: Sequence[str], per_formula: int) -> list[Candidate]:
+    """The lowest prototypes of the default set's formulas within the system."""
+    from fastcrystal.data.load import load_dataset
+
+    data = load_dataset("prototypes")
+    wanted = {SYMBOLS.index(s) for s in symbols}
+    _, which = data.formulas
+    offsets, ids = data.offsets, data.labels["id"]
+    out = []
+    inside = [n for n, present in enumerate(data.formula_elements()) if present <= wanted]
+    for n in sorted(inside, key=lambda n: len(data.formula_elements()[n])):
+        members = np.flatnonzero(which == n)
+        for i in members[np.argsort(data.e_form[members], kind="stable")][:per_formula]:
+            site = slice(offsets[i], offsets[i + 1])
+            out.append(
+                Candidate(
+                    f"{ids[i]}",
+                    str(data.formula[i]),
+                    data.numbers[site].tolist(),
+                    data.frac[site].astype(np.float64).tolist(),
+                    data.lattice[i].astype(np.float64).tolist(),
+                )
+            )
+    return out
+
+
+def _decorated(system: Sequence[str], per_formula: int, have: set[str]) -> list[Candidate]:
+    """Smallest prototypes of simple stoichiometries, of reduced formulas that the default set does not `have`."""
+    from pymatgen.core import Composition
+
+    from fastcrystal.data.prototypes import candidates
+
+    shapes = _shapes()
+    out = []
+    for amounts in SIMPLE[len(system)]:
+        formula = "".join(f"{s}{n if n > 1 else ''}" for s, n in zip(system, amounts, strict=True))
+        if _same_formula(Composition(formula), have):
+            continue
+        for c in candidates(formula, shapes)[:per_formula]:
+            out.append(Candidate(c.key, formula, c.species, c.frac, c.lattice))  # noqa: PERF401 (two loops deep)
+    return out
+
+
+@functools.lru_cache(maxsize=1)
+def _shapes() -> list[tuple[str, Any]]:
+    """pymatgen's prototypes; finding their primitive cells takes seconds."""
+    from fastcrystal.data.prototypes import library
+
+    return library(MAX_SITES)
+
+
+def _same_formula(composition: Any, formulas: set[str]) -> bool:
+    """Whether one of the formulas is that composition, in whatever order it is written."""
+    from pymatgen.core import Composition
+
+    return any(Composition(f).reduced_composition == composition.reduced_composition for f in formulas)
+
+
+def default_cache() -> Path:
+    """$XDG_CACHE_HOME/fastcrystal/references, or ~/.cache/fastcrystal/references."""
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "fastcrystal" / "references"
+
+
+def _key(calculator_name: str, settings: RelaxSettings) -> str:
+    """A file name for a potential and what its energies depend on; limits of time and device change none."""
+    what = {k: v for k, v in settings.to_dict().items() if k not in ("device", "time_limit")}
+    scale = scale_of(calculator_name)
+    digest = hashlib.sha256(json.dumps([scale, what, DISPLACEMENT], sort_keys=True).encode()).hexdigest()[:12]
+    return f"{re.sub(r'[^a-zA-Z0-9]+', '-', calculator_name)}-{digest}"
+
+
+def _is_final(c: Candidate, settings: RelaxSettings) -> bool:
+    """Whether another try, on a faster or less busy machine, would end in the same way."""
+    if c.reason:
+        return c.reason.startswith("relaxation failed")
+    return bool(c.measured["converged"]) or c.measured["relax_steps"] >= settings.steps
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One run at a time relaxes into a file; others wait, and find it done."""
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

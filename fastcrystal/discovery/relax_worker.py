@@ -1,0 +1,89 @@
+"""One relaxing process: a potential loaded once, crystals in on stdin, relaxed ones out on stdout.
+
+`fastcrystal.discovery.relax` starts it as `python -m fastcrystal.discovery.relax_worker NAME DEVICE FOLDER`. What a
+calculator does in compiled code cannot be interrupted from Python; a process of its own can be killed, and when it dies
+of a crash or of its memory limit, only the crystal that it had is lost.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from typing import Any
+
+import numpy as np
+
+from fastcrystal.metrics import worker
+from fastcrystal.metrics.worker import Judge
+from fastcrystal.potentials import load_potential
+from fastcrystal.relax import relax
+
+#: cubic angstrom per atom below which a cell is no crystal, and neighbour lists have no end (diamond: 5.7)
+MIN_VOLUME = 1.0
+
+
+def relaxer(name: str, device: str) -> Judge:
+    """Load a potential and return the function that relaxes one crystal.
+
+    The request holds "crystal", [numbers, frac, lattice], and the settings of `fastcrystal.relax.relax`. The answer
+    holds the relaxed "frac" and "lattice" and what was measured, or the "reason" why there is none.
+    """
+    potential = load_potential(name, device)
+
+    def judge(request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return _relax(request, potential)
+        except Exception as error:  # one bad structure never stops the rest; its reason is kept
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            return {"reason": " ".join(f"relaxation failed: {kind}{error}".split())[:300]}
+
+    return judge
+
+
+def _relax(request: dict[str, Any], potential: Any) -> dict[str, Any]:
+    numbers, frac, lattice = (np.array(values) for values in request["crystal"])
+    volume = abs(float(np.linalg.det(lattice)))
+    if not volume / len(numbers) > MIN_VOLUME:
+        raise ValueError(f"the cell has {volume / len(numbers):.2g} cubic angstrom per atom, less than {MIN_VOLUME:g}")
+    done = relax(
+        numbers,
+        frac,
+        lattice,
+        potential,
+        steps=request["steps"],
+        max_force=request["max_force"],
+        cell=request["cell"],
+        time_limit=request["soft_limit"],
+        max_volume_ratio=request["max_volume_ratio"],
+    )
+    return {
+        "frac": done.frac.tolist(),
+        "lattice": done.lattice.tolist(),
+        "energy": done.energy,
+        "max_force": done.max_force,
+        "converged": bool(done.converged),
+        "relax_steps": done.steps,
+        "volume_ratio": abs(float(np.linalg.det(done.lattice))) / volume,
+        "displacement": displacement(frac, done.frac, done.lattice),
+    }
+
+
+def displacement(before: Any, after: Any, lattice: Any) -> float:
+    """Root mean square of what the atoms moved by, angstrom: (n, 3) fractional coordinates in the cell `lattice`.
+
+    Each atom takes the short way around the cell, and a shift of all atoms together does not count.
+    """
+    moved = after - before
+    moved = moved - np.round(moved)
+    # the mean is taken after the wrap: a common shift beyond half a cell would need atoms to have moved as far
+    moved = moved - moved.mean(axis=0)
+    return math.sqrt(float(((moved @ lattice) ** 2).sum(axis=1).mean()))
+
+
+if __name__ == "__main__":
+    name, device, folder = sys.argv[1:]
+    os.chdir(folder)  # "module:function" may be a file there
+    if device != "cpu":
+        worker.MEMORY_LIMIT = -1  # CUDA reserves more addresses than the machine has memory
+    worker.serve(lambda: relaxer(name, device))

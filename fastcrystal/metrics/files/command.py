@@ -1,0 +1,70 @@
+"""What `fastcrystal evaluate` takes for files, and what it does with it. Nothing heavy is imported: help is quick."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+#: options that are for files only, and for runs only, as argparse names them
+FOR_FILES = ("reference", "pairwise", "train", "table", "time_limit", "out")
+FOR_RUNS = ("max_test", "steps", "device", "guidance", "method", "sampler", "eta", "precision", "compile")
+
+
+def add_files(p: Any) -> None:
+    """The path of the crystals and its options."""
+    p.add_argument("path", nargs="?", type=Path, help="crystals from any model: a folder, archive or table of them")
+    files = p.add_argument_group("with a path (docs/evaluation.md)")
+    files.add_argument("--reference", metavar="STORE_OR_FOLDER", help="true crystals: match rate, novelty, chance")
+    files.add_argument("--pairwise", action="store_true", help="match rate of crystals of one name, instead of METRe")
+    files.add_argument(
+        "--train", metavar="STORE_OR_NPZ", help="what the model was trained on: retrieval, novelty to it"
+    )
+    files.add_argument("--table", type=Path, metavar="CSV", help="requests by name (default: PATH/crystals.csv)")
+    files.add_argument("--time-limit", type=float, metavar="SECONDS", help="for a pair of crystals (10)")
+    files.add_argument("--out", type=Path, help="folder of the result (default: evaluations/<name of the path>)")
+
+
+def judge_files(args: argparse.Namespace) -> str:
+    """Judge the crystals at `args.path`, leave the result in a folder; returns what is to be printed.
+
+    Raises
+    ------
+    ValueError
+        As `evaluate_files`, or if an option is given that is for runs.
+    """
+    from fastcrystal.metrics.files.evaluate import evaluate_files
+    from fastcrystal.ranks import Ranks
+
+    result = evaluate_files(
+        args.path,
+        reference=args.reference,
+        pairwise=args.pairwise,
+        train=args.train,
+        table=args.table,
+        jobs=args.jobs,
+        time_limit=10.0 if args.time_limit is None else args.time_limit,
+        seed=args.seed,
+    )
+    if not Ranks.current().leads:
+        return ""
+    name = args.path.resolve().name
+    folder = result.save(args.out or Path("evaluations") / (name.split(".")[0] or name))
+    if args.json:
+        return result.to_json()
+    return f"{result.table()}\n\nwritten to {folder}: result.json, table.md and a row for each crystal in .parquet"
+
+
+def check_arguments(args: argparse.Namespace) -> None:
+    """Raise ValueError unless either a path or a run is given, with options of its own."""
+    if (args.path is None) == (args.checkpoint is None):
+        both = "not both" if args.path is not None else "got neither"
+        raise ValueError(f"give a folder or file of crystals, or --checkpoint RUN, {both}")
+    of_no_use, kind = (FOR_RUNS, "--checkpoint RUN") if args.checkpoint is None else (FOR_FILES, "a path of crystals")
+    given = [k for k in of_no_use if getattr(args, k, None) not in (None, False, _DEFAULTS.get(k))]
+    if given:
+        raise ValueError(f"--{given[0].replace('_', '-')} is for {kind}")
+
+
+#: of the options of samplers
+_DEFAULTS = {"device": "auto", "precision": "fp32"}

@@ -1,0 +1,157 @@
+"""What was asked for, crystal by crystal, and what is known of the crystals besides: a csv with a row for each file.
+
+`fastcrystal sample` leaves such a table (crystals.csv) in its folder. Columns, all but the first optional and empty
+cells allowed:
+
+    file, id or name      the crystal's file, or its name as the reader has it
+    requested_group       space group asked for, 1..230
+    requested_energy      formation energy asked for, eV/atom
+    energy                formation energy obtained, eV/atom, however it was found
+    e_above_hull          energy above the convex hull, eV/atom, however it was found
+    state                 of a crystal without a file: why its maker did not write it
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastcrystal.data.entry import Reject
+from fastcrystal.data.sources.text import label
+from fastcrystal.metrics.files.rates import share
+
+#: the table of `fastcrystal sample`
+TABLE = "crystals.csv"
+_NAMES = ("file", "id", "name")
+#: numbers by name of the column
+NUMBERS = ("requested_group", "requested_energy", "energy", "e_above_hull")
+
+
+@dataclass(frozen=True)
+class Requested:
+    """Rows of the table.
+
+    Attributes
+    ----------
+    path : str
+    values : dict of str to dict
+        For each of `NUMBERS`, numbers by name of the crystal; only what is given.
+    unwritten : list of Reject
+        Rows without a file: crystals that were made, but are none.
+    """
+
+    path: str
+    values: dict[str, dict[str, float]]
+    unwritten: list[Reject] = field(default_factory=list)
+
+
+def find_table(source: Path) -> Path | None:
+    """The table in a folder of `fastcrystal sample`, or None."""
+    table = source / TABLE
+    return table if source.is_dir() and table.is_file() and _has_requests(table) else None
+
+
+def read_requested(path: Path) -> Requested:
+    """Read the table.
+
+    Raises
+    ------
+    ValueError
+        If it is not there, has no column for names or none of the others, or holds something that is no number.
+    """
+    if not path.is_file():
+        raise ValueError(f"no table of requests at {path}")
+    with path.open(newline="", encoding="utf-8") as f:
+        reader = csv.DictReader(f)
+        head = list(reader.fieldnames or ())
+        names = next((k for k in _NAMES if k in head), None)
+        if names is None or not set(head) & set(NUMBERS):
+            raise ValueError(
+                f"{path} needs a column {', '.join(_NAMES)} and one of {', '.join(NUMBERS)}; has {', '.join(head)}"
+            )
+        values: dict[str, dict[str, float]] = {k: {} for k in NUMBERS if k in head}
+        unwritten = []
+        for row in reader:
+            where = f"{path.name}:{reader.line_num}"
+            if not row[names]:
+                unwritten.append(Reject(where, f"not written: {row.get('state') or 'no file'}"))
+                continue
+            for column, into in values.items():
+                if row[column]:
+                    into[label(row[names])] = _number(row[column], column, where)
+    return Requested(str(path), values, unwritten)
+
+
+def columns(requested: Requested | None, names: list[str], energies: np.ndarray) -> dict[str, np.ndarray]:
+    """The numbers of each crystal, float64 (N,), NaN where not given; energies of the source where the table has none.
+
+    Raises
+    ------
+    ValueError
+        If the table has not one of the names.
+    """
+    given = {} if requested is None else requested.values
+    if requested is not None and not any(n in known for known in given.values() for n in names):
+        first = next((n for known in given.values() for n in known), "none at all")
+        raise ValueError(
+            f"{requested.path} has no row for any crystal (it names {first}, the crystals are {names[0]}, ...)"
+        )
+    out = {k: np.array([given.get(k, {}).get(n, math.nan) for n in names]) for k in NUMBERS}
+    out["energy"] = np.where(np.isnan(out["energy"]), energies, out["energy"])
+    return out
+
+
+def obtained(values: dict[str, np.ndarray], groups: np.ndarray, symprecs: tuple[float, ...]) -> dict[str, Any]:
+    """Requested against obtained: how many crystals have the space group asked for, and how far energies are off.
+
+    Parameters
+    ----------
+    values : dict of str to ndarray, shape (N,), float64
+        As of `columns`.
+    groups : ndarray, shape (N, P), int64
+        Space groups found at each of `symprecs` (angstrom), length P.
+
+    Returns
+    -------
+    dict
+        "n_requested_group"; "group_obtained", the share of these that have it, by tolerance; "n_requested_energy", with
+        an energy obtained to compare; "energy_mae" and "energy_bias" (obtained less requested), eV/atom;
+        "n_e_above_hull" and "e_above_hull_mean", eV/atom. None where there is nothing to compare.
+    """
+    asked = np.isfinite(values["requested_group"])
+    n = int(asked.sum())
+    hits = (groups[asked] == values["requested_group"][asked, None]).sum(0).tolist()
+    error = values["energy"] - values["requested_energy"]
+    error = error[np.isfinite(error)]
+    above = values["e_above_hull"][np.isfinite(values["e_above_hull"])]
+    return {
+        "n_requested_group": n,
+        "group_obtained": {f"{p:g}": share(h, n) for p, h in zip(symprecs, hits, strict=True)} if n else None,
+        "n_requested_energy": len(error),
+        "energy_mae": float(np.abs(error).mean()) if len(error) else None,
+        "energy_bias": float(error.mean()) if len(error) else None,
+        "n_e_above_hull": len(above),
+        "e_above_hull_mean": float(above.mean()) if len(above) else None,
+    }
+
+
+def _has_requests(table: Path) -> bool:
+    with table.open(newline="", encoding="utf-8", errors="replace") as f:
+        head = next(csv.reader(f), [])
+    return bool(set(head) & set(_NAMES)) and bool(set(head) & set(NUMBERS))
+
+
+def _number(text: str, column: str, where: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or (column == "requested_group" and value not in range(1, 231)):
+        wanted = "a space group 1..230" if column == "requested_group" else "a finite number"
+        raise ValueError(f"{where}: {column} must be {wanted}, got {text!r}")
+    return value

@@ -1,0 +1,68 @@
+"""One process that looks at one crystal, or one formula, at a time: space groups by spglib, charge balance by smact.
+
+Started by `fastcrystal.metrics.pool` as `python -m fastcrystal.metrics.files.worker`, because neither library can be
+interrupted: spglib is one call of compiled code, and smact tries all combinations of oxidation states, whose number is
+exponential in that of the elements. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from typing import Any
+
+from fastcrystal.metrics.worker import Judge, serve
+
+#: of `smact.screening.smact_validity`. Oxidation states, the Pauling test and alloys as in CDVAE's compositional
+#: validity (Xie et al. 2022), which others report; spelt out so that a new default changes nothing
+CHARGE_RULES = {"use_pauling_test": True, "include_alloys": True, "oxidation_states_set": "smact14"}
+
+
+def make_judge() -> Judge:
+    """The function that answers.
+
+    A request with "cell" [lattice, species, frac] and "symprecs" (angstrom) gets "groups", a space-group number or
+    None for each of them. One with "formula" gets "balanced", a bool. Both get "status": "ok", or "error: " and what
+    was raised.
+    """
+    # spglib's C code prints every tolerance that fails
+    os.environ.setdefault("SPGLIB_WARNING", "OFF")
+
+    def judge(request: dict[str, Any]) -> dict[str, Any]:
+        start = time.perf_counter()
+        answer: dict[str, Any] = {"status": "ok"}
+        try:
+            if "formula" in request:
+                answer["balanced"] = _balanced(request["formula"])
+            else:
+                answer["groups"] = [_group(request["cell"], symprec) for symprec in request["symprecs"]]
+        except Exception as error:
+            answer["status"] = f"error: {type(error).__name__}: {error}"[:300]
+        return {**answer, "seconds": time.perf_counter() - start}
+
+    return judge
+
+
+def _group(cell: list[Any], symprec: float) -> int | None:
+    """Space-group number at a tolerance; None where spglib finds none."""
+    import spglib
+
+    lattice, species, frac = cell
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        try:
+            found = spglib.get_symmetry_dataset((lattice, frac, species), symprec=symprec)
+        except getattr(spglib, "SpglibError", ()):  # since 2.7; None before
+            return None
+    return None if found is None else int(found.number)
+
+
+def _balanced(formula: str) -> bool:
+    from smact.screening import smact_validity
+
+    return bool(smact_validity(formula, **CHARGE_RULES))
+
+
+if __name__ == "__main__":
+    serve(make_judge)

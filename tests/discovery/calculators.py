@@ -1,0 +1,65 @@
+"""Calculators that misbehave, by "tests.discovery.calculators:NAME"; workers import them by that name."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import numpy as np
+from ase.calculators.calculator import Calculator, all_changes
+from ase.calculators.emt import EMT
+
+
+class Made(Calculator):  # type: ignore[misc]
+    """Zero energy and forces, and a stress of its own."""
+
+    implemented_properties = ("energy", "forces", "stress")
+    pressure = 0.0
+
+    def calculate(self, atoms: Any = None, properties: Any = None, system_changes: Any = all_changes) -> None:
+        super().calculate(atoms, properties, system_changes)
+        self.results = {
+            "energy": 0.0,
+            "forces": np.zeros((len(self.atoms), 3)),
+            "stress": np.array([-self.pressure] * 3 + [0.0] * 3),
+        }
+
+
+class Exploding(Made):
+    """A pressure that never ends."""
+
+    pressure = 5.0
+
+
+class Slow(EMT):  # type: ignore[misc]
+    """A fifth of a second a step."""
+
+    def calculate(self, *args: Any, **kwargs: Any) -> None:
+        time.sleep(0.2)
+        super().calculate(*args, **kwargs)
+
+
+class Moody(EMT):  # type: ignore[misc]
+    """EMT that hangs at gold, dies at silver, and has no number for platinum."""
+
+    def calculate(self, atoms: Any = None, *args: Any, **kwargs: Any) -> None:
+        numbers = set((self.atoms if atoms is None else atoms).numbers.tolist())
+        if 79 in numbers:
+            time.sleep(600)
+        if 47 in numbers:
+            os._exit(3)
+        super().calculate(atoms, *args, **kwargs)
+        if 78 in numbers:
+            self.results["energy"] = float("nan")
+
+
+def failing() -> None:
+    raise OSError("no weights here")
+
+
+def number() -> int:
+    return 7
+
+
+not_callable = "text"

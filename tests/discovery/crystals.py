@@ -1,0 +1,38 @@
+"""Candidates made by hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from ase.build import bulk
+
+from fastcrystal.data import build, prototypes
+from fastcrystal.discovery.candidate import Candidate
+from fastcrystal.discovery.hull import HullEntry
+
+
+def made(name: str, formula: str, kind: str, a: float, **measured: Any) -> Candidate:
+    """An ASE bulk crystal as a candidate."""
+    atoms = bulk(formula, kind, a=a)
+    frac = atoms.get_scaled_positions()
+    return Candidate(
+        name, formula, atoms.numbers.tolist(), frac.tolist(), np.array(atoms.cell).tolist(), 0, -0.1, measured
+    )
+
+
+def without_matcalc(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elemental references of Cu, Au and W by hand, so that the slow import of matcalc is not needed."""
+    cells = {s: made(s, s, "fcc", a) for s, a in (("Cu", 3.6), ("Au", 4.1), ("W", 4.0))}
+
+    def fake(symbols: list[str]) -> list[prototypes.Candidate]:
+        return [
+            prototypes.Candidate(s, "reference", cells[s].numbers, cells[s].frac, cells[s].lattice) for s in symbols
+        ]
+
+    monkeypatch.setattr(build, "elemental_references", fake)
+
+
+def entry(name: str, amounts: dict[str, float], energy: float, scale: str = "PBE") -> HullEntry:
+    return HullEntry(name, amounts, energy, scale)

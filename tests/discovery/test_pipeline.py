@@ -1,0 +1,184 @@
+"""discover end to end with a tiny model and an ASE calculator: stages, restarts, ranking."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pymatgen.core import Structure
+
+from fastcrystal.discovery.candidate import Candidate, read_candidates
+from fastcrystal.discovery.conditions import LADDERS, ladder, plan
+from fastcrystal.discovery.config import DiscoverConfig
+from fastcrystal.discovery.filtering import check_validity, drop_copies, fingerprint, symmetrise
+from fastcrystal.discovery.hull import Hull, HullEntry
+from fastcrystal.discovery.pipeline import choose, discover, hull_energy
+from fastcrystal.potentials import scale_of
+
+POTENTIAL = "ase.calculators.lj:LennardJones"
+
+
+def rocksalt(a: float = 5.6, id: str = "a", **about: object) -> Candidate:
+    lattice = [[0.0, a / 2, a / 2], [a / 2, 0.0, a / 2], [a / 2, a / 2, 0.0]]
+    return Candidate(id, "NaCl", [11, 17], [[0.0] * 3, [0.5] * 3], lattice, 225, -1.0, **about)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def config(tiny_run: Path, tmp_path: Path) -> DiscoverConfig:
+    """Two formulas, and entries on the scale of the calculator."""
+    scale = scale_of(POTENTIAL)
+    entries = tmp_path / "entries.csv"
+    entries.write_text("formula,energy_per_atom\nNa,0.0\nCl,0.0\nK,0.0\nNaCl,-0.5\n")
+    return DiscoverConfig(
+        ("NaCl", "KCl"),
+        str(tiny_run),
+        groups=(221, 225),
+        ladders=("coarse",),
+        energies=3,
+        steps=2,
+        potential=POTENTIAL,
+        max_relax=2,
+        relax={"steps": 3, "time_limit": 20.0},
+        entries=str(entries),
+        scale=scale,
+        best=0,
+    )
+
+
+def test_ladders_are_the_papers() -> None:
+    assert ladder(-0.5, "fine", 3) == [-0.5, -0.51, -0.52]
+    assert ladder(-0.5, "coarse", 3) == [-0.5, -0.6, -0.7]
+    assert ladder(-0.5, "deep", 3) == [-1.5, -1.51, -1.52]
+    asked = plan({"NaCl": -0.5, "KCl": 0.0}, [1, 225], count=20)
+    assert len(asked) == 2 * 2 * 3 * 20
+    assert len({c.id for c in asked}) == len(asked)
+    assert {c.energy for c in asked[:6]} == {-0.5, -1.5}
+    with pytest.raises(ValueError, match="ladder must be one of fine, coarse, deep, got 'x'"):
+        plan({"NaCl": 0.0}, [1], ["x"])
+    with pytest.raises(ValueError, match=r"space groups must be in 1\.\.230, got 231"):
+        plan({"NaCl": 0.0}, [231])
+    with pytest.raises(ValueError, match="nothing is asked for"):
+        plan({"NaCl": 0.0}, [])
+    assert set(LADDERS) == {"fine", "coarse", "deep"}
+
+
+def test_energy_of_the_hull() -> None:
+    entries = [("Na", -1.0), ("Cl", -2.0), ("NaCl", -2.5), ("Na3Cl", -1.0)]
+    hull = Hull([HullEntry(f, dict(_amounts(f)), e, "x") for f, e in entries])
+    assert hull_energy(hull, "NaCl") == pytest.approx(-1.0)
+    assert hull_energy(hull, "Na3Cl") == pytest.approx(-0.5)  # between Na and NaCl, not Na3Cl's own
+    assert hull_energy(hull, "Na") == pytest.approx(0.0)
+
+
+def _amounts(formula: str) -> dict[str, float]:
+    from pymatgen.core import Composition
+
+    return dict(Composition(formula).get_el_amt_dict())
+
+
+def test_copies_are_recognised_whatever_the_cell() -> None:
+    conventional = rocksalt().structure().to_conventional()
+    again = rocksalt(id="b").at(
+        np.array(rocksalt().numbers), np.array([[0.25] * 3, [0.75] * 3]), np.array(rocksalt().lattice)
+    )
+    other = Candidate("c", "NaCl", [11, 17], [[0.0] * 3, [0.5] * 3], np.eye(3).__mul__(3.4).tolist(), 221, -1.0)
+    assert len(conventional) == 8
+    out = drop_copies(check_validity([rocksalt(), again, other, rocksalt(2.0, "d")]), jobs=1, progress=False)
+    assert [bool(c.reason) for c in out] == [False, True, False, True]
+    assert out[1].reason == "the same crystal as a"
+    assert "atoms too close" in out[3].reason or "volume" in out[3].reason
+    assert out[0].measured == {"space_group": 225, "copies": 2}
+    np.testing.assert_allclose(fingerprint(again), fingerprint(rocksalt()), atol=1e-9)
+
+
+def test_symmetrised_to_the_group_that_was_asked_for() -> None:
+    rng = np.random.default_rng(0)
+    good = rocksalt()
+    shaken = good.at(good.arrays[0], good.arrays[1] + 0.01 * rng.normal(size=(2, 3)), good.arrays[2])
+    exact = symmetrise(shaken)
+    assert exact.measured["space_group"] == 225
+    assert exact.measured["symmetrised"] in (0.1, 0.3)
+    assert exact.structure().get_space_group_info(1e-4)[1] == 225
+    assert symmetrise(replace(shaken, requested_group=194)).measured["symmetrised"] is None
+
+
+def test_space_groups_take_turns() -> None:
+    many = [rocksalt(id=f"a{i}").measuring(space_group=225, copies=9 - i) for i in range(5)]
+    few = [rocksalt(id="b").measuring(space_group=221, copies=1), rocksalt(id="c").rejected("bad")]
+    assert choose(many + few, 3) == {"a0", "b", "a1"}
+    assert choose(many + few, 100) == {"a0", "a1", "a2", "a3", "a4", "b"}
+
+
+def test_all_the_way(config: DiscoverConfig, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    said = discover(config, run, device="cpu", jobs=1)
+    assert "NaCl" in said
+    assert "KCl" in said
+    generated = list(read_candidates(run / "2_generated" / "candidates.jsonl"))
+    assert len(generated) == 2 * 2 * 3
+    assert {c.requested_group for c in generated} == {221, 225}
+    placed = list(read_candidates(run / "5_hull" / "candidates.jsonl"))
+    assert [c.id for c in placed] == [c.id for c in generated]  # nothing is lost
+    ranked = list(csv.DictReader((run / "6_ranking" / "ranking.csv").open()))
+    energies = [float(r["e_above_hull_mev"]) for r in ranked]
+    assert energies == sorted(energies)
+    for row in ranked:
+        assert len(Structure.from_file(run / "6_ranking" / row["cif"])) >= 2
+    request = json.loads((run / "request.json").read_text())
+    assert request["options"]["energies"] == 3
+    # a second call does nothing new, and says the same
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("candidates.jsonl")}
+    assert discover(config, run, device="cpu", jobs=1) == said
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("candidates.jsonl")} == before
+    with pytest.raises(ValueError, match=r"begun with other settings \(energies was 3, now 4\)"):
+        discover(replace(config, energies=4), run, device="cpu", jobs=1)
+
+
+def test_one_bad_formula_does_not_stop_the_rest(
+    config: DiscoverConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = discover(replace(config, formulas=("Xx2", "NaCl", "Na9Cl9")), tmp_path / "run", device="cpu", jobs=1)
+    assert "NaCl" in said
+    err = capsys.readouterr().err
+    assert "Xx2 is left out: " in err
+    assert "Na9Cl9 is left out: " in err
+    with pytest.raises(ValueError, match="none of Xx2 can be generated: "):
+        discover(replace(config, formulas=("Xx2",)), tmp_path / "none", device="cpu", jobs=1)
+
+
+RUN = """
+import json, sys
+from pathlib import Path
+from fastcrystal.discovery.config import DiscoverConfig
+from fastcrystal.discovery.pipeline import discover
+values = json.loads(sys.argv[1])
+print("begun", flush=True)
+print(discover(DiscoverConfig.from_dict(values), Path(sys.argv[2]), device="cpu", jobs=1))
+"""
+
+
+@pytest.mark.slow
+def test_killed_at_any_instant_it_ends_the_same(config: DiscoverConfig, tmp_path: Path) -> None:
+    whole = discover(config, tmp_path / "whole", device="cpu", jobs=1)
+    values = json.dumps(config.to_dict())
+    for wait in (2.0, 5.0, 8.0, None):
+        command = [sys.executable, "-c", RUN, values, str(tmp_path / "killed")]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        if wait is not None:
+            time.sleep(wait)
+            os.kill(process.pid, signal.SIGKILL)
+        out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert out.removeprefix("begun\n").split("run folder")[0] == whole.split("run folder")[0]
+    files = ("2_generated/candidates.jsonl", "3_filtered/candidates.jsonl", "6_ranking/ranking.csv")
+    for name in files:
+        assert (tmp_path / "killed" / name).read_text() == (tmp_path / "whole" / name).read_text()
