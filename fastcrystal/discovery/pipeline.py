@@ -7,7 +7,8 @@
     RUN/3_filtered/         valid ones, one of each
     RUN/4_relaxed/          relaxed, with energies
     RUN/5_hull/             with distances from the hull
-    RUN/6_ranking/          ranking.csv, table.md, CIFs of the best, VASP inputs
+    RUN/6_ranking/          ranking.csv, table.md, CIFs, VASP inputs of the best
+    RUN/report.html         one page to look at
 
 Every stage goes on where a kill left it and is skipped when it is done. A candidate that is dropped stays in the files,
 with its reason.
@@ -78,7 +79,18 @@ def discover(config: DiscoverConfig, run: Path, *, device: str = "auto", jobs: i
     ranking.write(run / "6_ranking", placed, config.best)
     rows = best_per_formula(placed)
     (run / "6_ranking" / "table.md").write_text(table(rows, hull.scale) + "\n", encoding="utf-8")
+    _report(run)
     return f"{table(rows, hull.scale)}\n\nrun folder: {run}"
+
+
+def _report(run: Path) -> None:
+    """report.html; everything else of the run stands without it."""
+    from fastcrystal.discovery.report import write_report
+
+    try:
+        say(f"report: {write_report(run)}")
+    except ImportError as error:
+        say(f"no report.html: {error}; then `fastcrystal report {run}`")
 
 
 def _same_request(config: DiscoverConfig, run: Path, model: Generator) -> None:

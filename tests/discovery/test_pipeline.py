@@ -133,6 +133,7 @@ def test_all_the_way(config: DiscoverConfig, tmp_path: Path) -> None:
     assert energies == sorted(energies)
     for row in ranked:
         assert len(Structure.from_file(run / "6_ranking" / row["cif"])) >= 2
+    assert (run / "report.html").stat().st_size > 1_000_000
     request = json.loads((run / "request.json").read_text())
     assert request["options"]["energies"] == 3
     # a second call does nothing new, and says the same

@@ -149,6 +149,7 @@ def _ternary(corners: list[str], known: list[Reference], placed: list[Candidate]
         **{f"{k}axis": {"title": {"text": n}, **side} for k, n in zip("abc", names, strict=True)},
     }
     chart = figure(ternary=triangle, margin={"l": 40, "r": 40, "t": 76, "b": 90})
+    chart.layout.legend.y = 1.12  # above the name of the top corner
     chart.add_traces(
         [
             {
@@ -172,7 +173,7 @@ def _ternary(corners: list[str], known: list[Reference], placed: list[Candidate]
     marker |= {"colorbar": bar, "line": {"color": INK, "width": 1.2}}
     shares = {k: [f[i] for _, f in best] for i, k in enumerate("abc")}
     name = "best candidates"
-    markers = {"type": "scatterternary", "mode": "markers", "name": name, "marker": marker}
+    markers = {"type": "scatterternary", "mode": "markers", "name": name, "marker": marker, "cliponaxis": False}
     chart.add_trace({**markers, **shares, **_hover([c for c, _ in best])})
     caption = (
         "Black points are known crystals on the hull; grey lines join neighbours on it. A diamond is "
@@ -188,7 +189,9 @@ _BELOW_ABOVE = [[0.0, "#B34000"], [0.25, "#F0A35E"], [0.5, "#FFFFFF"], [0.75, "#
 def _corner_dots(name: str, known: list[Reference], marker: dict[str, Any]) -> dict[str, Any]:
     shares = {k: [r.fractions[i] for r in known] for i, k in enumerate("abc")}
     text = {"text": [_of_reference(r) for r in known], "hovertemplate": "%{text}<extra></extra>"}
-    return {"type": "scatterternary", "mode": "markers", "name": name, "marker": marker, **shares, **text}
+    # binaries lie on the sides and elements in the corners: not cut in half there
+    look = {"type": "scatterternary", "mode": "markers", "cliponaxis": False}
+    return {**look, "name": name, "marker": marker, **shares, **text}
 
 
 def _tie_lines(known: list[Reference], corners: list[str]) -> list[tuple[Reference, Reference]]:
