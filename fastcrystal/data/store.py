@@ -24,7 +24,6 @@ from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.formulas import formula_strings, parse_formula
 from fastcrystal.data.store_format import (
-    FORMAT,
     PER_CRYSTAL,
     VERSION,
     VIEW,
@@ -388,16 +387,3 @@ def _open_view(path: Path, manifest: dict[str, Any], verify: bool) -> Store:
     view = store.select(np.load(file, allow_pickle=False))
     view.path = path
     return view
-
-
-def manifest_of(parts: Sequence[dict[str, Any]], **rest: Any) -> dict[str, Any]:
-    """A manifest for parts, with counts, units and the content hash filled in."""
-    return {
-        "format": FORMAT,
-        "version": VERSION,
-        "n_crystals": sum(p["n_crystals"] for p in parts),
-        "n_sites": sum(p["n_sites"] for p in parts),
-        "content_hash": content_hash(parts),
-        **rest,
-        "parts": list(parts),
-    }

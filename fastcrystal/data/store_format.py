@@ -308,6 +308,19 @@ def content_hash(parts: Sequence[dict[str, Any]]) -> str:
     return digest.hexdigest()
 
 
+def manifest_of(parts: Sequence[dict[str, Any]], **rest: Any) -> dict[str, Any]:
+    """A manifest for parts, with counts, units and the content hash filled in."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "n_crystals": sum(p["n_crystals"] for p in parts),
+        "n_sites": sum(p["n_sites"] for p in parts),
+        "content_hash": content_hash(parts),
+        **rest,
+        "parts": list(parts),
+    }
+
+
 def write_manifest(store: Path, manifest: dict[str, Any]) -> None:
     """STORE/manifest.json, with a checksum of itself."""
     rest = {k: v for k, v in manifest.items() if k != "checksum"}

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from fastcrystal.data.store import Store, manifest_of, open_store
-from fastcrystal.data.store_format import UNITS, open_part, write_array, write_manifest
+from fastcrystal.data.store import Store, open_store
+from fastcrystal.data.store_format import UNITS, manifest_of, open_part, write_array, write_manifest
 from fastcrystal.durable import to_disk
 
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from fastcrystal.canonical import Canonical
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.formulas import formula_keys
-from fastcrystal.data.store import Store, manifest_of, open_store
+from fastcrystal.data.store import Store, open_store
 from fastcrystal.data.store_format import (
     FORMAT,
     PART,
@@ -26,6 +26,7 @@ from fastcrystal.data.store_format import (
     concatenate,
     encode_ids,
     gather,
+    manifest_of,
     open_part,
     read_manifest,
     write_manifest,
