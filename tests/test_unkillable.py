@@ -24,15 +24,22 @@ from fastcrystal.cli import run_guarded
 from fastcrystal.config import TrainConfig
 from fastcrystal.journal import read_metrics
 from fastcrystal.objective import Example
+from fastcrystal.ops import row_windows
 from fastcrystal.stopping import Stopped, StopRequest
 from fastcrystal.training import Trainer
 from tests.tiny import tiny_config
 
 pytestmark = [
-    pytest.mark.usefixtures("tiny_network"),
+    pytest.mark.usefixtures("tiny_network", "no_numba"),
     pytest.mark.skipif(not hasattr(os, "fork"), reason="children are forked: importing torch in each takes too long"),
     pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning"),
 ]
+
+
+@pytest.fixture
+def no_numba(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows by torch, as in the children, which are forked: numba's threads do not survive that."""
+    monkeypatch.setattr(row_windows, "numba_kernel", lambda: None)
 
 
 def go_on(config: TrainConfig, run: Path) -> None:

@@ -304,7 +304,7 @@ def test_import_elemental_references(tmp_path: Path) -> None:
         progress=False,
     )
     assert load_dataset(report.path).e_form.tolist() == [-1.5]
-    assert report.reasons == {"no elemental reference for an element of K": 1}
+    assert report.reasons == {"no elemental reference for an element of #": 1}
 
 
 def test_import_errors(tmp_path: Path) -> None:
@@ -346,4 +346,4 @@ def test_real_samples(tmp_path: Path) -> None:
     data = load_dataset(report.path)
     assert isinstance(data, CrystalDataset)
     assert np.isfinite(data.e_form).all()
-    assert "give elemental_references" in str(report)
+    assert "elemental_references of import_store" in str(report)

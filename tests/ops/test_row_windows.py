@@ -1,5 +1,8 @@
 """row_windows: values and gradients are the reference's to the last bit, whatever the path, strides and threads."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -166,3 +169,29 @@ def test_errors_name_the_values() -> None:
 
 def test_import_is_light() -> None:
     assert heavy_imports("fastcrystal.ops.row_windows") == []
+
+
+FORKED = """
+import os, torch
+from fastcrystal.ops.row_windows import row_windows
+x = torch.randn(9, 6, 4)
+row_windows(x)
+if os.fork() == 0:
+    try:
+        row_windows(x)
+    except RuntimeError as error:
+        print(error, flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_is_told() -> None:
+    """Not garbage: OpenMP would end the process, or, where SIGTERM is handled, go on without the kernel."""
+    numba = pytest.importorskip("numba")
+    row_windows(torch.randn(9, 6, 4))
+    if numba.threading_layer() != "omp":
+        pytest.skip(f"numba's threads are {numba.threading_layer()}'s, which survive a fork")
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=120)
+    assert "this process was forked from one that had used numba's threads" in done.stdout, done.stderr
