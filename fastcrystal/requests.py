@@ -19,6 +19,7 @@ from fastcrystal.features.elements import SYMBOLS
 from fastcrystal.process.flow import Method
 from fastcrystal.ranks import Ranks
 from fastcrystal.sampling import Generator
+from fastcrystal.symmetry import space_group_of
 from fastcrystal.training import anonymise
 
 if TYPE_CHECKING:
@@ -223,14 +224,7 @@ def obtained_group(structure: Structure | None, symprec: float) -> int | None:
     """Space-group number of a structure at a tolerance (angstrom); None where spglib finds none."""
     if structure is None:
         return None
-    import spglib
-
-    cell = (structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers)
-    try:
-        data = spglib.get_symmetry_dataset(cell, symprec=symprec)
-    except Exception:  # spglib raises its own errors since 2.7 and returned None before
-        return None
-    return None if data is None else int(data.number)
+    return space_group_of(structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers, symprec)
 
 
 def _rounded(value: float) -> float | None:

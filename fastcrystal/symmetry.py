@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -78,6 +79,16 @@ def symmetrised(cell: Cell, symprec: float) -> tuple[Cell, int]:
         if ideal is not None:
             return ideal, int(found.number)
     raise ValueError(f"spglib finds no symmetry, not even the identity, at any tolerance up to {symprec} angstrom")
+
+
+def space_group_of(
+    lattice: NDArray[Any], frac: NDArray[Any], species: Sequence[int] | NDArray[Any], symprec: float
+) -> int | None:
+    """Space-group number of a cell at just this tolerance (angstrom); None where spglib finds none."""
+    from spglib import get_symmetry_dataset
+
+    found = _spglib(get_symmetry_dataset, (lattice, frac, species), symprec=symprec)
+    return None if found is None else int(found.number)
 
 
 def rotations_of(crystal: tuple[NDArray[Any], NDArray[Any], NDArray[Any], float]) -> NDArray[np.int64] | None:

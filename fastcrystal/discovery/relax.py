@@ -18,7 +18,7 @@ from typing import Any
 
 from fastcrystal.discovery.candidate import Candidate
 from fastcrystal.jsonable import Jsonable
-from fastcrystal.metrics.pool import _Worker as Process
+from fastcrystal.metrics.pool import Worker as Process
 from fastcrystal.metrics.worker import encode
 from fastcrystal.parallel import map_parallel
 from fastcrystal.potentials import check_potential, scale_of

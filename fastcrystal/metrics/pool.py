@@ -38,7 +38,7 @@ _ROOT = Path(__file__).resolve().parents[2]
 _MOST_TOGETHER = 128
 
 
-class _Worker:
+class Worker:
     """A child process, what it is doing, and until when it may."""
 
     def __init__(self, command: Sequence[str]) -> None:
@@ -152,16 +152,16 @@ def run_tasks(
 
     answers: dict[int, dict[str, Any]] = {}
     pending, sent_twice = deque(range(count)), set[int]()
-    workers: set[_Worker] = set()
+    workers: set[Worker] = set()
     # tqdm's own `disable` keeps one code path for both
     with selectors.DefaultSelector() as selector, tqdm(total=count, desc=label, disable=not progress) as bar:
 
         def start() -> None:
-            worker = _Worker(command)
+            worker = Worker(command)
             workers.add(worker)
             selector.register(worker.stdout, selectors.EVENT_READ, worker)
 
-        def retire(worker: _Worker) -> str:
+        def retire(worker: Worker) -> str:
             selector.unregister(worker.stdout)
             workers.remove(worker)
             return worker.stop()
@@ -170,7 +170,7 @@ def run_tasks(
             answers[task] = reply
             bar.update()
 
-        def give(worker: _Worker) -> None:
+        def give(worker: Worker) -> None:
             """Hand the worker its next task; one found dead before it got the task is replaced, the task kept."""
             worker.task = None
             worker.deadline = float("inf")
@@ -189,7 +189,7 @@ def run_tasks(
                     sent_twice.add(task)
                     pending.appendleft(task)
 
-        def lose(worker: _Worker, status: str) -> None:
+        def lose(worker: Worker, status: str) -> None:
             """A worker died or was too slow: record its task. One that never came up is not tried again."""
             nonlocal jobs
             task, ready = worker.task, worker.ready
@@ -208,7 +208,7 @@ def run_tasks(
                 now = time.monotonic()
                 wait = max(0.0, min(w.deadline for w in workers) - now)
                 for key, _ in selector.select(None if wait == float("inf") else wait):
-                    worker: _Worker = key.data
+                    worker: Worker = key.data
                     messages, is_open = worker.receive()
                     for message in messages:
                         if worker.ready and worker.task is not None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import os
 import time
-import warnings
 from typing import Any
 
 from fastcrystal.metrics.worker import Judge, serve
+from fastcrystal.symmetry import space_group_of
 
 #: of `smact.screening.smact_validity`. Oxidation states, the Pauling test and alloys as in CDVAE's compositional
 #: validity (Xie et al. 2022), which others report; spelt out so that a new default changes nothing
@@ -36,26 +36,13 @@ def make_judge() -> Judge:
             if "formula" in request:
                 answer["balanced"] = _balanced(request["formula"])
             else:
-                answer["groups"] = [_group(request["cell"], symprec) for symprec in request["symprecs"]]
+                lattice, species, frac = request["cell"]
+                answer["groups"] = [space_group_of(lattice, frac, species, s) for s in request["symprecs"]]
         except Exception as error:
             answer["status"] = f"error: {type(error).__name__}: {error}"[:300]
         return {**answer, "seconds": time.perf_counter() - start}
 
     return judge
-
-
-def _group(cell: list[Any], symprec: float) -> int | None:
-    """Space-group number at a tolerance; None where spglib finds none."""
-    import spglib
-
-    lattice, species, frac = cell
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        try:
-            found = spglib.get_symmetry_dataset((lattice, frac, species), symprec=symprec)
-        except getattr(spglib, "SpglibError", ()):  # since 2.7; None before
-            return None
-    return None if found is None else int(found.number)
 
 
 def _balanced(formula: str) -> bool:
