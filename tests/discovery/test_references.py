@@ -79,9 +79,10 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_references_leave_saddle_points() -> None:
     """Displaced alike every time, by the same length in any cell, and no two structures alike."""
-    from fastcrystal.discovery.references import DISPLACEMENT, displaced
+    from fastcrystal.discovery.references import DISPLACEMENT, _shipped, displaced
 
-    made = references(["W", "B"], 2)
+    made = _shipped(["W", "Ta", "B"], 4)
+    assert len(made) > 10
     for c in made:
         numbers, frac, lattice = displaced(c).arrays
         assert displaced(c) == displaced(c)
