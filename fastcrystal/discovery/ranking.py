@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ def write(folder: Path, candidates: Iterable[Candidate], best: int) -> list[Cand
     folder : Path
     candidates : iterable of Candidate
     best : int
-        How many get VASP inputs.
+        How many get VASP inputs; a folder `vasp` that is there already stays as it is.
     """
     from pymatgen.io.cif import CifWriter
 
@@ -67,6 +68,10 @@ def write(folder: Path, candidates: Iterable[Candidate], best: int) -> list[Cand
         out = csv.DictWriter(file, fieldnames=COLUMNS)
         out.writeheader()
         out.writerows(rows)
-    if best and order:
-        write_inputs(order[:best], folder / "vasp")
+    # what is there may hold results by now: it is never written again
+    if best and order and not (folder / "vasp").exists():
+        partial = folder / "vasp.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        write_inputs(order[:best], partial)
+        partial.rename(folder / "vasp")
     return order

@@ -192,8 +192,9 @@ def _shipped(symbols: Sequence[str], per_formula: int) -> list[Candidate]:
     _, which = data.formulas
     offsets, ids = data.offsets, data.labels["id"]
     out = []
-    inside = [n for n, present in enumerate(data.formula_elements()) if present <= wanted]
-    for n in sorted(inside, key=lambda n: len(data.formula_elements()[n])):
+    elements = data.formula_elements()
+    inside = [n for n, present in enumerate(elements) if present <= wanted]
+    for n in sorted(inside, key=lambda n: len(elements[n])):
         members = np.flatnonzero(which == n)
         for i in members[np.argsort(data.e_form[members], kind="stable")][:per_formula]:
             site = slice(offsets[i], offsets[i + 1])

@@ -50,7 +50,7 @@ def config(tiny_run: Path, tmp_path: Path) -> DiscoverConfig:
         relax={"steps": 3, "time_limit": 20.0},
         entries=str(entries),
         scale=scale,
-        best=0,
+        best=1,
     )
 
 
@@ -136,10 +136,13 @@ def test_all_the_way(config: DiscoverConfig, tmp_path: Path) -> None:
     assert (run / "report.html").stat().st_size > 1_000_000
     request = json.loads((run / "request.json").read_text())
     assert request["options"]["energies"] == 3
-    # a second call does nothing new, and says the same
+    poscar = next((run / "6_ranking" / "vasp").rglob("POSCAR"))
+    (poscar.parent / "OUTCAR").write_text("results of hours")
+    # a second call does nothing new, says the same, and leaves what was computed
     before = {p: p.stat().st_mtime_ns for p in run.rglob("candidates.jsonl")}
     assert discover(config, run, device="cpu", jobs=1) == said
     assert {p: p.stat().st_mtime_ns for p in run.rglob("candidates.jsonl")} == before
+    assert (poscar.parent / "OUTCAR").read_text() == "results of hours"
     with pytest.raises(ValueError, match=r"begun with other settings \(energies was 3, now 4\)"):
         discover(replace(config, energies=4), run, device="cpu", jobs=1)
 
