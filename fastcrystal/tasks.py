@@ -21,7 +21,7 @@ from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch, matrix_length
 from fastcrystal.data.augment import Shifts, allowed_shifts, random_order, shift_origin
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.data.load import load_dataset
+from fastcrystal.data.load import in_memory, load_dataset
 from fastcrystal.data.polymorphs import PairSampler, find_pairs
 from fastcrystal.data.site_pairs import paired_order
 from fastcrystal.data.splits import Split, split_by_formula
@@ -57,11 +57,7 @@ class Prepared:
 
     def load(self, index: NDArray[np.int64]) -> CrystalDataset:
         """Some crystals, in memory."""
-        return _loaded(self.data.select(index))
-
-
-def _loaded(data: CrystalDataset | Store) -> CrystalDataset:
-    return data if isinstance(data, CrystalDataset) else data.read()
+        return in_memory(self.data.select(index))
 
 
 def prepare(config: TrainConfig) -> Prepared:
@@ -88,7 +84,7 @@ def prepare(config: TrainConfig) -> Prepared:
     if config.task == "modify" and not unusable.all():
         # left out before the split: else the heavy formulas that training gets would take nearly all pairs along
         alone = ~unusable
-        alone[np.unique(find_pairs(_loaded(data), np.flatnonzero(~unusable)).lowest)] = False
+        alone[np.unique(find_pairs(in_memory(data), np.flatnonzero(~unusable)).lowest)] = False
         bad["without a polymorph"] = alone
         unusable |= alone
     left_out = {why: int(mask.sum()) for why, mask in bad.items() if mask.any()}
@@ -142,7 +138,7 @@ def trial(prepared: Prepared, config: TrainConfig) -> Trial:
     if config.task == "generate":
         target = prepared.load(_some(test, config))
         return Trial(target, target.batch())
-    first, second = _some(find_pairs(_loaded(data), test).lowest, config).T
+    first, second = _some(find_pairs(in_memory(data), test).lowest, config).T
     initial, target = prepared.load(first), prepared.load(second)
     return Trial(target, _changes(initial.batch(), target.batch()), initial)
 
@@ -197,7 +193,7 @@ class GenerateTask:
             self.train = train.batch().to(device)
             self.x_1 = scaling.encode(self.train, prepared.length)
         self.count, self.seed, self.ranks = len(train), config.seed, ranks
-        self.shifts: Shifts | None = allowed_shifts(_loaded(train)).to(device) if config.origin_shifts else None
+        self.shifts: Shifts | None = allowed_shifts(in_memory(train)).to(device) if config.origin_shifts else None
 
     def _drawn(self, step: int) -> Tensor:
         """Which crystals `batch` will draw in a step."""
@@ -262,7 +258,7 @@ class ModifyTask:
         ranks = Ranks.current() if ranks is None else ranks
         self.prepared, self.config, self.scaling = prepared, config, scaling
         self.rows = ranks.rows(config.batch_size)
-        data, split = _loaded(prepared.data), prepared.split
+        data, split = in_memory(prepared.data), prepared.split
         self.data = data
         self.pairs = find_pairs(data, split.train)
         self.sampler = PairSampler(self.pairs, config.pairs_per_group, config.seed)

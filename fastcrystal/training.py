@@ -29,6 +29,7 @@ from fastcrystal.checkpoint import (
 )
 from fastcrystal.config import TrainConfig
 from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.data.load import in_memory
 from fastcrystal.data.store import Store
 from fastcrystal.devices import compile_network, half_precision, pick_device
 from fastcrystal.draws import BatchGenerator, step_seed
@@ -360,8 +361,7 @@ def formula_units(data: CrystalDataset | Store) -> dict[str, dict[str, int]]:
     # crystals of one formula, size and group count alike: of millions, one of each is read
     alike = np.stack([data.formulas[1], data.natoms, data.sg.astype(np.int64)], axis=1)
     _, first, count = np.unique(alike, axis=0, return_index=True, return_counts=True)
-    some = data.select(first)
-    some = some if isinstance(some, CrystalDataset) else some.read()
+    some = in_memory(data.select(first))
     offsets = some.offsets
     for i, n in enumerate(count.tolist()):
         anonymous, units = anonymise(some.numbers[offsets[i] : offsets[i + 1]].tolist())

@@ -11,7 +11,7 @@ import numpy as np
 
 from fastcrystal.crystal import MAX_ATOMIC_NUMBER
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.data.store import open_store
+from fastcrystal.data.store import Store, open_store
 
 #: data sets shipped in the package
 SHIPPED = {"prototypes": "prototypes.npz"}
@@ -75,6 +75,11 @@ def load_dataset(name_or_path: str | Path = "prototypes", source: str | None = N
         have = ", ".join(np.unique(data.labels["source"])) if "source" in data.labels else "no source labels"
         raise ValueError(f"{path} has no crystals from source {source!r} (has: {have})")
     return data.select(data.labels["source"] == source)
+
+
+def in_memory(data: CrystalDataset | Store) -> CrystalDataset:
+    """The crystals of a store; a data set as it is."""
+    return data if isinstance(data, CrystalDataset) else data.read()
 
 
 def _load_store(path: Path, source: str | None) -> CrystalDataset:

@@ -175,16 +175,15 @@ def test_a_tar_that_climbs_out_is_only_names(tmp_path: Path) -> None:
     path = tmp_path / "inner" / "evil.tar"
     path.parent.mkdir()
     with tarfile.open(path, "w") as archive:
-        for name in ("../../climbed.cif", "/tmp/fastcrystal-climbed.cif", "ok.cif"):
+        for name in ("../../climbed.cif", str(tmp_path / "absolute.cif"), "ok.cif"):
             _add(archive, name, cif().encode())
         for kind, name in ((tarfile.SYMTYPE, "link.cif"), (tarfile.LNKTYPE, "hard.cif"), (tarfile.FIFOTYPE, "f.cif")):
             info = tarfile.TarInfo(name)
             info.type, info.linkname = kind, "/etc/passwd"
             archive.addfile(info)
     before = sorted(tmp_path.rglob("*"))
-    assert [o.id for o in outcomes(path)] == ["climbed", "fastcrystal-climbed", "ok"]
+    assert [o.id for o in outcomes(path)] == ["climbed", "absolute", "ok"]
     assert sorted(tmp_path.rglob("*")) == before
-    assert not Path("/tmp/fastcrystal-climbed.cif").exists()
 
 
 def test_csv_bombs(tmp_path: Path) -> None:

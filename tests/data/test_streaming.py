@@ -54,17 +54,21 @@ def test_streamed_training_is_the_training_in_memory(tiny_npz: Path, store: Path
 
 @pytest.mark.usefixtures("tiny_network")
 def test_a_streamed_run_goes_on(store: Path, tmp_path: Path) -> None:
-    config = replace(tiny_config(store), stream=True)
-    whole = losses(config, tmp_path / "whole")
-    losses(replace(config, max_steps=5, warmup=config.warmup), tmp_path / "cut")
-    # the learning rate knows the last step: only the first losses can be compared
-    assert [r["loss"] for r in read_metrics(tmp_path / "cut" / "metrics.jsonl")][:2] == whole[:2]
-    trainer = Trainer(config, tmp_path / "again")
-    trainer.fit()
-    again = Trainer(replace(config, max_steps=config.max_steps + 3), tmp_path / "again")
-    again.resume()
-    again.fit()
-    assert len(read_metrics(tmp_path / "again" / "metrics.jsonl")) == config.max_steps + 3
+    """Resumed in the middle it draws what the run in memory draws there."""
+    found = []
+    for stream in (True, False):
+        config = replace(tiny_config(store), stream=stream, max_steps=5)
+        run = tmp_path / f"stream-{stream}"
+        Trainer(config, run).fit()
+        again = Trainer(replace(config, max_steps=11), run)
+        again.resume()
+        assert again.step == 5
+        if stream:
+            assert isinstance(again.prepared.data, Store)
+        again.fit()
+        found.append([r["loss"] for r in read_metrics(run / "metrics.jsonl")])
+    assert found[0] == found[1]
+    assert len(found[0]) == 11
 
 
 def test_any_order_of_steps_gives_each_its_own_batch(tiny_npz: Path) -> None:
