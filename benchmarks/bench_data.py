@@ -1,4 +1,4 @@
-"""Data: a training batch on the device, and the shipped data set opened from its file.
+"""Data: a training batch on the device, the shipped data set opened from its file, and a store opened.
 
     pytest benchmarks/bench_data.py --benchmark-only
 
@@ -21,13 +21,19 @@ from benchmarks.plain import DenseCrystals, loader
 from benchmarks.timing import DEVICE, once, paired, wait
 from fastcrystal.config import TrainConfig
 from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.data.export import export_parquet
 from fastcrystal.data.load import load_dataset
+from fastcrystal.data.store import open_store
+from fastcrystal.data.store_writer import StoreWriter
+from fastcrystal.data.synthetic import synthetic_crystals
 from fastcrystal.training import Trainer
 
 pytestmark = pytest.mark.timeout(600)
 BATCH = 256
 #: crystals that are read as pymatgen's dictionaries; the time is scaled up
 PYMATGEN = 200
+#: made-up crystals in a store
+STORED = 50_000
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -111,4 +117,36 @@ def test_open(benchmark: Any, tmp_path: Path) -> None:
         json_ms=1e3 * found.theirs,
         pymatgen_ms=1e3 * slowest,
         crystals=len(data),
+    )
+
+
+def test_store(benchmark: Any, tmp_path: Path) -> None:
+    """A store opened and a batch drawn, against the same crystals as .npz and as Parquet, which are read whole."""
+    import pyarrow.parquet as pq
+
+    (data,) = synthetic_crystals(STORED, chunk=STORED)
+    with StoreWriter(tmp_path / "store", [{"name": "made up"}], {}) as writer:
+        writer.add_many(0, data)
+    npz = data.save(tmp_path / "crystals.npz")
+    parquet = export_parquet(writer.store, tmp_path / "crystals.parquet", progress=False)
+    rows = np.random.default_rng(0).integers(STORED, size=BATCH)
+
+    def ours() -> Any:
+        return open_store(tmp_path / "store").batch(rows)
+
+    def theirs() -> Any:
+        return load_dataset(npz).select(rows).batch()
+
+    assert torch.equal(ours().frac, theirs().frac)
+    found = paired(ours, theirs, rounds=10, limit=20)
+    columns = ["numbers", "frac", "lattice", "e_form", "sg"]
+    table = min(once(lambda: pq.read_table(parquet, columns=columns).take(rows).to_pylist()) for _ in range(3))
+    benchmark.pedantic(ours, rounds=10)
+    benchmark.extra_info.update(
+        title=f"a store of {STORED} crystals: open, draw a batch of {BATCH}",
+        times_npz=found.ratio,
+        times_parquet=table / found.ours,
+        npz_ms=1e3 * found.theirs,
+        parquet_ms=1e3 * table,
+        crystals=STORED,
     )
