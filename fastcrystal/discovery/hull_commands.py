@@ -65,36 +65,14 @@ def _add_relax(commands: Any) -> None:
 
 
 def _relax(args: argparse.Namespace) -> None:
-    import json
-
-    from tqdm import tqdm
-
-    from fastcrystal.discovery.candidate import read_candidates
     from fastcrystal.discovery.inputs import write_cifs
-    from fastcrystal.discovery.relax import relax_candidates
-    from fastcrystal.durable import cut_broken_line, write_json
+    from fastcrystal.discovery.relax_folder import RELAXED, relax_into
 
-    settings, candidates = settings_of(args), _load(args.source)
-    how = {"potential": args.potential, **settings.to_dict()}
-    args.out.mkdir(parents=True, exist_ok=True)
-    path, note = args.out / "relaxed.jsonl", args.out / "relax.json"
-    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != how:
-        raise ValueError(f"{args.out} holds relaxations with other settings ({note}): use another folder or these")
-    write_json(note, how)
-    cut_broken_line(path)
-    done = {c.id for c in read_candidates(path)}
-    missing = [c for c in candidates if c.id not in done]
-    with path.open("a", encoding="utf-8") as out, tqdm(total=len(missing), unit="crystal", desc="relaxing") as bar:
-        for c in relax_candidates(missing, args.potential, **settings.to_dict(), jobs=args.jobs):
-            out.write(c.to_json() + "\n")
-            out.flush()
-            bar.update()
-    wanted = {c.id for c in candidates}
-    relaxed = [c for c in read_candidates(path) if c.id in wanted]
+    relaxed = relax_into(args.out, _load(args.source), args.potential, settings_of(args), jobs=args.jobs)
     count = write_cifs(relaxed, args.out / "cif")
     _complain(c for c in relaxed if c.reason)
     converged = sum(not c.reason and c.measured["converged"] for c in relaxed)
-    print(f"{count} of {len(relaxed)} relaxed, {converged} converged: {path} and {args.out / 'cif'}")
+    print(f"{count} of {len(relaxed)} relaxed, {converged} converged: {args.out / RELAXED} and {args.out / 'cif'}")
 
 
 def _add_hull(commands: Any) -> None:
@@ -228,7 +206,9 @@ def _potential_of(source: Path) -> str:
     """The potential that `fastcrystal relax` noted beside its results."""
     import json
 
-    note = (source if source.is_dir() else source.parent) / "relax.json"
+    from fastcrystal.discovery.relax_folder import SETTINGS
+
+    note = (source if source.is_dir() else source.parent) / SETTINGS
     return str(json.loads(note.read_text(encoding="utf-8"))["potential"]) if note.is_file() else "sevennet-0"
 
 

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from fastcrystal.data.entry import Reject
 from fastcrystal.discovery.candidate import Candidate, read_candidates
+from fastcrystal.discovery.relax_folder import RELAXED
 
 #: files of candidates that `fastcrystal hull`, `vasp-results` and `relax` leave in their folders, the furthest first
-STAGE_FILES = ("placed.jsonl", "relaxed.jsonl")
+STAGE_FILES = ("placed.jsonl", RELAXED)
 
 
 def load_candidates(path: str | Path) -> tuple[list[Candidate], list[Reject]]:

@@ -13,8 +13,9 @@ from fastcrystal.durable import write_json
 #: types of columns that are not float64, by pyarrow's names
 _TYPES = {
     **dict.fromkeys(("name", "formula", "state", "rejected", "same_as", "match_fit", "match_rms"), "string"),
-    "pair_status": "string",
+    **dict.fromkeys(("pair_status", "no_energy"), "string"),
     **dict.fromkeys(("charge_balanced", "unique", "novel", "novel_to_training", "pair_fit"), "bool"),
+    "relaxation_converged": "bool",
     **dict.fromkeys(("num_sites", "compared", "requested_group", "group_0.01", "group_0.1", "group_0.3"), "int64"),
 }
 
@@ -135,10 +136,13 @@ def _conditions(s: dict[str, Any]) -> list[str]:
         lines.append(f"- Space group as asked for, of {asked['n_requested_group']} crystals: {shares}.")
     if asked["n_requested_energy"]:
         lines.append(
-            f"- Energy against the energy asked for, of {asked['n_requested_energy']} crystals: mean absolute error "
-            f"{asked['energy_mae']:.3f}, mean error {asked['energy_bias']:+.3f} eV/atom."
+            f"- Energy (from {_origin(asked['energies_from'])}) against the energy asked for, of "
+            f"{asked['n_requested_energy']} crystals: mean absolute error {asked['energy_mae']:.3f}, mean error "
+            f"{asked['energy_bias']:+.3f} eV/atom."
         )
-    if asked["n_e_above_hull"]:
+    if s["stability"] is not None:
+        lines += _stability(s["stability"], s["n_structures"] + s["n_rejected"])
+    elif asked["n_e_above_hull"]:
         lines.append(
             f"- Energy above hull, given for {asked['n_e_above_hull']}: mean {asked['e_above_hull_mean']:.3f} eV/atom."
         )
@@ -149,6 +153,36 @@ def _conditions(s: dict[str, Any]) -> list[str]:
             words = ", ".join(f"{'unknown' if k == '0' else k} ({n})" for k, n in most)
             lines.append(f"- Space groups of {side} crystals ({groups['from'][side]}), the most frequent: {words}.")
     return lines
+
+
+def _stability(s: dict[str, Any], n_made: int) -> list[str]:
+    """Energies above the hull, and what they are worth."""
+    from fastcrystal.discovery.hull import caveat
+
+    lines = [
+        f"- Relaxed with {s['scale']}: {s['n_placed']} of {n_made} have a place on the hull ({s['hull']}), "
+        f"{s['n_converged']} converged."
+    ]
+    if s["n_placed"]:
+        near = s["share_within"]
+        lines.append(
+            f"- Energy above the hull: mean {s['e_above_hull_mean']:.3f}, median {s['e_above_hull_median']:.3f} "
+            f"eV/atom. Of the crystals made, {_percent(near['0'])} on or below it, {_percent(near['0.1'])} within 0.1 "
+            "eV/atom."
+        )
+    if s["unique_novel_share_within"] is not None:
+        near = s["unique_novel_share_within"]
+        lines.append(
+            f"- Unique, novel and on or below the hull: {_percent(near['0'])}; within 0.1: {_percent(near['0.1'])}."
+        )
+    if s["not_placed"]:
+        lost = ", ".join(f"{n} {why}" for why, n in s["not_placed"].items())
+        lines.append(f"- Without a place: {lost}; for example {s['not_placed_examples'][0]}")
+    return [*lines, f"- {caveat(s['scale'])}"]
+
+
+def _origin(energies_from: str) -> str:
+    return "the table or source" if energies_from == "source" else f"{energies_from}, relaxed"
 
 
 def _notes(s: dict[str, Any]) -> list[str]:

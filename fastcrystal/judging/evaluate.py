@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastcrystal.judging import rates, requested, single, stability
+from fastcrystal.judging.against import KEYS, compare_all, judge_against, novelty
+from fastcrystal.judging.crystals import Crystals, kind_of_reject, read_crystals
+from fastcrystal.judging.pairs import Index, Limits, endless, match, representatives, same_formula
+from fastcrystal.judging.report import FilesEvaluation
+from fastcrystal.judging.worker import CHARGE_RULES
 from fastcrystal.metrics import validity
-from fastcrystal.metrics.files import rates, requested, single
-from fastcrystal.metrics.files.against import KEYS, compare_all, judge_against, novelty
-from fastcrystal.metrics.files.crystals import Crystals, kind_of_reject, read_crystals
-from fastcrystal.metrics.files.pairs import Index, Limits, endless, match, representatives, same_formula
-from fastcrystal.metrics.files.report import FilesEvaluation
-from fastcrystal.metrics.files.worker import CHARGE_RULES
 from fastcrystal.metrics.match import TOLERANCES
 from fastcrystal.requests import SYMPRECS
 
@@ -37,6 +37,8 @@ def evaluate_files(
     pairwise: bool = False,
     train: str | Path | None = None,
     table: str | Path | None = None,
+    potential: stability.Potential | None = None,
+    work: Path | None = None,
     jobs: int | None = None,
     time_limit: float = 10.0,
     seed: int = 0,
@@ -51,12 +53,16 @@ def evaluate_files(
     reference : str or Path, optional
         True crystals, of any such kind or a data set's name: for the match rate, METRe, novelty and chance.
     pairwise : bool
-        The match rate compares crystals of one name; without it, it is METRe (`fastcrystal.metrics.files.rates`).
+        The match rate compares crystals of one name; without it, it is METRe (`fastcrystal.judging.rates`).
     train : str or Path, optional
         Data set or store that the model was trained on: for retrieval and for novelty to it.
     table : str or Path, optional
-        Requests and energies by name (`fastcrystal.metrics.files.requested`); crystals.csv in the folder `path` where
+        Requests and energies by name (`fastcrystal.judging.requested`); crystals.csv in the folder `path` where
         not given.
+    potential : Potential, optional
+        Relaxes the valid crystals and places them on the hull: energies above the hull.
+    work : Path, optional
+        Folder that keeps the relaxations, so that a killed run goes on.
     jobs : int, optional
         Worker processes; every core where not given.
     time_limit : float
@@ -69,7 +75,10 @@ def evaluate_files(
     Raises
     ------
     ValueError
-        If a path has no crystals, names do not agree, or an option is out of range or of no use.
+        If a path has no crystals, names do not agree, an option is out of range or of no use, or energies are of two
+        scales.
+    ImportError
+        If the potential is not installed.
     """
     if reference is None and pairwise:
         raise ValueError("--pairwise compares with reference crystals: give --reference STORE_OR_FOLDER")
@@ -82,6 +91,11 @@ def evaluate_files(
     if asked is not None:
         made = replace(made, rejects=[*made.rejects, *asked.unwritten])
     values = requested.columns(asked, made.ids, made.energy)
+    if potential is not None and np.isfinite(values["e_above_hull"]).any():
+        raise ValueError(
+            f"{found} has energies above the hull already (e_above_hull), and a potential would give others: leave out "
+            "one of the two"
+        )
     true, partner = None, None
     if reference is not None:
         true = read_crystals(reference, formulas=None if pairwise else np.unique(made.formula).tolist(), jobs=jobs)
@@ -94,6 +108,12 @@ def evaluate_files(
     first, pairs = _groups_of_equals(made, [c for c in (true, trained_on) if c is not None], limits)
     slow = first < 0
     unique = first == np.arange(len(made))
+    placed = None if potential is None else stability.place(made, state.valid, potential, limits, work)
+    energies_from = "source" if np.isfinite(values["energy"]).any() else None
+    if placed is not None:
+        values["e_above_hull"] = placed.e_above_hull
+        if energies_from is None:  # all or none: energies of two sources are not one column
+            values["energy"], energies_from = placed.formation_energy, placed.scale
     columns: dict[str, list[Any]] = {
         "name": [*made.ids, *(r.id for r in made.rejects)],
         "formula": made.formula.tolist(),
@@ -119,7 +139,7 @@ def evaluate_files(
         "validity": state.counts(),
         **charges,
         **_share("unique", unique, len(made)),
-        "requested": requested.obtained(values, groups, SYMPRECS),
+        "requested": {**requested.obtained(values, groups, SYMPRECS), "energies_from": energies_from},
         "n_without_space_group": no_group,
     }
     against, novel, known = None, None, None
@@ -140,6 +160,7 @@ def evaluate_files(
     )
     summary |= {
         **_share("valid_unique_novel", both, n_made),
+        "stability": None if placed is None else placed.summary(n_made, both),
         "space_groups": _distribution(groups, true, limits),
         "pairs": pairs,
         "tolerances": {
@@ -160,6 +181,8 @@ def evaluate_files(
         },
         "versions": {"python": platform.python_version(), **{k: _version(k) for k in _VERSIONS}},
     }
+    if placed is not None:
+        columns |= placed.columns()
     filled = {k: [*v, *[None] * (n_made - len(v))] for k, v in columns.items()}
     return FilesEvaluation(summary, filled, {} if against is None else against.reference_columns())
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pymatgen.core import Lattice, Structure
 
-from fastcrystal.metrics.files.crystals import Crystals, read_crystals
+from fastcrystal.judging.crystals import Crystals, read_crystals
 from tests.metrics.crystals import crystal
 
 

@@ -10,9 +10,9 @@ import torch
 from pymatgen.core import Structure
 
 from fastcrystal.data.readers import read_structures
-from fastcrystal.metrics.files.crystals import kind_of_reject, read_crystals
+from fastcrystal.judging.crystals import kind_of_reject, read_crystals
+from tests.judging.made import salts, write
 from tests.metrics.crystals import crystal
-from tests.metrics.files_made import salts, write
 
 
 def test_every_digit_of_a_file(tmp_path: Path) -> None:

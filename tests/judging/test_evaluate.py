@@ -17,14 +17,14 @@ from pymatgen.core import Structure
 
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
+from fastcrystal.judging import single
+from fastcrystal.judging.evaluate import evaluate_files
+from fastcrystal.judging.pairs import Limits
+from fastcrystal.judging.report import FilesEvaluation
+from fastcrystal.judging.single import charge_balance
 from fastcrystal.metrics import pool
-from fastcrystal.metrics.files import single
-from fastcrystal.metrics.files.evaluate import evaluate_files
-from fastcrystal.metrics.files.pairs import Limits
-from fastcrystal.metrics.files.report import FilesEvaluation
-from fastcrystal.metrics.files.single import charge_balance
+from tests.judging.made import needle, salts, write
 from tests.metrics.crystals import crystal
-from tests.metrics.files_made import needle, salts, write
 from tests.shared_data import dft_file
 from tests.tiny import match_in_process
 
@@ -34,7 +34,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Matching, spglib and smact in this process: the pool has its own tests."""
     import io
 
-    from fastcrystal.metrics.files.worker import make_judge
+    from fastcrystal.judging.worker import make_judge
     from fastcrystal.metrics.worker import read_message
 
     match_in_process(monkeypatch)

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.metrics.files import rates
-from fastcrystal.metrics.files.crystals import Crystals
-from fastcrystal.metrics.files.pairs import Index, Limits, endless, job, judge, match, same_formula
-from fastcrystal.metrics.files.rates import Cross, Rates, share
+from fastcrystal.judging import rates
+from fastcrystal.judging.crystals import Crystals
+from fastcrystal.judging.pairs import Index, Limits, endless, job, judge, match, same_formula
+from fastcrystal.judging.rates import Cross, Rates, share
 
 #: columns of the summary that the comparison fills; None without one
 KEYS = (

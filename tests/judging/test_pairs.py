@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
-from fastcrystal.metrics.files import pairs
-from fastcrystal.metrics.files.pairs import Limits, endless, match, parts, representatives, same_formula
-from tests.metrics.files_made import in_memory, needle, salts
+from fastcrystal.judging import pairs
+from fastcrystal.judging.pairs import Limits, endless, match, parts, representatives, same_formula
+from tests.judging.made import in_memory, needle, salts
 from tests.tiny import match_in_process
 
 QUIET = Limits(jobs=2, seconds=60, progress=False)

@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.load import load_dataset
+from fastcrystal.judging.crystals import Crystals
+from fastcrystal.judging.pairs import Index, Job
 from fastcrystal.metrics import baselines
 from fastcrystal.metrics.evaluate import wilson
-from fastcrystal.metrics.files.crystals import Crystals
-from fastcrystal.metrics.files.pairs import Index, Job
 from fastcrystal.metrics.match import MatchResult
 from fastcrystal.metrics.worker import RMS_TOLERANCES
 

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastcrystal.judging.crystals import Crystals
+from fastcrystal.judging.pairs import Limits, parts
 from fastcrystal.metrics import validity
-from fastcrystal.metrics.files.crystals import Crystals
-from fastcrystal.metrics.files.pairs import Limits, parts
 
 #: how a worker is started; a test replaces it by one that hangs
-WORKER = ("-m", "fastcrystal.metrics.files.worker")
+WORKER = ("-m", "fastcrystal.judging.worker")
 #: the extra that brings smact
 EXTRA = "pip install 'fastcrystal[smact]'"
 

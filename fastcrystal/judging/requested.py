@@ -23,7 +23,7 @@ import numpy as np
 
 from fastcrystal.data.entry import Reject
 from fastcrystal.data.sources.text import label
-from fastcrystal.metrics.files.rates import share
+from fastcrystal.judging.rates import share
 
 #: the table of `fastcrystal sample`
 TABLE = "crystals.csv"

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastcrystal.judging.stability import Potential
 
 #: options that are for files only, and for runs only, as argparse names them
-FOR_FILES = ("reference", "pairwise", "train", "table", "time_limit", "out")
+FOR_FILES = (
+    *("reference", "pairwise", "train", "table", "time_limit", "out"),
+    *("potential", "relax_steps", "cell", "entries", "scale", "per_formula", "cache"),
+)
 FOR_RUNS = ("max_test", "steps", "device", "guidance", "method", "sampler", "eta", "precision", "compile")
 
 
@@ -23,6 +29,37 @@ def add_files(p: Any) -> None:
     files.add_argument("--table", type=Path, metavar="CSV", help="requests by name (default: PATH/crystals.csv)")
     files.add_argument("--time-limit", type=float, metavar="SECONDS", help="for a pair of crystals (10)")
     files.add_argument("--out", type=Path, help="folder of the result (default: evaluations/<name of the path>)")
+    energies = p.add_argument_group("energies above the hull, with a path")
+    energies.add_argument("--potential", metavar="NAME", help="relaxes the crystals: sevennet-0, ..., MODULE:FUNCTION")
+    energies.add_argument("--relax-steps", type=int, help="most steps of a relaxation (200)")
+    energies.add_argument("--cell", choices=("full", "fixed"), help="relax atoms and cell, or atoms alone (full)")
+    energies.add_argument("--entries", type=Path, help="your own hull on the potential's scale: JSON or csv")
+    energies.add_argument("--scale", help="what the energies of --entries are called, as the potential's are")
+    energies.add_argument("--per-formula", type=int, help="reference prototypes of each formula (4)")
+    energies.add_argument("--cache", type=Path, help="folder of relaxed references (~/.cache/fastcrystal/references)")
+
+
+def _potential(args: argparse.Namespace) -> Potential | None:
+    """What was asked for of the energies; None without --potential.
+
+    Raises
+    ------
+    ValueError
+        If an option is out of range, or there are others but no --potential.
+    """
+    relaxation = {k: v for k, v in (("steps", args.relax_steps), ("cell", args.cell)) if v is not None}
+    others = {k: getattr(args, k) for k in ("entries", "scale", "per_formula", "cache")}
+    others = {k: v for k, v in others.items() if v is not None}
+    if args.potential is None:
+        if relaxation or others:
+            raise ValueError("options of energies above the hull, but no --potential: give one, for example sevennet-0")
+        return None
+    from fastcrystal.discovery.relax import RelaxSettings
+    from fastcrystal.judging.stability import Potential
+
+    if others.get("per_formula", 1) < 1:
+        raise ValueError(f"per_formula must be at least 1, got {others['per_formula']}")
+    return Potential(args.potential, RelaxSettings(**relaxation), **others)
 
 
 def judge_files(args: argparse.Namespace) -> str:
@@ -33,23 +70,27 @@ def judge_files(args: argparse.Namespace) -> str:
     ValueError
         As `evaluate_files`, or if an option is given that is for runs.
     """
-    from fastcrystal.metrics.files.evaluate import evaluate_files
+    from fastcrystal.judging.evaluate import evaluate_files
     from fastcrystal.ranks import Ranks
 
+    name = args.path.resolve().name
+    folder = args.out or Path("evaluations") / (name.split(".")[0] or name)
+    potential = _potential(args)
     result = evaluate_files(
         args.path,
         reference=args.reference,
         pairwise=args.pairwise,
         train=args.train,
         table=args.table,
+        potential=potential,
+        work=folder / "relaxed",
         jobs=args.jobs,
         time_limit=10.0 if args.time_limit is None else args.time_limit,
         seed=args.seed,
     )
     if not Ranks.current().leads:
         return ""
-    name = args.path.resolve().name
-    folder = result.save(args.out or Path("evaluations") / (name.split(".")[0] or name))
+    result.save(folder)
     if args.json:
         return result.to_json()
     return f"{result.table()}\n\nwritten to {folder}: result.json, table.md and a row for each crystal in .parquet"

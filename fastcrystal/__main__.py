@@ -1,0 +1,8 @@
+"""`python -m fastcrystal`: the command `fastcrystal`."""
+
+import sys
+
+from fastcrystal.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())
