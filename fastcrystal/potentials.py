@@ -19,6 +19,9 @@ from typing import Any
 
 #: what `load_potential` takes beside the names, for help texts and errors
 CUSTOM = "MODULE:FUNCTION (a callable that returns an ASE calculator)"
+#: those that torch-sim relaxes in batches, beside "module:function"
+BATCHED = ("sevennet-0",)
+MISSING_TORCHSIM = "relaxation in batches needs torch-sim and Python 3.11 or newer: pip install 'fastcrystal[torchsim]'"
 #: where matgl looks for M3GNet: a folder of model.pt, state.pt and model.json, or a name in the Hugging Face cache
 M3GNET_VARIABLE, M3GNET_MODEL = "FASTCRYSTAL_M3GNET", "M3GNet-PES-MatPES-PBE-2025.2"
 #: where MatterSim keeps what it has downloaded
@@ -106,7 +109,8 @@ def load_potential(name: str = "sevennet-0", device: str = "cpu") -> Any:
     ----------
     name : str
         A name in `POTENTIALS`, or "module:function": a callable without arguments that returns an ASE calculator, for
-        example "ase.calculators.emt:EMT" or one in a file of the working folder. Its code is run: use your own.
+        example "ase.calculators.emt:EMT" or one in a file of the working folder, or a torch-sim model. Its code is run:
+        use your own.
     device : str
         For the potentials by name: "cpu", "cuda", ...
 
@@ -121,7 +125,7 @@ def load_potential(name: str = "sevennet-0", device: str = "cpu") -> Any:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if known is None:
         return _custom(name)
-    _one_thread()
+    one_thread()
     try:
         return known.make(device)
     except ImportError as error:
@@ -147,6 +151,25 @@ def check_potential(name: str) -> _Named | None:
         raise ValueError(f"potential must be one of {', '.join(_NAMED)} or {CUSTOM}, got {name!r}")
     _function(name)
     return None
+
+
+def check_batched(name: str) -> _Named | None:
+    """As `check_potential`, for `fastcrystal.torchsim.load_model`.
+
+    Raises
+    ------
+    ValueError, ImportError
+        Also if torch-sim has no model of the potential, or is not installed.
+    """
+    if name in _NAMED and name not in BATCHED:
+        raise ValueError(
+            f"potential {name} cannot relax in batches: leave out --batch, or take {', '.join(BATCHED)} or "
+            "MODULE:FUNCTION (a callable that returns a torch-sim model)"
+        )
+    known = check_potential(name)
+    if not _is_installed("torch_sim"):
+        raise ImportError(MISSING_TORCHSIM)
+    return known
 
 
 def scale_of(name: str) -> str:
@@ -200,19 +223,37 @@ def _function(name: str) -> Callable[[], Any]:
 
 
 def _custom(name: str) -> Any:
-    try:
-        calculator = _function(name)()
-    except (ImportError, ValueError):
-        raise
-    except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ValueError(f"potential {name!r}: the call without arguments failed ({reason})") from None
+    from fastcrystal.torchsim import as_calculator, is_model
+
+    calculator = call_custom(name)
+    if is_model(calculator):
+        return as_calculator(calculator)
     if not hasattr(calculator, "get_potential_energy") or not hasattr(calculator, "get_property"):
         raise ValueError(f"potential {name!r} returned a {type(calculator).__name__}: an ASE calculator is needed")
     return calculator
 
 
-def _one_thread() -> None:
+def call_custom(name: str) -> Any:
+    """What the callable of "module:function" returns.
+
+    Raises
+    ------
+    ValueError
+        If it fails.
+    ImportError
+        If it, or the module, needs something that is not installed.
+    """
+    try:
+        return _function(name)()
+    except (ImportError, ValueError):
+        raise
+    except Exception as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise ValueError(f"potential {name!r}: the call without arguments failed ({reason})") from None
+
+
+def one_thread() -> None:
+    """torch in this process: one thread, and no code made anew for each number of neighbours."""
     import torch
 
     torch.set_num_threads(1)

@@ -6,7 +6,7 @@ from importlib import resources
 from pathlib import Path
 
 #: name -> folder in the package; each is a run folder with averaged weights only, and a MODEL_CARD.md
-MODELS = {"pretrained": "models/slim-prototypes"}
+MODELS = {"pretrained": "models/slim-prototypes", "pretrained-modify": "models/slim-prototypes-modify"}
 
 
 def resolve(run: str | Path) -> Path:

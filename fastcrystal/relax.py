@@ -18,6 +18,8 @@ __all__ = ["MISSING_EXTRA", "POTENTIALS", "Cell", "Relaxed", "load_potential", "
 Cell: TypeAlias = Literal["full", "fixed"]
 #: a cell that grows or shrinks beyond this factor of the volume that the search found has lost its structure
 MAX_VOLUME_RATIO = 4.0
+#: eV/angstrom; crystals that a model makes begin below this, atoms that fell into a hole of a potential are above
+MAX_FORCE = 1e5
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def relax(
     Raises
     ------
     ValueError
-        If the cell explodes or collapses, or the potential returns something that is not finite.
+        If the cell explodes or collapses, atoms fall into one another, or the potential returns something that is not
+        finite.
     """
     from ase import Atoms
 
@@ -114,8 +117,11 @@ def relax(
     optimiser = FIRE(moving, logfile=None)
     for _ in optimiser.irun(fmax=max_force, steps=steps):
         check_volume()
-        if not np.isfinite(moving.get_forces()).all():
+        largest = _largest(moving)
+        if not math.isfinite(largest):
             raise ValueError("the potential returned a force that is not finite")
+        if largest > MAX_FORCE:
+            raise ValueError(f"a force of {largest:.2g} eV/angstrom: atoms fell into one another")
         if time.monotonic() > deadline:
             break
     largest = _largest(moving)

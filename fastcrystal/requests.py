@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -78,13 +79,7 @@ def conditions(request: Request, sampler: Generator) -> tuple[CrystalBatch, str]
         the model's matrix.
     """
     written = parse_formula(request.formula)
-    known = sampler.run["data"].get("elements")
-    strange = [] if known is None else sorted({SYMBOLS[z] for z in written} - set(known))
-    if strange:
-        raise ValueError(
-            f"{request.formula}: {', '.join(strange)} is not among the {len(known)} elements that this model knows "
-            f"({' '.join(known)})"
-        )
+    check_elements(request.formula, written, sampler)
     units, why = _choose_units(request, written, sampler)
     species = np.array(written * units)
     if len(species) > sampler.max_sites:
@@ -102,6 +97,17 @@ def conditions(request: Request, sampler: Generator) -> tuple[CrystalBatch, str]
         torch.full((b,), np.nan if request.energy is None else request.energy, dtype=torch.float32),
     )
     return batch, why
+
+
+def check_elements(name: str, numbers: Iterable[int], sampler: Generator) -> None:
+    """Raise ValueError if one of the atomic numbers is of an element that the model was not trained on."""
+    known = sampler.run["data"].get("elements")
+    strange = [] if known is None else sorted({SYMBOLS[z] for z in numbers} - set(known))
+    if strange:
+        raise ValueError(
+            f"{name}: {', '.join(strange)} is not among the {len(known)} elements that this model knows "
+            f"({' '.join(known)})"
+        )
 
 
 def _choose_units(request: Request, written: list[int], sampler: Generator) -> tuple[int, str]:

@@ -20,6 +20,8 @@ NEEDED = {
     "fastcrystal/features/space_groups.npz",
     "fastcrystal/kernels/__init__.py",
     "fastcrystal/kernels/masked_l1.py",
+    "fastcrystal/models/slim-prototypes/checkpoints/step_00004000/ema.safetensors",
+    "fastcrystal/models/slim-prototypes-modify/checkpoints/step_00004000/ema.safetensors",
     "fastcrystal/py.typed",
 }
 USE = """

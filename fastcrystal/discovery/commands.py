@@ -35,7 +35,9 @@ def add_discovery(commands: Any) -> None:
     m = commands.add_parser("modify", help="more stable modifications of a crystal, ranked by relaxed energy")
     m.set_defaults(run_command=_modify)
     m.add_argument("input", type=Path, help="CIF or POSCAR")
-    m.add_argument("--checkpoint", required=True, help="run folder of a training with --task modify")
+    m.add_argument(
+        "--checkpoint", default="pretrained-modify", help="run folder of a --task modify training (the shipped model)"
+    )
     m.add_argument("--energy-change", type=float, default=-0.1, help="eV/atom (-0.1)")
     m.add_argument("--space-group", type=int, help="of the proposals (the input's)")
     m.add_argument("--count", type=int, default=16, help="proposals to draw (16)")
@@ -52,11 +54,19 @@ def _add_relaxation(p: Any) -> None:
     p.add_argument("--cell", choices=("full", "fixed"), help="relax atoms and cell, or atoms alone (full)")
     p.add_argument("--relax-steps", type=int, help="most steps of a relaxation (200)")
     p.add_argument("--time-limit", type=float, help="seconds for each (120)")
+    p.add_argument("--relax-device", metavar="DEVICE", help="of the potential: cpu (default) or cuda")
+    p.add_argument("--batch", type=int, metavar="N", help="structures that torch-sim relaxes together (1: each alone)")
     add_jobs(p)
 
 
 def _relaxation(args: argparse.Namespace) -> dict[str, Any]:
-    given = {"cell": args.cell, "steps": args.relax_steps, "time_limit": args.time_limit}
+    given = {
+        "cell": args.cell,
+        "steps": args.relax_steps,
+        "time_limit": args.time_limit,
+        "device": args.relax_device,
+        "batch": args.batch,
+    }
     return {k: v for k, v in given.items() if v is not None}
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.discovery.candidate import Candidate
+from fastcrystal.discovery.closeness import closeness
 from fastcrystal.metrics import validity
 from fastcrystal.metrics.match import match_pairs
 from fastcrystal.requests import obtained_group
@@ -44,7 +45,7 @@ def as_batch(candidates: Sequence[Candidate]) -> CrystalBatch:
 
 
 def check_validity(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """Candidates with the space group they have ("space_group", at `SYMPREC`); invalid ones with a reason."""
+    """Candidates with "space_group" (found at `SYMPREC`) and "closeness"; invalid ones with a reason."""
     fine = [i for i, c in enumerate(candidates) if not c.reason]
     out = list(candidates)
     if not fine:
@@ -54,7 +55,9 @@ def check_validity(candidates: Sequence[Candidate]) -> list[Candidate]:
         if reason:
             out[i] = candidates[i].rejected(f"not valid: {validity.REASONS[reason]}")
         else:
-            out[i] = candidates[i].measuring(space_group=obtained_group(candidates[i].structure(), SYMPREC))
+            near = round(closeness(*candidates[i].arrays), 3)
+            group = obtained_group(candidates[i].structure(), SYMPREC)
+            out[i] = candidates[i].measuring(space_group=group, closeness=near)
     return out
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from fastcrystal.discovery.candidate import Candidate, read_candidates
 from fastcrystal.discovery.conditions import Condition
 from fastcrystal.draws import step_seed
 from fastcrystal.durable import cut_broken_line
+from fastcrystal.pretrained import resolve
 from fastcrystal.requests import Request
 from fastcrystal.requests import conditions as conditions_of
 from fastcrystal.sampling import Generator
@@ -34,6 +36,16 @@ def usable(formulas: Sequence[str], model: Generator) -> tuple[list[str], dict[s
     """
     reasons = {formula: _why_not(formula, model) for formula in formulas}
     return [f for f, why in reasons.items() if not why], {f: why for f, why in reasons.items() if why}
+
+
+def accuracy(checkpoint: str | Path) -> dict[str, Any] | None:
+    """What evaluation measured of a model, from RUN/result.json: rates beside baselines; None where it has not been."""
+    path = resolve(checkpoint) / "result.json"
+    if not path.is_file():
+        return None
+    result = json.loads(path.read_text(encoding="utf-8"))
+    rates = [f"{who}_{what}" for who in ("match_rate", "retrieval", "chance") for what in ("fit", "rms")]
+    return {k: result[k] for k in ("n_test", *rates) if result.get(k) is not None}
 
 
 def _why_not(formula: str, model: Generator) -> str:

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 #: a candidate within this of the hull lies on it: relaxations of one crystal differ by as much, eV/atom
 ON_HULL = 1e-3
+#: eV/atom below the hull that no crystal is: the largest formation energies known are below 5
+IMPOSSIBLE = 6.0
 #: elements of one diagram: beyond, convex hulls in as many dimensions take hours
 MAX_ELEMENTS = 8
 
@@ -153,7 +155,8 @@ class Hull:
         Candidate
             In order, with "e_above_hull" (eV/atom; negative below the hull of the entries), "formation_energy"
             (eV/atom, from the lowest entries of the elements), "decomposition" (formula -> share of the atoms) and
-            "reference_scale"; with a reason where the hull lacks an element; as it was where it had a reason before.
+            "reference_scale"; with a reason where the hull lacks an element or the candidate lies impossibly far below
+            it; as it was where it had a reason before.
 
         Raises
         ------
@@ -171,7 +174,14 @@ class Hull:
             except ValueError as error:
                 yield candidate.rejected(str(error))
                 continue
-            yield candidate.measuring(**_distance(diagram, entry), reference_scale=self.scale)
+            found = _distance(diagram, entry)
+            if found["e_above_hull"] < -IMPOSSIBLE:
+                yield candidate.rejected(
+                    f"{-found['e_above_hull']:.3g} eV/atom below the hull, which no crystal is: a hole of the "
+                    "potential, or entries of another scale"
+                )
+                continue
+            yield candidate.measuring(**found, reference_scale=self.scale)
 
     def check_terminals(self, elements: Iterable[str]) -> None:
         """Raise ValueError if one of these elements has no entry: before hours are spent on candidates."""

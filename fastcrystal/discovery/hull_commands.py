@@ -39,6 +39,9 @@ def add_relaxation(p: Any) -> None:
     p.add_argument("--time-limit", type=float, default=120.0, help="seconds a structure (120)")
     p.add_argument("--max-volume-ratio", type=float, default=10.0, help="reject cells that change by more (10)")
     p.add_argument("--relax-device", default="cpu", metavar="DEVICE", help="of the potential: cpu (default) or cuda")
+    p.add_argument(
+        "--batch", type=int, default=1, metavar="N", help="structures that torch-sim relaxes together (1: each alone)"
+    )
 
 
 def settings_of(args: argparse.Namespace) -> RelaxSettings:
@@ -46,7 +49,13 @@ def settings_of(args: argparse.Namespace) -> RelaxSettings:
     from fastcrystal.discovery.relax import RelaxSettings
 
     return RelaxSettings(
-        args.cell, args.relax_steps, args.max_force, args.time_limit, args.max_volume_ratio, args.relax_device
+        args.cell,
+        args.relax_steps,
+        args.max_force,
+        args.time_limit,
+        args.max_volume_ratio,
+        args.relax_device,
+        args.batch,
     )
 
 

@@ -17,7 +17,7 @@ from fastcrystal.discovery.filtering import SYMPREC, as_batch, check_validity, d
 from fastcrystal.discovery.ranking import with_group
 from fastcrystal.discovery.relax import RelaxSettings, relax_candidates
 from fastcrystal.metrics.match import match_pairs
-from fastcrystal.requests import obtained_group
+from fastcrystal.requests import check_elements, obtained_group
 from fastcrystal.sampling import Generator
 
 #: a regression gives one answer; others are drawn
@@ -73,7 +73,7 @@ def modify(
         A CIF or POSCAR.
     asked : Modification
     checkpoint : str
-        Run folder of a training with `--task modify`.
+        Run folder of a training with `--task modify`, or the name of a shipped one.
     out : Path
         Folder, made if absent: candidates.jsonl, proposals.csv, input.cif (in canonical form), 00.cif ...
     steps, seed, device
@@ -150,6 +150,7 @@ def _input(path: Path, model: Generator) -> Candidate:
         form = canonicalise(np.array(structure.atomic_numbers), structure.frac_coords, structure.lattice.matrix)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
+    check_elements(str(path), form.species.tolist(), model)
     if len(form.species) > model.max_sites:
         raise ValueError(
             f"{path} has {len(form.species)} sites in the primitive cell; this model takes {model.max_sites}"

@@ -30,7 +30,7 @@ from fastcrystal.discovery.candidate import Candidate
 from fastcrystal.discovery.conditions import plan, read_conditions, training_groups, write_conditions
 from fastcrystal.discovery.config import DiscoverConfig
 from fastcrystal.discovery.filtering import check_validity, drop_copies, symmetrise
-from fastcrystal.discovery.generate import generate, usable
+from fastcrystal.discovery.generate import accuracy, generate, usable
 from fastcrystal.discovery.hull import Hull, HullEntry, best_per_formula, hull_data, table
 from fastcrystal.discovery.relax import RelaxSettings, relax_candidates
 from fastcrystal.discovery.stage import Stage, say
@@ -110,11 +110,15 @@ def _same_request(config: DiscoverConfig, run: Path, model: Generator) -> None:
                 "parameters": model.run.get("parameters"),
                 "data": {k: v for k, v in model.run["data"].items() if k != "formula_units"},
                 "train": model.config.to_dict(),
+                "accuracy": accuracy(config.checkpoint),
             },
         }
         write_json(path, request)
         return
     before = json.loads(path.read_text(encoding="utf-8"))["options"]
+    for relax in (options["relax"], before.get("relax", {})):
+        for where in ("device", "batch"):  # a run may go on with another, as with another number of processes
+            relax.pop(where, None)
     changed = {k: (before.get(k), v) for k, v in options.items() if before.get(k) != v}
     if changed:
         what = "; ".join(f"{k} was {a}, now {b}" for k, (a, b) in changed.items())
@@ -125,7 +129,8 @@ def _same_request(config: DiscoverConfig, run: Path, model: Generator) -> None:
 def _versions() -> dict[str, str]:
     from importlib.metadata import distributions
 
-    wanted = {"numpy", "torch", "pymatgen", "spglib", "ase", "sevenn", "chgnet", "mattersim", "matgl"}
+    wanted = {"numpy", "torch", "pymatgen", "spglib", "ase"}
+    wanted |= {"sevenn", "chgnet", "mattersim", "matgl", "torch-sim-atomistic"}
     found = {d.name: d.version for d in distributions() if d.name in wanted}
     return {"python": platform.python_version(), "machine": platform.machine(), **dict(sorted(found.items()))}
 
@@ -217,15 +222,19 @@ def _relaxed(config: DiscoverConfig, run: Path, filtered: list[Candidate], jobs:
 
 
 def choose(candidates: list[Candidate], most: int) -> set[str]:
-    """Ids of at most so many candidates of each formula: space groups take turns, what was generated oftenest first."""
+    """Ids of at most so many candidates of each formula: space groups take turns, and atoms far apart come first.
+
+    Within a group and among the groups, the more room the nearest atoms have ("closeness") the earlier: from atoms on
+    top of each other a relaxation takes longest and ends anywhere.
+    """
     out: set[str] = set()
     formulas: dict[str, dict[int, list[Candidate]]] = defaultdict(lambda: defaultdict(list))
     for c in candidates:
         if not c.reason:
             formulas[c.formula][int(c.measured.get("space_group") or 0)].append(c)
     for groups in formulas.values():
-        queues = [sorted(members, key=lambda c: -int(c.measured.get("copies", 1))) for members in groups.values()]
-        queues.sort(key=lambda q: -sum(int(c.measured.get("copies", 1)) for c in q))
+        queues = [sorted(members, key=_room, reverse=True) for members in groups.values()]
+        queues.sort(key=lambda q: _room(q[0]), reverse=True)
         turn = 0
         ids: list[str] = []
         while any(turn < len(q) for q in queues):
@@ -233,6 +242,10 @@ def choose(candidates: list[Candidate], most: int) -> set[str]:
             turn += 1
         out |= set(ids[:most])
     return out
+
+
+def _room(candidate: Candidate) -> tuple[float, int]:
+    return float(candidate.measured.get("closeness", 0.0)), int(candidate.measured.get("copies", 1))
 
 
 def _placed(run: Path, relaxed: list[Candidate], hull: Hull, formulas: list[str]) -> list[Candidate]:

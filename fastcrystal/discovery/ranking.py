@@ -10,6 +10,7 @@ from typing import Any
 
 from fastcrystal.discovery.candidate import Candidate
 from fastcrystal.discovery.filtering import SYMPREC
+from fastcrystal.discovery.stage import say
 from fastcrystal.requests import obtained_group
 
 COLUMNS = (
@@ -72,6 +73,7 @@ def write(folder: Path, candidates: Iterable[Candidate], best: int) -> list[Cand
     if best and order and not (folder / "vasp").exists():
         partial = folder / "vasp.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        write_inputs(order[:best], partial)
+        for name, why in write_inputs(order[:best], partial).refused.items():
+            say(f"no VASP inputs for {name}: {why}")
         partial.rename(folder / "vasp")
     return order

@@ -249,8 +249,8 @@ def default_cache() -> Path:
 
 
 def _key(calculator_name: str, settings: RelaxSettings) -> str:
-    """A file name for a potential and what its energies depend on; limits of time and device change none."""
-    what = {k: v for k, v in settings.to_dict().items() if k not in ("device", "time_limit")}
+    """A file name for a potential and what its energies depend on; time limits, device and batches change none."""
+    what = {k: v for k, v in settings.to_dict().items() if k not in ("device", "time_limit", "batch")}
     scale = scale_of(calculator_name)
     digest = hashlib.sha256(json.dumps([scale, what, DISPLACEMENT], sort_keys=True).encode()).hexdigest()[:12]
     return f"{re.sub(r'[^a-zA-Z0-9]+', '-', calculator_name)}-{digest}"

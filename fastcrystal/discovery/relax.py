@@ -21,9 +21,10 @@ from fastcrystal.jsonable import Jsonable
 from fastcrystal.metrics.pool import Worker as Process
 from fastcrystal.metrics.worker import encode
 from fastcrystal.parallel import map_parallel
-from fastcrystal.potentials import check_potential, scale_of
+from fastcrystal.potentials import check_batched, check_potential, scale_of
 from fastcrystal.relax import Cell
 
+WORKER = "fastcrystal.discovery.relax_worker"
 #: a relaxation that does not come back is killed after twice its time limit and these seconds: a step is not cut short
 GRACE = 5.0
 
@@ -46,6 +47,8 @@ class RelaxSettings(Jsonable):
         A cell that becomes this much larger or smaller than it was is rejected.
     device : str
         For the potentials by name: "cpu", "cuda", ...
+    batch : int
+        Structures that torch-sim relaxes together, in the sum of their time limits; 1: each alone, by ASE.
     """
 
     cell: Cell = "full"
@@ -54,16 +57,23 @@ class RelaxSettings(Jsonable):
     time_limit: float = 120.0
     max_volume_ratio: float = 10.0
     device: str = "cpu"
+    batch: int = 1
 
     def __post_init__(self) -> None:
         if self.cell not in ("full", "fixed"):
             raise ValueError(f"cell must be full or fixed, got {self.cell!r}")
         if self.steps < 1:
             raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.batch < 1:
+            raise ValueError(f"batch must be at least 1, got {self.batch}")
         for name, least in (("max_force", 0.0), ("time_limit", 0.0), ("max_volume_ratio", 1.0)):
             value = getattr(self, name)
             if not least < value < math.inf:
                 raise ValueError(f"{name} must be a finite number above {least:g}, got {value}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; a batch of 1 is left out, as in folders from before there were batches."""
+        return {k: v for k, v in super().to_dict().items() if (k, v) != ("batch", 1)}
 
 
 def relax_candidates(
@@ -76,6 +86,7 @@ def relax_candidates(
     time_limit: float = 120.0,
     max_volume_ratio: float = 10.0,
     device: str = "cpu",
+    batch: int = 1,
     jobs: int | None = None,
 ) -> Iterator[Candidate]:
     """Relax candidates side by side; one that fails, crashes or hangs is rejected and the rest goes on.
@@ -86,36 +97,43 @@ def relax_candidates(
         Those with a reason are passed on as they are.
     calculator_name : str
         A name in `fastcrystal.potentials.POTENTIALS`, or "module:function".
-    cell, steps, max_force, time_limit, max_volume_ratio, device
-        As in `RelaxSettings`.
+    cell, steps, max_force, time_limit, max_volume_ratio, device, batch
+        As in `RelaxSettings`. What a batch does not give, because it dies, hangs or runs out of memory, is relaxed one
+        by one.
     jobs : int, optional
-        Processes; all cores where not given.
+        Processes; all cores where not given, or one where batches are relaxed on another device than the CPU.
 
     Yields
     ------
     Candidate
         In the order in which they are done: relaxed, with "energy" (eV/atom), "scale" (whose energy it is), "max_force"
         (eV/angstrom), "converged", "relax_steps", "volume_ratio" (of the cell, after to before), "displacement"
-        (angstrom, root mean square) and "relax_seconds"; or as it was, with a reason.
+        (angstrom, root mean square) and "relax_seconds" (its share of a batch's); or as it was, with a reason.
 
     Raises
     ------
     ValueError
-        If a setting is out of range, the calculator is unknown, or it cannot be loaded.
+        If a setting is out of range, the calculator is unknown, it cannot be loaded, or it cannot relax a batch.
     ImportError
         If it is not installed; the message names the pip extra.
     """
-    settings = RelaxSettings(cell, steps, max_force, time_limit, max_volume_ratio, device)
-    check_potential(calculator_name)  # here, so that the error comes before the first process, and without its number
+    settings = RelaxSettings(cell, steps, max_force, time_limit, max_volume_ratio, device, batch)
+    # here, so that the error comes before the first process, and without its number
+    (check_batched if batch > 1 else check_potential)(calculator_name)
     return _relaxed(candidates, calculator_name, settings, jobs)
 
 
 def _relaxed(
     candidates: Iterable[Candidate], name: str, settings: RelaxSettings, jobs: int | None
 ) -> Iterator[Candidate]:
-    work = functools.partial(_relax_one, name, scale_of(name), settings, os.getcwd())
     try:
-        yield from map_parallel(work, candidates, jobs, ordered=False, label="candidate")
+        if settings.batch > 1:
+            from fastcrystal.discovery.relax_batch import relax_batches
+
+            yield from relax_batches(candidates, name, settings, jobs)
+        else:
+            work = functools.partial(relax_one, name, scale_of(name), settings, os.getcwd())
+            yield from map_parallel(work, candidates, jobs, ordered=False, label="candidate")
     finally:
         _close()  # of this process; those of workers end with them, or of boredom (`worker._last_resort`)
 
@@ -124,7 +142,8 @@ def _relaxed(
 _own = threading.local()
 
 
-def _relax_one(name: str, scale: str, settings: RelaxSettings, folder: str, candidate: Candidate) -> Candidate:
+def relax_one(name: str, scale: str, settings: RelaxSettings, folder: str, candidate: Candidate) -> Candidate:
+    """A candidate relaxed by this thread's process, or rejected; `folder` is where "module:function" is found."""
     if candidate.reason:
         return candidate
     start = time.monotonic()
@@ -135,7 +154,7 @@ def _relax_one(name: str, scale: str, settings: RelaxSettings, folder: str, cand
         "soft_limit": settings.time_limit,
         "time_limit": limit,
     }
-    answer = _ask((name, settings.device, folder), encode(message), limit)
+    answer = ask((WORKER, name, settings.device, folder), encode(message), limit)
     if "reason" in answer:
         return candidate.rejected(answer["reason"])
     from dataclasses import replace
@@ -144,8 +163,11 @@ def _relax_one(name: str, scale: str, settings: RelaxSettings, folder: str, cand
     return relaxed.measuring(**answer, scale=scale, relax_seconds=round(time.monotonic() - start, 3))
 
 
-def _ask(key: tuple[str, str, str], message: bytes, limit: float) -> dict[str, Any]:
-    """The answer of this thread's process, or the reason why there is none; a process that is lost is replaced."""
+def ask(key: tuple[str, str, str, str], message: bytes, limit: float) -> dict[str, Any]:
+    """The answer of this thread's process, or the reason why there is none; a process that is lost is replaced.
+
+    The key is the module that the process runs and its arguments: potential, device and folder.
+    """
     for _ in range(2):
         process = _process(key)
         try:
@@ -164,14 +186,14 @@ def _ask(key: tuple[str, str, str], message: bytes, limit: float) -> dict[str, A
     return {"reason": "relaxation died before it began, twice"}
 
 
-def _process(key: tuple[str, str, str]) -> Process:
-    """This thread's process, with its potential loaded."""
+def _process(key: tuple[str, str, str, str]) -> Process:
+    """This thread's process, with its potential loaded; there is one at a time."""
     if getattr(_own, "key", None) != key:
         _close()
-        process = Process(["-m", "fastcrystal.discovery.relax_worker", *key])
+        process = Process(["-m", *key])
         _own.process, _own.key = process, key
         if _receive(process, process.deadline - time.monotonic()) is None:
-            raise ValueError(f"potential {key[0]!r} cannot be loaded: {_close()}")
+            raise ValueError(f"potential {key[1]!r} cannot be loaded: {_close()}")
     return _own.process  # type: ignore[no-any-return]
 
 

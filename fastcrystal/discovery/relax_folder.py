@@ -54,7 +54,9 @@ def relax_into(
     ImportError
         As `relax_candidates`.
     """
-    how = {"potential": potential, **settings.to_dict()}
+    # where and with how many others a crystal is relaxed changes no energy: a folder may go on elsewhere
+    own = {k: v for k, v in settings.to_dict().items() if k not in ("device", "batch")}
+    how = {"potential": potential, **own}
     folder.mkdir(parents=True, exist_ok=True)
     path, note = folder / RELAXED, folder / SETTINGS
     if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != how:

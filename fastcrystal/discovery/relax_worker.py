@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from fastcrystal.discovery.closeness import TOO_CLOSE, closeness
 from fastcrystal.metrics import worker
 from fastcrystal.metrics.worker import Judge
 from fastcrystal.potentials import load_potential
-from fastcrystal.relax import relax
+from fastcrystal.relax import Relaxed, relax
 
 #: cubic angstrom per atom below which a cell is no crystal, and neighbour lists have no end (diamond: 5.7)
 MIN_VOLUME = 1.0
@@ -43,9 +44,7 @@ def relaxer(name: str, device: str) -> Judge:
 
 def _relax(request: dict[str, Any], potential: Any) -> dict[str, Any]:
     numbers, frac, lattice = (np.array(values) for values in request["crystal"])
-    volume = abs(float(np.linalg.det(lattice)))
-    if not volume / len(numbers) > MIN_VOLUME:
-        raise ValueError(f"the cell has {volume / len(numbers):.2g} cubic angstrom per atom, less than {MIN_VOLUME:g}")
+    volume = checked_volume(numbers, frac, lattice)
     done = relax(
         numbers,
         frac,
@@ -57,6 +56,33 @@ def _relax(request: dict[str, Any], potential: Any) -> dict[str, Any]:
         time_limit=request["soft_limit"],
         max_volume_ratio=request["max_volume_ratio"],
     )
+    return answer_of(done, numbers, frac, volume)
+
+
+def checked_volume(numbers: Any, frac: Any, lattice: Any) -> float:
+    """The volume of a crystal, cubic angstrom.
+
+    Raises
+    ------
+    ValueError
+        If it is too small for the atoms, or a coordinate is not finite.
+    """
+    volume = abs(float(np.linalg.det(lattice)))
+    if not volume / len(numbers) > MIN_VOLUME:
+        raise ValueError(f"the cell has {volume / len(numbers):.2g} cubic angstrom per atom, less than {MIN_VOLUME:g}")
+    if not np.isfinite(frac).all():
+        raise ValueError("a coordinate is not finite")
+    return volume
+
+
+def answer_of(done: Relaxed, numbers: Any, frac: Any, volume: float) -> dict[str, Any]:
+    """What is sent back: the relaxed crystal, and what was measured against its `frac` and `volume` before.
+
+    Or the reason why it is none: where atoms lie on top of each other potentials have holes, energies below anything.
+    """
+    near = closeness(numbers, done.frac, done.lattice)
+    if near < TOO_CLOSE:
+        return {"reason": f"relaxation failed: atoms fell into one another, to {near:.2f} of the sum of their radii"}
     return {
         "frac": done.frac.tolist(),
         "lattice": done.lattice.tolist(),

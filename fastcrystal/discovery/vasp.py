@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -62,12 +63,15 @@ class VaspInputs:
         Element -> pseudopotential.
     without_potcar : int
         Folders that have POTCAR.spec (the symbols, one a line) in place of POTCAR.
+    refused : dict of str to str
+        Candidates for which there are no inputs, and why.
     """
 
     folder: Path
     count: int
     symbols: dict[str, str]
     without_potcar: int
+    refused: dict[str, str]
 
     def __str__(self) -> str:
         names = ", ".join(f"{k}: {v}" for k, v in sorted(self.symbols.items()))
@@ -77,6 +81,7 @@ class VaspInputs:
                 f"{self.without_potcar} have POTCAR.spec instead of POTCAR: set PMG_VASP_PSP_DIR to your licensed "
                 "pseudopotentials (`pmg config -p`), or put the files together by hand"
             )
+        lines += [f"none for {name}: {why}" for name, why in self.refused.items()]
         return "\n".join(lines)
 
 
@@ -162,11 +167,17 @@ def write_inputs(
     folders: dict[str, dict[str, Any]] = {}
     symbols: dict[str, str] = {}
     without = 0
+    refused: dict[str, str] = {}
     for k, (kind, candidate) in enumerate(jobs, 1):
         name = f"{k:03d}_{re.sub(r'[^A-Za-z0-9._-]+', '_', candidate.id)[:60]}"
-        made = input_set(candidate)
-        own = dict(zip(made.poscar.site_symbols, made.potcar_symbols, strict=True))
-        has_potcar = _write(made, out / name)
+        try:
+            made = input_set(candidate)
+            own = dict(zip(made.poscar.site_symbols, made.potcar_symbols, strict=True))
+            has_potcar = _write(made, out / name)
+        except Exception as error:  # whatever pymatgen raises: one crystal never costs the others
+            refused[candidate.id] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+            shutil.rmtree(out / name, ignore_errors=True)
+            continue
         without += not has_potcar
         symbols |= own
         folders[name] = {
@@ -177,8 +188,8 @@ def write_inputs(
             "candidate": _plain(candidate),
         }
     settings = {"set": "MPRelaxSet", "incar": INCAR, "kpoint_density": KPOINT_DENSITY, "potcar": FUNCTIONAL}
-    write_json(out / MANIFEST, {"scale": scale, "settings": settings, "folders": folders})
-    return VaspInputs(out, len(jobs), symbols, without)
+    write_json(out / MANIFEST, {"scale": scale, "settings": settings, "folders": folders, "refused": refused})
+    return VaspInputs(out, len(folders), symbols, without, refused)
 
 
 def _write(made: VaspInputSet, folder: Path) -> bool:

@@ -32,6 +32,28 @@ class Exploding(Made):
     pressure = 5.0
 
 
+class Hole(Calculator):  # type: ignore[misc]
+    """All atoms want to be in one place, and the energy has no end when they are nearly there."""
+
+    implemented_properties = ("energy", "forces", "stress")
+    strength = 1.0
+
+    def calculate(self, atoms: Any = None, properties: Any = None, system_changes: Any = all_changes) -> None:
+        super().calculate(atoms, properties, system_changes)
+        away = self.atoms.get_distances(0, range(len(self.atoms)), mic=True, vector=True)
+        self.results = {
+            "energy": 0.5 * self.strength * float((away**2).sum()) - 1e6,
+            "forces": -self.strength * (away - away.mean(axis=0)),
+            "stress": np.zeros(6),
+        }
+
+
+class Abyss(Hole):
+    """Forces beyond reason."""
+
+    strength = 1e9
+
+
 class Slow(EMT):  # type: ignore[misc]
     """A fifth of a second a step."""
 

@@ -147,7 +147,7 @@ def _request(folder: Path, formulas: list[str], made: list[Candidate]) -> None:
             "parameters": 912345,
             "data": {"name": "prototypes", "crystals": 2038},
             "train": train,
-            "result": {"match_rate_fit": 0.41, "chance_fit": 0.02},
+            "accuracy": {"n_test": 297, "match_rate_fit": 0.41, "retrieval_fit": 0.38, "chance_fit": 0.02},
         },
     }
     (folder / "1_conditions").mkdir(parents=True)

@@ -62,6 +62,13 @@ def test_missing_element_is_named_and_the_rest_goes_on() -> None:
     assert out.reason == "no"
 
 
+def test_what_lies_impossibly_deep_is_no_crystal() -> None:
+    hull = Hull(KNOWN)
+    hole, fine = hull.place([candidate("hole", -8.0), candidate("deep", -7.0)])
+    assert hole.reason.startswith("6.3 eV/atom below the hull, which no crystal is")
+    assert fine.measured["e_above_hull"] == pytest.approx(-5.3)
+
+
 def test_scales_are_not_mixed() -> None:
     with pytest.raises(ValueError, match=r"two energy scales: cu has 'PBE', x has 'SevenNet-0.*compute all with one"):
         Hull([*KNOWN, entry("x", {"Cu": 1}, -1, "SevenNet-0 (11Jul2024)")])

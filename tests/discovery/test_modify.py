@@ -60,6 +60,22 @@ def test_proposals(trained: str, salt: Path, tmp_path: Path) -> None:
     assert energies == sorted(energies)
 
 
+def test_an_element_that_the_model_does_not_know_is_refused(trained: str, tmp_path: Path) -> None:
+    path = tmp_path / "xe.cif"
+    Structure.from_spacegroup(225, Lattice.cubic(6.2), ["Xe"], [[0, 0, 0]]).to(str(path))
+    with pytest.raises(ValueError, match=r"xe.cif: Xe is not among the \d+ elements that this model knows"):
+        modify(path, Modification(), trained, tmp_path / "out", potential=None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_shipped_model_modifies(salt: Path, tmp_path: Path) -> None:
+    modify(salt, Modification(-0.1, 221, 4), "pretrained-modify", tmp_path / "out", steps=20, potential=None, jobs=1)
+    start, *proposals = read_candidates(tmp_path / "out" / "candidates.jsonl")
+    fine = [c for c in proposals if not c.reason]
+    assert fine
+    assert all(sorted(c.numbers) == sorted(start.numbers) for c in fine)
+
+
 def test_the_input_itself_has_distance_zero(
     trained: str, salt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

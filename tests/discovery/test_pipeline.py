@@ -96,6 +96,8 @@ def test_copies_are_recognised_whatever_the_cell() -> None:
     assert [bool(c.reason) for c in out] == [False, True, False, True]
     assert out[1].reason == "the same crystal as a"
     assert "atoms too close" in out[3].reason or "volume" in out[3].reason
+    near = out[0].measured.pop("closeness")
+    assert near == pytest.approx(2.8 / (1.66 + 1.02), abs=0.2)  # Na-Cl over its covalent radii
     assert out[0].measured == {"space_group": 225, "copies": 2}
     np.testing.assert_allclose(fingerprint(again), fingerprint(rocksalt()), atol=1e-9)
 
@@ -115,6 +117,8 @@ def test_space_groups_take_turns() -> None:
     many = [rocksalt(id=f"a{i}").measuring(space_group=225, copies=9 - i) for i in range(5)]
     few = [rocksalt(id="b").measuring(space_group=221, copies=1), rocksalt(id="c").rejected("bad")]
     assert choose(many + few, 3) == {"a0", "b", "a1"}
+    crowded = [c.measuring(closeness=0.9 if c.id == "a3" else 0.3) for c in many]
+    assert choose(crowded + few, 1) == {"a3"}
     assert choose(many + few, 100) == {"a0", "a1", "a2", "a3", "a4", "b"}
 
 

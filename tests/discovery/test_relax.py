@@ -75,6 +75,16 @@ def test_explosion_is_rejected_and_the_rest_goes_on() -> None:
     assert "the cell changed its volume 0.6" in mild.reason
 
 
+@pytest.mark.parametrize(("name", "reason"), [("Hole", "to 0.0"), ("Abyss", "a force of ")])
+def test_atoms_that_fall_into_one_another_are_no_crystal(name: str, reason: str) -> None:
+    """A hole of a potential is deeper than any crystal: it would lead every ranking."""
+    done = relaxed(made("a", "NaCl", "rocksalt", 5.6), name=f"{HERE}:{name}", cell="fixed")["a"]
+    assert done.reason.startswith("relaxation failed: ")
+    assert "fell into one another" in done.reason
+    assert reason in done.reason
+    assert "energy" not in done.measured
+
+
 def test_dense_cell_is_rejected() -> None:
     done = relaxed(made("a", "Cu", "fcc", 1.0), made("b", "Cu", "fcc", 3.6))
     assert done["a"].reason == "relaxation failed: the cell has 0.25 cubic angstrom per atom, less than 1"

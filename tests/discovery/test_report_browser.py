@@ -181,6 +181,30 @@ def test_rows_and_lists_choose_structures(report: Path, opened: Opener) -> None:
     assert Path(caught.value.path()).read_text(encoding="utf-8").startswith("# generated using pymatgen")
 
 
+def test_a_point_of_a_chart_chooses_its_structure(report: Path, opened: Opener) -> None:
+    page = opened(report)
+    chart = page.locator("[data-chart=energies]")
+    chart.scroll_into_view_if_needed()
+    playwright.expect(chart.locator(".main-svg").first).to_be_visible(timeout=60_000)
+    points = page.evaluate("""() => {
+        const known = JSON.parse(document.getElementById("data").textContent).structures.map((s) => s.id);
+        const plot = document.querySelector("[data-chart=energies]"), frame = plot.getBoundingClientRect();
+        const { xaxis, yaxis } = plot._fullLayout;
+        const at = (trace, id, n) => ({ id, x: frame.left + xaxis._offset + xaxis.d2p(trace.x[n]),
+                                        y: frame.top + yaxis._offset + yaxis.d2p(trace.y[n]) });
+        return plot.data.flatMap((trace) => (trace.customdata || []).map((id, n) => at(trace, id, n)))
+                        .filter((point) => known.includes(point.id));
+    }""")
+
+    def room(p: dict[str, float]) -> float:
+        return min((p["x"] - q["x"]) ** 2 + (p["y"] - q["y"]) ** 2 for q in points if q is not p)
+
+    alone = max(points, key=room)
+    page.mouse.move(alone["x"], alone["y"])
+    page.mouse.click(alone["x"], alone["y"])
+    playwright.expect(page.locator("#facts dd").first).to_have_text(alone["id"])
+
+
 def test_hostile_text_does_nothing(opened: Opener, tmp_path: Path) -> None:
     run = made_run(tmp_path / "run", most=12)
     path = run / "5_hull" / "candidates.jsonl"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,15 @@ def test_inputs_have_the_papers_settings(tmp_path: Path) -> None:
         write_inputs([WTA], tmp_path / "vasp")
     with pytest.raises(ValueError, match="no candidates to write inputs for"):
         write_inputs([], tmp_path / "other")
+
+
+def test_one_bad_crystal_does_not_cost_the_others(tmp_path: Path) -> None:
+    near = replace(WTA, id="near", numbers=[74, 74], frac=[[0.0, 0.0, 0.0], [0.0, 0.0, 0.001]])
+    written = write_inputs([near, WTA2], tmp_path / "vasp")
+    assert written.count == 1
+    assert list(written.refused) == ["near"]
+    assert "none for near: " in str(written)
+    assert {p.name for p in (tmp_path / "vasp").iterdir()} == {"002_two", "manifest.json"}
 
 
 def test_potcar_where_the_user_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -196,6 +196,7 @@ class _Page:
         if self.run.request is None:
             parts.append(_missing("There is no request.json: versions and settings are not known."))
         else:
+            parts.append(_accuracy(self.run.request))
             title = "Request, settings, versions and model"
             parts.append(_folding(title, tables.settings(self.run.request, title)))
         rows = [_in_mev(r) for r in self.run.references]
@@ -229,6 +230,19 @@ class _Page:
             "cif": cif(candidate),
             **scene(candidate),
         }
+
+
+def _accuracy(request: dict[str, Any]) -> str:
+    """How good the model is where the truth is known, so that nobody takes its candidates for more."""
+    model = request.get("model")
+    rates = model.get("accuracy") if isinstance(model, dict) else None
+    if not isinstance(rates, dict) or not {"n_test", "match_rate_fit", "retrieval_fit", "chance_fit"} <= rates.keys():
+        return _note("How good the model is has not been measured (`fastcrystal evaluate --checkpoint RUN`).")
+    ours, retrieval, chance = (f"{100 * rates[f'{k}_fit']:.1f} %" for k in ("match_rate", "retrieval", "chance"))
+    return _note(
+        f"Of {rates['n_test']} test crystals of formulas that it had not seen, the model made {ours} as they are "
+        f"(StructureMatcher's fit); copying the nearest training crystal makes {retrieval}, chance {chance}."
+    )
 
 
 def _facts(c: Candidate) -> list[tuple[str, str]]:

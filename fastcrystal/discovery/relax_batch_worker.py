@@ -1,0 +1,74 @@
+"""One process that relaxes batches with torch-sim: `fastcrystal.discovery.relax_worker` for several crystals at a time.
+
+`relax_batch` starts it as `python -m fastcrystal.discovery.relax_batch_worker NAME DEVICE FOLDER`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+import numpy as np
+
+from fastcrystal.discovery.relax_worker import answer_of, checked_volume
+from fastcrystal.metrics import worker
+from fastcrystal.metrics.worker import Judge
+from fastcrystal.relax_together import relax_together
+from fastcrystal.torchsim import load_model
+
+
+def batch_relaxer(name: str, device: str) -> Judge:
+    """Load a torch-sim model and return the function that relaxes a batch.
+
+    The request holds "crystals", each [numbers, frac, lattice], and the settings of `relax_together`. The reply holds
+    "answers", each as that of `relax_worker.relaxer`, or the "reason" why there are none.
+    """
+    model = load_model(name, device)
+
+    def judge(request: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return {"answers": _relax(request, model)}
+        except Exception as error:  # out of memory, an element unknown to the model: each is then relaxed alone
+            return {"reason": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
+
+    return judge
+
+
+def _relax(request: dict[str, Any], model: Any) -> list[dict[str, Any]]:
+    answers: list[dict[str, Any]] = []
+    fine, volumes = [], {}
+    for k, crystal in enumerate(request["crystals"]):
+        numbers, frac, lattice = (np.array(values) for values in crystal)
+        answers.append({})
+        try:
+            volumes[k] = checked_volume(numbers, frac, lattice)
+        except ValueError as error:
+            answers[k] = {"reason": f"relaxation failed: {error}"}
+        else:
+            fine.append((numbers, frac, lattice))
+    if not fine:
+        return answers
+    done = relax_together(
+        fine,
+        model,
+        steps=request["steps"],
+        max_force=request["max_force"],
+        cell=request["cell"],
+        time_limit=request["soft_limit"],
+        max_volume_ratio=request["max_volume_ratio"],
+    )
+    for (k, volume), crystal, relaxed in zip(volumes.items(), fine, done, strict=True):
+        if isinstance(relaxed, str):
+            answers[k] = {"reason": f"relaxation failed: {relaxed}"}
+        else:
+            answers[k] = answer_of(relaxed, *crystal[:2], volume)
+    return answers
+
+
+if __name__ == "__main__":
+    name, device, folder = sys.argv[1:]
+    os.chdir(folder)
+    if device != "cpu":
+        worker.MEMORY_LIMIT = -1
+    worker.serve(lambda: batch_relaxer(name, device))

@@ -1,0 +1,276 @@
+"""Relaxation in batches by torch-sim: the same results as one by one, and nothing lost when a batch is."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import math
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from ase.build import bulk
+
+from fastcrystal.discovery import relax_batch
+from fastcrystal.discovery.candidate import Candidate
+from fastcrystal.discovery.commands import _relaxation, add_discovery
+from fastcrystal.discovery.config import DiscoverConfig
+from fastcrystal.discovery.hull_commands import add_hull, settings_of
+from fastcrystal.discovery.pipeline import _same_request
+from fastcrystal.discovery.references import _key
+from fastcrystal.discovery.relax import RelaxSettings, relax_candidates
+from tests.discovery.crystals import made
+from tests.discovery.torchsim_models import EPSILON, lj
+
+MODELS = "tests.discovery.torchsim_models"
+RELAX, OPTIONS = ["relax", "a.cif", "--out", "o"], ["--batch", "8", "--relax-device", "cuda"]
+needs_torch_sim = pytest.mark.skipif(
+    importlib.util.find_spec("torch_sim") is None, reason="needs torch-sim: pip install 'fastcrystal[torchsim]'"
+)
+
+
+@pytest.fixture(autouse=True)
+def _stays_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test that does not expect it fails where a batch is given up: one by one, the results would be right."""
+    monkeypatch.setattr(relax_batch, "say", pytest.fail)
+
+
+def relaxed(*candidates: Candidate, name: str = f"{MODELS}:lj", **options: Any) -> dict[str, Candidate]:
+    return {c.id: c for c in relax_candidates(candidates, name, **{"jobs": 1, "batch": 8, **options})}
+
+
+def shaken(name: str, atoms: Any, seed: int, noise: float = 0.06, strain: float = 0.02) -> Candidate:
+    rng = np.random.default_rng(seed)
+    atoms.set_cell(atoms.cell.array @ (np.eye(3) + rng.normal(scale=strain, size=(3, 3))), scale_atoms=True)
+    atoms.rattle(noise, rng=rng)
+    sites = (atoms.numbers.tolist(), atoms.get_scaled_positions().tolist(), atoms.cell.array.tolist())
+    return Candidate(name, str(atoms.symbols), *sites, 0, -0.1, {"space_group": 225})
+
+
+def mirrored(c: Candidate) -> Candidate:
+    """The same crystal in a left-handed cell."""
+    return replace(
+        c, lattice=np.array(c.lattice)[[1, 0, 2]].tolist(), frac=np.array(c.frac)[:, [1, 0, 2]].tolist(), id="left"
+    )
+
+
+def same(a: Candidate, b: Candidate, energy: float = 1e-3) -> None:
+    assert a.reason == b.reason == ""
+    assert a.measured.keys() == b.measured.keys()
+    assert a.measured["energy"] == pytest.approx(b.measured["energy"], abs=energy)
+    assert a.measured["volume_ratio"] == pytest.approx(b.measured["volume_ratio"], rel=0.02)
+    assert a.measured["displacement"] == pytest.approx(b.measured["displacement"], abs=0.02)
+    assert a.measured["converged"] is b.measured["converged"]
+
+
+@needs_torch_sim
+def test_a_batch_ends_where_ase_does() -> None:
+    cubic = shaken("cubic", bulk("Cu", "fcc", a=3.7, cubic=True), 0)
+    old = made("old", "Cu", "fcc", 3.6).rejected("twice the same")
+    given = [cubic, old, shaken("dense", bulk("Cu", "fcc", a=3.3, cubic=True), 1), mirrored(cubic)]
+    batch = relaxed(*given, max_force=0.01)
+    assert batch.pop("old") == old
+    alone = relaxed(*given, max_force=0.01, batch=1)
+    ase = relaxed(*given, max_force=0.01, batch=1, name=f"{MODELS}:ase_lj")
+    # ASE moves the zero to the cutoff: 78 neighbours of an atom are within it
+    shift = 39 * 4 * EPSILON * (2.5**-12 - 2.5**-6)
+    for name, c in batch.items():
+        same(c, alone[name], 1e-4)
+        assert c.measured["energy"] == pytest.approx(ase[name].measured["energy"] + shift, abs=1e-4)
+        np.testing.assert_allclose(c.lattice, ase[name].lattice, atol=0.01)
+        assert c.measured["converged"] is True
+        assert c.measured["max_force"] < 0.01
+        assert ((np.array(c.frac) >= 0) & (np.array(c.frac) < 1)).all()
+        assert abs(c.measured["relax_steps"] - ase[name].measured["relax_steps"]) <= 3
+        assert c.measured["scale"] == f"{MODELS}:lj"
+        assert c.measured["space_group"] == 225
+        assert Candidate.from_json(c.to_json()).measured == c.measured
+    assert np.linalg.det(batch["left"].lattice) < 0
+    assert batch["left"].measured["energy"] == pytest.approx(batch["cubic"].measured["energy"], abs=1e-5)
+
+
+@needs_torch_sim
+def test_fixed_cells_stay() -> None:
+    given = [shaken(str(k), bulk("Cu", "fcc", a=3.6, cubic=True), k, strain=0.0) for k in range(2)]
+    given[1] = mirrored(given[1])
+    batch = relaxed(*given, cell="fixed", max_force=0.005, name=f"{MODELS}:single")
+    alone = relaxed(*given, cell="fixed", max_force=0.005, batch=1)
+    for c in given:
+        same(batch[c.id], alone[c.id], 1e-5)
+        assert batch[c.id].lattice == c.lattice  # to the last digit
+        assert batch[c.id].measured["displacement"] > 0.03
+        assert batch[c.id].measured["converged"]
+
+
+@needs_torch_sim
+def test_relaxed_at_once_takes_no_step_and_few_steps_do_not_converge() -> None:
+    first = relaxed(made("a", "Cu", "fcc", 3.6), max_force=0.001)["a"]
+    assert first.measured["converged"]
+    again = relaxed(first, shaken("b", bulk("Cu", "fcc", a=3.7, cubic=True), 0), max_force=0.002, steps=2)
+    assert again["a"].measured["relax_steps"] == 0
+    assert again["a"].measured["converged"]
+    assert again["b"].measured["relax_steps"] == 2
+    assert again["b"].measured["converged"] is False
+
+
+@needs_torch_sim
+def test_bad_members_leave_and_the_rest_goes_on() -> None:
+    fine = shaken("fine", bulk("Cu", "fcc", a=3.7, cubic=True), 0)
+    blurred = replace(fine, id="blurred", frac=[[math.nan] * 3, *fine.frac[1:]])
+    close = replace(fine, id="close", frac=[fine.frac[1], *fine.frac[1:]])
+    near = replace(fine, id="near", frac=[(np.array(fine.frac[1]) + 0.05).tolist(), *fine.frac[1:]])
+    bad = [made("nan", "Pt", "fcc", 3.6), made("bang", "Au", "fcc", 3.6), made("dense", "Cu", "fcc", 1.0), blurred]
+    done = relaxed(*bad[:2], fine, close, near, *bad[2:], name=f"{MODELS}:odd")
+    assert done["nan"].reason == (
+        "relaxation failed: the potential returned an energy, a force or a stress that is not finite"
+    )
+    assert "the cell changed its volume" in done["bang"].reason
+    assert done["dense"].reason == "relaxation failed: the cell has 0.25 cubic angstrom per atom, less than 1"
+    assert done["blurred"].reason == "relaxation failed: a coordinate is not finite"
+    assert all("energy" not in c.measured for c in done.values() if c.reason)
+    same(done["fine"], relaxed(fine)["fine"], 1e-6)
+    assert "not finite" in done["close"].reason
+    assert "eV/angstrom: atoms fell into one another" in done["near"].reason
+    mild = relaxed(made("a", "Cu", "fcc", 4.2), fine, max_volume_ratio=1.2)
+    assert "the cell changed its volume 0.5" in mild["a"].reason
+    assert not mild["fine"].reason
+
+
+@needs_torch_sim
+@pytest.mark.slow
+def test_lost_batches_are_relaxed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr(relax_batch, "say", lines.append)
+    monkeypatch.setattr(relax_batch, "GRACE", 1.0)
+    given = [made(element, element, "fcc", 3.6) for element in ("Cu", "Pt", "Au", "Cu", "Ni", "Ag", "Cu", "Ni")]
+    given = [replace(c, id=f"{k}-{c.id}") for k, c in enumerate(given)]
+    done = relaxed(*given, name=f"{MODELS}:solitary", batch=2, time_limit=1.0)
+    assert done.keys() == {c.id for c in given}
+    for c in done.values():
+        assert c.reason == ""
+        assert c.measured["energy"] == pytest.approx(done["6-Cu"].measured["energy"], abs=2e-3)
+    why = ("RuntimeError: out of memory", "relaxation did not come back within", "relaxation died: exit code 3")
+    assert len(lines) == len(why)  # and not the last two, which need the process that was lost
+    for line, reason in zip(lines, why, strict=True):
+        assert line.startswith(f"a batch of 2 crystals is relaxed one by one: {reason}")
+
+
+@needs_torch_sim
+def test_structures_are_relaxed_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    twins = [made(str(k), "Cu", "fcc", 3.6) for k in range(4)]
+    done = relaxed(*twins, name=f"{MODELS}:sociable", batch=2)
+    assert [c.reason for c in done.values()] == [""] * 4
+    monkeypatch.setattr(relax_batch, "say", str)
+    assert relaxed(twins[0], name=f"{MODELS}:sociable", batch=2)["0"].reason == "relaxation failed: alone"
+
+
+@needs_torch_sim
+def test_time_limit_keeps_what_there_is() -> None:
+    given = [shaken(str(k), bulk("Cu", "fcc", a=3.7, cubic=True), k) for k in range(2)]
+    for c in relaxed(*given, name=f"{MODELS}:slow", time_limit=1.0, max_force=1e-4).values():
+        assert c.reason == ""
+        assert not c.measured["converged"]
+        assert c.measured["relax_steps"] < 15
+        assert math.isfinite(c.measured["energy"])
+
+
+@needs_torch_sim
+def test_volumes_are_searched_as_one_by_one() -> None:
+    from fastcrystal.relax import _relax_volume
+    from fastcrystal.relax_together import _relax_volumes
+    from fastcrystal.torchsim import as_calculator, as_state
+
+    model = lj()
+    crystals = [bulk("Cu", "fcc", a=a, cubic=cubic) for a, cubic in ((3.3, True), (3.5, False), (4.6, True))]
+    state = as_state([a.numbers for a in crystals], [a.positions for a in crystals], [a.cell for a in crystals], model)
+    _relax_volumes(state, model, math.inf)
+    for k, atoms in enumerate(crystals):
+        atoms.calc = as_calculator(model)
+        _relax_volume(atoms)
+        assert float(state.volume[k]) == pytest.approx(atoms.get_volume(), rel=1e-9)
+        np.testing.assert_allclose(state[k].positions, atoms.positions, atol=1e-9)
+
+
+def test_batches_are_full() -> None:
+    out = made("out", "Cu", "fcc", 3.6).rejected("no")
+    c = made("in", "Cu", "fcc", 3.6)
+    groups = list(relax_batch.batches([out, c, out, c, c, out], 2))
+    assert groups == [[out, c, out, c], [c, out]]
+    assert list(relax_batch.batches([], 2)) == []
+
+
+def test_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
+        RelaxSettings(batch=0)
+    for name in ("chgnet", "mattersim", "m3gnet"):
+        with pytest.raises(ValueError, match=f"potential {name} cannot relax in batches: leave out --batch"):
+            relax_candidates([], name, batch=2)
+    with pytest.raises(ValueError, match="potential must be one of"):
+        relax_candidates([], "lj", batch=2)
+    monkeypatch.setitem(sys.modules, "torch_sim", None)
+    with pytest.raises(ImportError, match=r"pip install 'fastcrystal\[torchsim\]'") as caught:
+        relax_candidates([], "ase.calculators.emt:EMT", batch=2)
+    assert "\n" not in str(caught.value)
+
+
+@needs_torch_sim
+def test_ase_calculators_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"EMT returns a EMT, no torch-sim model: leave out --batch") as caught:
+        relaxed(made("a", "Cu", "fcc", 3.6), name="ase.calculators.emt:EMT")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_run_may_go_on_with_another_batch(tmp_path: Path) -> None:
+    assert "batch" not in RelaxSettings().to_dict()  # as in notes of older runs
+    eight = RelaxSettings(batch=8)
+    assert RelaxSettings.from_dict(eight.to_dict()) == eight
+    emt = "ase.calculators.emt:EMT"
+    assert _key(emt, eight) == _key(emt, RelaxSettings())
+    assert _key(emt, eight) != _key(emt, RelaxSettings(steps=7, batch=8))
+
+    model: Any = SimpleNamespace(step=1, run={"data": {}}, config=SimpleNamespace(to_dict=dict))
+
+    def ask(**relax: object) -> None:
+        _same_request(DiscoverConfig(("Cu",), "x", relax=relax), tmp_path, model)
+
+    ask(steps=3)
+    ask(steps=3, batch=8, device="cuda")
+    with pytest.raises(ValueError, match=r"relax was \{'steps': 3\}, now \{'steps': 4\}"):
+        ask(steps=4, batch=8)
+
+
+def test_options_of_the_commands() -> None:
+    parser = argparse.ArgumentParser()
+    commands = parser.add_subparsers()
+    add_discovery(commands)
+    add_hull(commands)
+    parse = parser.parse_args
+    assert settings_of(parse([*RELAX, *OPTIONS])) == RelaxSettings(batch=8, device="cuda")
+    assert settings_of(parse(RELAX)) == RelaxSettings()
+    for command in (["discover", "--formula", "Cu"], ["modify", "a.cif", "--checkpoint", "c"]):
+        assert _relaxation(parse([*command, *OPTIONS])) == {
+            "batch": 8,
+            "device": "cuda",
+        }
+        assert _relaxation(parse(command)) == {}
+
+
+@needs_torch_sim
+@pytest.mark.slow
+def test_sevennet_relaxes_the_same_in_a_batch() -> None:
+    if importlib.util.find_spec("sevenn") is None:
+        pytest.skip("needs a potential: pip install 'fastcrystal[mlip]'")
+    crystals = [bulk("W", "bcc", a=3.3), bulk("NaCl", "rocksalt", a=5.9), bulk("TaB", "cesiumchloride", a=3.0)]
+    given = [shaken(str(atoms.symbols), atoms, k) for k, atoms in enumerate(crystals)]
+    given.append(mirrored(given[2]))
+    batch = relaxed(*given, name="sevennet-0", max_force=0.02)
+    alone = relaxed(*given, name="sevennet-0", max_force=0.02, batch=1)
+    for c in given:
+        same(batch[c.id], alone[c.id], 1e-3)
+        assert batch[c.id].measured["converged"]
+        assert batch[c.id].measured["scale"] == "SevenNet-0 (11Jul2024)"
+    assert batch["left"].measured["energy"] == pytest.approx(batch["TaB"].measured["energy"], abs=1e-3)
