@@ -23,9 +23,9 @@ from fastcrystal.config import TrainConfig
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.export import export_parquet
 from fastcrystal.data.load import load_dataset
+from fastcrystal.data.making.synthetic import synthetic_crystals
 from fastcrystal.data.store import open_store
-from fastcrystal.data.store_writer import StoreWriter
-from fastcrystal.data.synthetic import synthetic_crystals
+from fastcrystal.data.store.writer import StoreWriter
 from fastcrystal.training import Trainer
 
 pytestmark = pytest.mark.timeout(600)

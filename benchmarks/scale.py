@@ -31,12 +31,12 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu_check import machine, write
-from fastcrystal.data.curate import curate
+from fastcrystal.data.curation.curate import curate
 from fastcrystal.data.importing import import_store
+from fastcrystal.data.making.synthetic import synthetic_crystals
 from fastcrystal.data.splits import split_by_formula
 from fastcrystal.data.store import open_store
-from fastcrystal.data.store_writer import StoreWriter
-from fastcrystal.data.synthetic import synthetic_crystals
+from fastcrystal.data.store.writer import StoreWriter
 from fastcrystal.features.elements import SYMBOLS
 from fastcrystal.lattice import lattice_parameters
 

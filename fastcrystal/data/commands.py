@@ -6,9 +6,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.data.curation_commands import add_curation
-from fastcrystal.data.database_commands import add_databases
-from fastcrystal.data.store_commands import add_stores
+from fastcrystal.data.curation.commands import add_curation
+from fastcrystal.data.databases.commands import add_databases
+from fastcrystal.data.store.commands import add_stores
 from fastcrystal.options import add_jobs
 
 
@@ -53,7 +53,7 @@ def add_data(commands: Any) -> None:
 
 
 def _data_build(args: argparse.Namespace) -> None:
-    from fastcrystal.data.build import BuildConfig, build
+    from fastcrystal.data.making.build import BuildConfig, build
 
     given = {k: v for k in ("max_sites", "max_prototypes") if (v := getattr(args, k)) is not None}
     print(build(args.work, args.out, BuildConfig(**given), args.formula, args.jobs, finish_only=args.finish_only))

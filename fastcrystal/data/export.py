@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from fastcrystal.data.store import Store
-from fastcrystal.data.store_format import Columns, decode_ids
+from fastcrystal.data.store.format import Columns, decode_ids
 
 #: crystals in memory at a time
 CHUNK = 65_536

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.data.download import DownloadError, Fetcher, Politeness
+from fastcrystal.data.databases.download import DownloadError, Fetcher, Politeness
 from fastcrystal.data.registry import NamedDataset, RemoteFile, named_dataset
 from fastcrystal.durable import file_sha256, to_disk, write_json
 

@@ -26,8 +26,8 @@ from fastcrystal.data.packing import pack, reduced_formula
 from fastcrystal.data.parsing import Disorder, Outcome, Rules, process
 from fastcrystal.data.sources import Source, open_source
 from fastcrystal.data.sources.columns import EnergyTable, Wanted, read_energies
-from fastcrystal.data.store_format import read_manifest
-from fastcrystal.data.store_writer import StoreWriter
+from fastcrystal.data.store.format import read_manifest
+from fastcrystal.data.store.writer import StoreWriter
 from fastcrystal.parallel import map_parallel
 
 #: how given energies become formation energies; see `import_store`

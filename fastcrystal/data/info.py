@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from fastcrystal.data.curate import CURATION
+from fastcrystal.data.curation.curate import CURATION
+from fastcrystal.data.curation.summary import summarise
 from fastcrystal.data.load import SHIPPED, load_dataset
 from fastcrystal.data.store import Store, open_store
-from fastcrystal.data.summary import summarise
 from fastcrystal.features.elements import SYMBOLS
 
 

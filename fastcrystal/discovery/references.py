@@ -5,9 +5,9 @@
 
 Which structures: the elements' ground states (matcalc's, PBE), and for every formula of the default data set inside
 the system its lowest prototypes. Subsystems of two or three elements of which the default set knows little also get
-prototypes of `fastcrystal.data.prototypes` in simple stoichiometries. Each is relaxed from slightly displaced sites, so
-that it does not stop on a saddle point that its symmetry allows. What is not among them is not known to the hull: a
-candidate "below the hull" of references is one below these, not below everything that exists.
+prototypes of `fastcrystal.data.making.prototypes` in simple stoichiometries. Each is relaxed from slightly displaced
+sites, so that it does not stop on a saddle point that its symmetry allows. What is not among them is not known to the
+hull: a candidate "below the hull" of references is one below these, not below everything that exists.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ def references(elements: Iterable[str], per_formula: int = 4) -> list[Candidate]
             raise ValueError(f"no element {symbol!r}")
     if not 1 <= len(symbols) <= MAX_ELEMENTS:
         raise ValueError(f"a chemical system has 1..{MAX_ELEMENTS} elements, got {len(symbols)}")
-    from fastcrystal.data.build import elemental_references
+    from fastcrystal.data.making.build import elemental_references
 
     out = [
         Candidate(f"{r.formula}:{r.prototype}", r.formula, r.species, r.frac, r.lattice)
@@ -214,7 +214,7 @@ def _decorated(system: Sequence[str], per_formula: int, have: set[str]) -> list[
     """Smallest prototypes of simple stoichiometries, of reduced formulas that the default set does not `have`."""
     from pymatgen.core import Composition
 
-    from fastcrystal.data.prototypes import candidates
+    from fastcrystal.data.making.prototypes import candidates
 
     shapes = _shapes()
     out = []
@@ -230,7 +230,7 @@ def _decorated(system: Sequence[str], per_formula: int, have: set[str]) -> list[
 @functools.lru_cache(maxsize=1)
 def _shapes() -> list[tuple[str, Any]]:
     """pymatgen's prototypes; finding their primitive cells takes seconds."""
-    from fastcrystal.data.prototypes import library
+    from fastcrystal.data.making.prototypes import library
 
     return library(MAX_SITES)
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from fastcrystal.data.aflow import AfluxQuery, entries
-from fastcrystal.data.download import Politeness
+from fastcrystal.data.databases.aflow import AfluxQuery, entries
+from fastcrystal.data.databases.download import Politeness
 from fastcrystal.data.entry import Entry
 
 QUICK = Politeness(delay=0.0, backoff=0.01, connect_timeout=2, read_timeout=1.0, page_timeout=2.0, attempts=4)

@@ -10,7 +10,7 @@ import numpy as np
 
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.store import Store
-from fastcrystal.data.store_writer import StoreWriter
+from fastcrystal.data.store.writer import StoreWriter
 
 
 def joined(parts: Sequence[CrystalDataset]) -> CrystalDataset:

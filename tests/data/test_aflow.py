@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from fastcrystal.cli import main
-from fastcrystal.data.aflow import AfluxQuery, download, entries
-from fastcrystal.data.database_commands import add_databases
-from fastcrystal.data.download import USER_AGENT
+from fastcrystal.data.databases.aflow import AfluxQuery, download, entries
+from fastcrystal.data.databases.commands import add_databases
+from fastcrystal.data.databases.download import USER_AGENT
 from fastcrystal.data.entry import Entry, Reject, Sites
 from fastcrystal.lattice import lattice_parameters
 from tests.data.aflux_made import QUERY, QUICK, Aflux, paging, row
@@ -132,10 +132,11 @@ OFFLINE = """
 import socket, sys
 def refuse(*a, **k): raise SystemExit("network!")
 socket.socket.connect = refuse
-import fastcrystal.data.aflow, fastcrystal.data.optimade, fastcrystal.data.database_commands, fastcrystal.cli
+from fastcrystal.data.databases import aflow, commands, optimade
+import fastcrystal.cli
 for heavy in ("requests", "optimade", "urllib3", "pydantic"):
     assert heavy not in sys.modules, heavy
-print(sum(1 for _ in fastcrystal.data.aflow.entries(sys.argv[1])))
+print(sum(1 for _ in fastcrystal.data.databases.aflow.entries(sys.argv[1])))
 for heavy in ("requests", "optimade"):
     assert heavy not in sys.modules, heavy
 """
@@ -200,7 +201,7 @@ def test_ranges_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_pages_go_into_no_folder_of_something_else(tmp_path: Path) -> None:
     """`pages.json` among somebody's CIFs would make pages of the folder, and hide the CIFs from `data import`."""
-    from fastcrystal.data.pages import PageFolder
+    from fastcrystal.data.databases.pages import PageFolder
 
     (tmp_path / "mine.cif").write_text("")
     with pytest.raises(ValueError, match=r"holds other files \(mine.cif\): choose another folder"):

@@ -14,16 +14,16 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from pymatgen.core import Composition, Lattice, Structure
 
-from fastcrystal.data import build
-from fastcrystal.data.build import (
+from fastcrystal.data.making import build
+from fastcrystal.data.making.build import (
     BuildConfig,
     elemental_references,
     main_formulas,
     read_records,
     relax_all,
 )
-from fastcrystal.data.finish import Finished, card, finish, formation_energy
-from fastcrystal.data.prototypes import Candidate, candidates, default_formulas, library
+from fastcrystal.data.making.finish import Finished, card, finish, formation_energy
+from fastcrystal.data.making.prototypes import Candidate, candidates, default_formulas, library
 from fastcrystal.durable import cut_broken_line
 from fastcrystal.features.elements import covalent_radius
 from fastcrystal.relax import POTENTIALS, load_potential, relax, single_point

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastcrystal.cli import main
-from fastcrystal.data.curate import Curated, Curation, Step, curate
-from fastcrystal.data.duplicates import repeated
+from fastcrystal.data.curation.curate import Curated, Curation, Step, curate
+from fastcrystal.data.curation.duplicates import repeated
 from fastcrystal.data.store import Store, open_store
 from tests.data.made_up import make, scrambled
 from tests.data.made_up_store import joined, store_of, with_groups

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastcrystal.data.aflow import AfluxQuery, download, entries
-from fastcrystal.data.download import DownloadError, Politeness
+from fastcrystal.data.databases.aflow import AfluxQuery, download, entries
+from fastcrystal.data.databases.download import DownloadError, Politeness
 from fastcrystal.data.entry import Reject
 from tests.data.aflux_made import QUERY, QUICK, Aflux, auids, kept, paging, row
 from tests.data.aflux_made import _no_proxy as _no_proxy
@@ -199,8 +199,8 @@ def test_goes_on_where_it_stopped_and_fetches_nothing_twice(tmp_path: Path) -> N
 
 CHILD = """
 import sys
-from fastcrystal.data.aflow import AfluxQuery, download
-from fastcrystal.data.download import Politeness
+from fastcrystal.data.databases.aflow import AfluxQuery, download
+from fastcrystal.data.databases.download import Politeness
 query = AfluxQuery(elements=("Ta", "W"), natoms=(1, 60), page_size=3)
 download(query, sys.argv[1], base_url=sys.argv[2], politeness=Politeness(delay=0.05), progress=False)
 """
@@ -267,7 +267,7 @@ def test_another_query_in_the_same_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_one_download_a_folder(tmp_path: Path) -> None:
-    from fastcrystal.data.pages import PageFolder
+    from fastcrystal.data.databases.pages import PageFolder
 
     with PageFolder(tmp_path, "aflux", {}, "http://x"), pytest.raises(ValueError, match="another download is using"):
         PageFolder(tmp_path, "aflux", {}, "http://x")

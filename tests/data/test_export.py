@@ -13,8 +13,8 @@ from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.export import export_extxyz, export_parquet
 from fastcrystal.data.load import load_dataset
 from fastcrystal.data.store import Store
-from fastcrystal.data.store_merge import merge_stores
-from fastcrystal.data.store_writer import StoreWriter
+from fastcrystal.data.store.merge import merge_stores
+from fastcrystal.data.store.writer import StoreWriter
 
 
 @pytest.fixture(scope="module")

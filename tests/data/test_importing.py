@@ -23,7 +23,7 @@ from fastcrystal.data.importing import import_store, import_structures
 from fastcrystal.data.parsing import Outcome, Rules, process, time_limit
 from fastcrystal.data.sources import open_source
 from fastcrystal.data.store import open_store
-from fastcrystal.data.store_format import read_manifest
+from fastcrystal.data.store.format import read_manifest
 from tests.data.sources_made import CRYSTALS, rows, write, write_csv
 from tests.shared_data import data_folder
 from tests.tiny import ROOT
@@ -115,7 +115,7 @@ def contents(store: Path) -> dict[str, object]:
 
 KILLED = """
 import os, signal, sys
-import fastcrystal.data.store_writer as w
+import fastcrystal.data.store.writer as w
 from fastcrystal.data.importing import import_store
 w.COMMIT_CRYSTALS = 8
 left = int(sys.argv[1])
@@ -199,7 +199,7 @@ def test_a_mistake_does_not_take_the_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="jobs must be at least 1, got -2"):
         import_store(good, tmp_path / "s", jobs=-2, progress=False)
     assert not (tmp_path / "s").exists()
-    killed = "import os, sys; from fastcrystal.data.store_writer import StoreWriter as W\n"
+    killed = "import os, sys; from fastcrystal.data.store.writer import StoreWriter as W\n"
     killed += "W(sys.argv[1], [{'name': 'other'}], {'symprec': 0.2}).reject(0, 'x', 'bad'); os._exit(9)"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     assert subprocess.run([sys.executable, "-c", killed, str(tmp_path / "s")], env=environment).returncode == 9

@@ -79,7 +79,7 @@ def test_verify(
     assert main(["data", "info", str(store.path), "--verify"]) == 0
     assert "checksums" in capsys.readouterr().out
     # as in a store too large to be verified whenever it is opened
-    monkeypatch.setattr("fastcrystal.data.store.VERIFIED_AT_ONCE", 0)
+    monkeypatch.setattr("fastcrystal.data.store.store.VERIFIED_AT_ONCE", 0)
     (array,) = store.path.glob("parts/*/e_form.npy")
     content = bytearray(array.read_bytes())
     content[-1] ^= 1

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from fastcrystal.cli import main
+from fastcrystal.data.curation.near_duplicates import NearDuplicates, choose_pairs, find_near_duplicates
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.data.near_duplicates import NearDuplicates, choose_pairs, find_near_duplicates
 from fastcrystal.data.store import Store, open_store
 from fastcrystal.metrics.match import MatchResult
 from tests.data.made_up import make

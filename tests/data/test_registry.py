@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from fastcrystal.cli import main
-from fastcrystal.data.download import DownloadError, Politeness
+from fastcrystal.data.databases.download import DownloadError, Politeness
 from fastcrystal.data.fetch import RECORD, fetch
 from fastcrystal.data.registry import DATASETS, RemoteFile, named_dataset
 

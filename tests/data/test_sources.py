@@ -228,7 +228,7 @@ def test_pages_go_to_their_own_reader(tmp_path: Path, monkeypatch: pytest.Monkey
     import types
 
     module = types.SimpleNamespace(entries=lambda folder: iter([Reject("x", str(folder.name))]))
-    monkeypatch.setattr(importlib, "import_module", lambda name: {"fastcrystal.data.optimade": module}[name])
+    monkeypatch.setattr(importlib, "import_module", lambda name: {"fastcrystal.data.databases.optimade": module}[name])
     (tmp_path / "pages.json").write_text('{"kind": "optimade"}')
     source = open_source(tmp_path)
     assert source.kind == "optimade"

@@ -17,12 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from fastcrystal.canonical import canonicalise
-from fastcrystal.data import store_format, store_writer
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
 from fastcrystal.data.splits import split_by_formula
+from fastcrystal.data.store import format as store_format
 from fastcrystal.data.store import open_store
-from fastcrystal.data.store_writer import StoreWriter
+from fastcrystal.data.store import writer as store_writer
+from fastcrystal.data.store.writer import StoreWriter
 
 ARRAYS = ("formula", "natoms", "e_form", "sg", "lattice", "numbers", "frac")
 SETTINGS = {"symprec": 0.1}
@@ -160,7 +161,7 @@ import sys
 from pathlib import Path
 from typing import Any
 from fastcrystal.data.load import load_dataset
-from fastcrystal.data import store_writer
+from fastcrystal.data.store import writer as store_writer
 store_writer.COMMIT_CRYSTALS = 7
 data = load_dataset("prototypes").select(range(300))
 with store_writer.StoreWriter(sys.argv[1], [{"name": "a", "licence": "none"}], {"symprec": 0.1}) as writer:

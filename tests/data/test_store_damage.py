@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastcrystal.data import store_format
 from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.data.store import format as store_format
 from fastcrystal.data.store import open_store
-from fastcrystal.data.store_format import array_types
+from fastcrystal.data.store.format import array_types
 from tests.data.test_store import data as data
 from tests.data.test_store import same, write
 
@@ -36,7 +36,7 @@ def test_damage_has_the_arrays_name(array: str, data: CrystalDataset, tmp_path: 
 def test_a_large_store_is_verified_where_asked(
     data: CrystalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fastcrystal.data.store.VERIFIED_AT_ONCE", 0)
+    monkeypatch.setattr("fastcrystal.data.store.store.VERIFIED_AT_ONCE", 0)
     write(tmp_path / "s", data)
     path = next((tmp_path / "s" / "parts").iterdir()) / "frac.npy"
     flipped = bytearray(path.read_bytes())

@@ -15,7 +15,7 @@ from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
 from fastcrystal.data.store import Store
-from fastcrystal.data.store_writer import StoreWriter
+from fastcrystal.data.store.writer import StoreWriter
 from fastcrystal.data.streaming import Streamed
 from fastcrystal.journal import read_metrics
 from fastcrystal.tasks import prepare

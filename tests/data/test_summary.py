@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from fastcrystal.cli import main
+from fastcrystal.data.curation.summary import as_markdown, summarise
+from fastcrystal.data.curation.summary_page import PANELS, SYSTEMS, table_place, write_summary
 from fastcrystal.data.store import Store
-from fastcrystal.data.summary import as_markdown, summarise
-from fastcrystal.data.summary_page import PANELS, SYSTEMS, table_place, write_summary
 from fastcrystal.features.elements import SYMBOLS
 from tests.data.made_up import make
 from tests.data.made_up_store import store_of, with_groups
@@ -108,7 +108,7 @@ def test_outliers_do_not_squeeze_the_energies(tmp_path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    from fastcrystal.data.summary_page import draw_energies
+    from fastcrystal.data.curation.summary_page import draw_energies
 
     data = make([((11, 17), np.linspace(-1, 0, 3000).tolist())])
     summary = summarise(store_of(tmp_path / "s", data))

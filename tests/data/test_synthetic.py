@@ -9,7 +9,7 @@ from pymatgen.core import Composition
 from fastcrystal.canonical import canonicalise
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.formulas import formula_strings
-from fastcrystal.data.synthetic import PER_FORMULA, synthetic_crystals
+from fastcrystal.data.making.synthetic import PER_FORMULA, synthetic_crystals
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from fastcrystal.data import build, prototypes
+from fastcrystal.data.making import build, prototypes
 from fastcrystal.discovery.candidate import Candidate
 from fastcrystal.discovery.hull import HullEntry
 

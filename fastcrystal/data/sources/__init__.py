@@ -46,7 +46,7 @@ from fastcrystal.data.sources.text import is_structure, one_line
 #: kinds whose ids and energies come from columns or keys
 KEYED = ("table", "aflow", "extxyz", "ase", "json")
 #: raw pages of databases: the kind in their `pages.json` -> the module whose `entries(folder)` reads them
-PAGES = {"aflux": "fastcrystal.data.aflow", "optimade": "fastcrystal.data.optimade"}
+PAGES = {"aflux": "fastcrystal.data.databases.aflow", "optimade": "fastcrystal.data.databases.optimade"}
 #: what is missing in an empty source
 _CONTENTS = {
     **dict.fromkeys(("file", "folder", "tar", "zip"), "CIF or POSCAR files"),

@@ -7,7 +7,7 @@
 In this order:
 
     sites        4..60 atoms in the primitive cell
-    duplicates   all but the first of crystals that are written down the same (`fastcrystal.data.duplicates`)
+    duplicates   all but the first of crystals that are written down the same (`fastcrystal.data.curation.duplicates`)
     energy       formation energies in an absolute range, eV/atom (off); crystals without an energy go
     window       not further than this above the lowest of the formula, eV/atom (off); crystals without an energy go
     rare         elements and space groups in under 1 % of the crystals, again and again until there is none
@@ -30,8 +30,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.data.duplicates import repeated
-from fastcrystal.data.formula_table import formula_table
+from fastcrystal.data.curation.duplicates import repeated
+from fastcrystal.data.curation.formula_table import formula_table
 from fastcrystal.data.store import Store
 from fastcrystal.durable import write_json
 from fastcrystal.features.elements import SYMBOLS

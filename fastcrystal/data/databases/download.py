@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 import fastcrystal
-from fastcrystal.data.pages import BadPageError, PageFolder
+from fastcrystal.data.databases.pages import BadPageError, PageFolder
 
 T = TypeVar("T")
 USER_AGENT = f"fastcrystal/{fastcrystal.__version__} (+https://github.com/fastcrystal/fastcrystal)"

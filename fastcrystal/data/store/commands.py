@@ -84,7 +84,7 @@ def _split(args: argparse.Namespace) -> None:
 
 
 def _merge(args: argparse.Namespace) -> None:
-    from fastcrystal.data.store_merge import merge_stores
+    from fastcrystal.data.store.merge import merge_stores
 
     store = merge_stores(args.stores, args.out)
     print(f"{len(store)} crystals of {len(args.stores)} stores: {args.out}")

@@ -46,7 +46,7 @@ def _templates() -> _Templates:
     from math import gcd
 
     from fastcrystal.canonical import canonicalise
-    from fastcrystal.data.prototypes import library
+    from fastcrystal.data.making.prototypes import library
 
     rows = []
     for _, structure in library(60):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from fastcrystal.data.store import Store, open_store
-from fastcrystal.data.store_format import UNITS, manifest_of, open_part, write_array, write_manifest
+from fastcrystal.data.store.format import UNITS, manifest_of, open_part, write_array, write_manifest
 from fastcrystal.durable import to_disk
 
 
@@ -20,7 +20,7 @@ def merge_stores(stores: Sequence[str | Path], out: str | Path) -> Store:
 
     Parts are hard links to the stores' own files, so that nothing is copied (except on another file system) and either
     side can be deleted. Only the labels are written anew: equal names become one label. Duplicates stay: see
-    `fastcrystal.data.curate`.
+    `fastcrystal.data.curation.curate`.
 
     Parameters
     ----------

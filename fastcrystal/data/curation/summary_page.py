@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastcrystal.data.curation.summary import PAPER_GROUPS, Summary, as_markdown, summarise
 from fastcrystal.data.store import Store
-from fastcrystal.data.summary import PAPER_GROUPS, Summary, as_markdown, summarise
 from fastcrystal.features.elements import SYMBOLS, element_table
 
 #: last space group of each crystal system, and a colour that is told apart from its neighbours without colour vision

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrystal.canonical import MAX_INPUT_SITES
-from fastcrystal.data.download import Downloaded, Page, Politeness, download_pages
+from fastcrystal.data.databases.download import Downloaded, Page, Politeness, download_pages
+from fastcrystal.data.databases.pages import BadPageError, PageFolder, group_or_zero, number_or_nan, read_rows
 from fastcrystal.data.entry import Entry, Reject, Sites
-from fastcrystal.data.pages import BadPageError, PageFolder, group_or_zero, number_or_nan, read_rows
 from fastcrystal.features.elements import atomic_number
 from fastcrystal.lattice import lattice_from_parameters
 

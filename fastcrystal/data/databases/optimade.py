@@ -20,9 +20,16 @@ from urllib.parse import urlencode, urljoin
 import numpy as np
 
 from fastcrystal.canonical import MAX_INPUT_SITES
-from fastcrystal.data.download import Downloaded, DownloadError, Page, Politeness, download_pages
+from fastcrystal.data.databases.download import Downloaded, DownloadError, Page, Politeness, download_pages
+from fastcrystal.data.databases.pages import (
+    BadPageError,
+    PageFolder,
+    group_or_zero,
+    number_or_nan,
+    read_record,
+    read_rows,
+)
 from fastcrystal.data.entry import Entry, Reject, Sites
-from fastcrystal.data.pages import BadPageError, PageFolder, group_or_zero, number_or_nan, read_record, read_rows
 from fastcrystal.features.elements import atomic_number
 
 KIND = "optimade"

@@ -18,7 +18,7 @@ from fastcrystal.canonical import Canonical
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.formulas import formula_keys
 from fastcrystal.data.store import Store, open_store
-from fastcrystal.data.store_format import (
+from fastcrystal.data.store.format import (
     FORMAT,
     PART,
     UNITS,

@@ -2,7 +2,7 @@
 
 Two crystals are the same here if they have the same formula, number of sites, space group, and, rounded, the same
 energy, lattice and sites. Those that are the same crystal under another description, or nearly, are the business of
-`fastcrystal.data.near_duplicates`.
+`fastcrystal.data.curation.near_duplicates`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fastcrystal.data.formulas import mix
 from fastcrystal.data.store import Store
-from fastcrystal.data.store_format import Columns
+from fastcrystal.data.store.format import Columns
 
 #: what is rounded off: angstrom, fraction of the cell, eV/atom
 LENGTH, FRACTION, ENERGY = 1e-3, 1e-4, 1e-4

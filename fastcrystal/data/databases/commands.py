@@ -53,8 +53,8 @@ def _range(text: str) -> tuple[int, int]:
 
 
 def _aflow(args: argparse.Namespace) -> None:
-    from fastcrystal.data.aflow import BASE_URL, AfluxQuery, download
-    from fastcrystal.data.download import Politeness
+    from fastcrystal.data.databases.aflow import BASE_URL, AfluxQuery, download
+    from fastcrystal.data.databases.download import Politeness
 
     query = AfluxQuery(
         tuple(args.elements), args.nspecies, args.natoms, args.catalog, not args.without_energy, args.page_size
@@ -66,8 +66,8 @@ def _aflow(args: argparse.Namespace) -> None:
 
 
 def _optimade(args: argparse.Namespace) -> None:
-    from fastcrystal.data.download import Politeness
-    from fastcrystal.data.optimade import OptimadeQuery, download, find_provider, make_filter
+    from fastcrystal.data.databases.download import Politeness
+    from fastcrystal.data.databases.optimade import OptimadeQuery, download, find_provider, make_filter
 
     provider = find_provider(args.provider)
     wanted = make_filter(tuple(args.elements), args.nelements, args.nsites, args.filter)

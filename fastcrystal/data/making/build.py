@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fastcrystal.data.prototypes import Candidate, candidates, default_formulas, library
+from fastcrystal.data.making.prototypes import Candidate, candidates, default_formulas, library
 from fastcrystal.durable import cut_broken_line
 from fastcrystal.parallel import map_parallel
 from fastcrystal.relax import MISSING_EXTRA, POTENTIALS, load_potential, relax, single_point
@@ -221,11 +221,11 @@ def build(
     Raises
     ------
     ValueError, ImportError
-        As `relax_all` and `fastcrystal.data.finish.finish`.
+        As `relax_all` and `fastcrystal.data.making.finish.finish`.
     """
     from importlib.metadata import version
 
-    from fastcrystal.data.finish import card, finish
+    from fastcrystal.data.making.finish import card, finish
 
     if not finish_only:
         relax_all(work, config, formulas or main_formulas(), jobs)

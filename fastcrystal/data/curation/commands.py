@@ -64,7 +64,7 @@ def _add_near_duplicates(kinds: Any) -> None:
 
 
 def _curate(args: argparse.Namespace) -> None:
-    from fastcrystal.data.curate import Curation, curate
+    from fastcrystal.data.curation.curate import Curation, curate
     from fastcrystal.data.store import open_store
 
     if args.out.exists():
@@ -85,8 +85,8 @@ def _curate(args: argparse.Namespace) -> None:
 
 
 def _summary(args: argparse.Namespace) -> None:
+    from fastcrystal.data.curation.summary_page import write_summary
     from fastcrystal.data.store import open_store
-    from fastcrystal.data.summary_page import write_summary
 
     paths = write_summary(open_store(args.store), args.out)
     print(paths[-1].read_text(encoding="utf-8").split("\n![")[0].rstrip())
@@ -94,7 +94,7 @@ def _summary(args: argparse.Namespace) -> None:
 
 
 def _near_duplicates(args: argparse.Namespace) -> None:
-    from fastcrystal.data.near_duplicates import find_near_duplicates
+    from fastcrystal.data.curation.near_duplicates import find_near_duplicates
     from fastcrystal.data.store import open_store
 
     report = find_near_duplicates(

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.formulas import formula_strings, parse_formula
-from fastcrystal.data.store_format import (
+from fastcrystal.data.store.format import (
     PER_CRYSTAL,
     VERSION,
     VIEW,
@@ -142,7 +142,7 @@ class Store:
         return decode_ids(self.columns(rows, ["id_bytes"]))
 
     def columns(self, rows: Rows | None = None, names: Collection[str] | None = None) -> Columns:
-        """Columns of some crystals, as arrays of their own (see `fastcrystal.data.store_format`).
+        """Columns of some crystals, as arrays of their own (see `fastcrystal.data.store.format`).
 
         Parameters
         ----------

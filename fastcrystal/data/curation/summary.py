@@ -1,6 +1,6 @@
 """What a store holds, in numbers: sites, space groups, elements, polymorphs and energies, from its columns alone.
 
-`fastcrystal.data.summary_page` draws them.
+`fastcrystal.data.curation.summary_page` draws them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.data.formula_table import formula_table
+from fastcrystal.data.curation.formula_table import formula_table
 from fastcrystal.data.store import Store
 from fastcrystal.features.elements import SYMBOLS
 
