@@ -23,6 +23,8 @@ _NEIGHBOURS = 12
 #: crystals whose neighbours' distances differ by more than this on average, in units of (volume per atom)^(1/3), are
 #: not compared: half of StructureMatcher's default stol
 _FAR = 0.15
+#: eV/atom within which two relaxations of one crystal end
+SAME_ENERGY = 5e-3
 #: comparisons of a candidate with the nearest of those before it
 _MOST = 4
 
@@ -101,6 +103,41 @@ def drop_copies(candidates: Sequence[Candidate], *, jobs: int | None = None, pro
     for i in order:
         if i not in stands_for:
             out[i] = candidates[i].measuring(copies=copies[i])
+    return out
+
+
+def drop_relaxed_copies(
+    candidates: Sequence[Candidate], *, jobs: int | None = None, progress: bool = True
+) -> list[Candidate]:
+    """Of candidates that relaxed to one crystal the lowest stays; the others get a reason.
+
+    One crystal: StructureMatcher calls two the same, and their energies ("energy", eV/atom) differ by less than
+    `SAME_ENERGY`: its tolerances alone would also take a distorted crystal for its symmetric, higher parent.
+
+    Parameters
+    ----------
+    candidates : sequence of Candidate
+        Relaxed; those with a reason are passed on.
+    jobs, progress
+        As for `drop_copies`.
+    """
+    kinds: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for i, c in enumerate(candidates):
+        if not c.reason:
+            kinds[tuple(sorted(c.numbers))].append(i)
+    energy = {i: float(candidates[i].measured["energy"]) for members in kinds.values() for i in members}
+    pairs = []
+    for members in kinds.values():
+        members.sort(key=lambda i: energy[i])
+        for k, later in enumerate(members):
+            pairs += [(lower, later) for lower in members[:k] if energy[later] - energy[lower] < SAME_ENERGY]
+    out = list(candidates)
+    if not pairs:
+        return out
+    first, second = (as_batch([candidates[p[side]] for p in pairs]) for side in (0, 1))
+    for (lower, later), same in zip(pairs, match_pairs(first, second, jobs=jobs, progress=progress).fit, strict=True):
+        if same and not out[lower].reason and not out[later].reason:
+            out[later] = candidates[later].rejected(f"relaxed to the same crystal as {candidates[lower].id}")
     return out
 
 

@@ -29,7 +29,7 @@ from fastcrystal.discovery import ranking
 from fastcrystal.discovery.candidate import Candidate
 from fastcrystal.discovery.conditions import plan, read_conditions, training_groups, write_conditions
 from fastcrystal.discovery.config import DiscoverConfig
-from fastcrystal.discovery.filtering import check_validity, drop_copies, symmetrise
+from fastcrystal.discovery.filtering import check_validity, drop_copies, drop_relaxed_copies, symmetrise
 from fastcrystal.discovery.generate import accuracy, generate, usable
 from fastcrystal.discovery.hull import Hull, HullEntry, best_per_formula, hull_data, table
 from fastcrystal.discovery.relax import RelaxSettings, relax_candidates
@@ -75,7 +75,7 @@ def discover(config: DiscoverConfig, run: Path, *, device: str = "auto", jobs: i
     generated = _generated(config, run, model, formulas, hull, jobs)
     filtered = _filtered(config, run, generated, jobs)
     relaxed = _relaxed(config, run, filtered, jobs)
-    placed = _placed(run, relaxed, hull, formulas)
+    placed = _placed(run, relaxed, hull, formulas, jobs)
     ranking.write(run / "6_ranking", placed, config.best)
     rows = best_per_formula(placed)
     (run / "6_ranking" / "table.md").write_text(table(rows, hull.scale) + "\n", encoding="utf-8")
@@ -248,13 +248,13 @@ def _room(candidate: Candidate) -> tuple[float, int]:
     return float(candidate.measured.get("closeness", 0.0)), int(candidate.measured.get("copies", 1))
 
 
-def _placed(run: Path, relaxed: list[Candidate], hull: Hull, formulas: list[str]) -> list[Candidate]:
+def _placed(run: Path, relaxed: list[Candidate], hull: Hull, formulas: list[str], jobs: int | None) -> list[Candidate]:
     from pymatgen.core import Composition
 
     stage = Stage(run, "5_hull")
     if stage.is_done:
         return stage.read()
-    placed = list(hull.place(relaxed))
+    placed = drop_relaxed_copies(list(hull.place(relaxed)), jobs=jobs)
     elements = sorted({e.symbol for f in formulas for e in Composition(f).elements})
     try:
         write_json(stage.folder / "hull.json", hull_data(hull, elements, placed))

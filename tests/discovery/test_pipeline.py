@@ -19,7 +19,7 @@ from pymatgen.core import Structure
 from fastcrystal.discovery.candidate import Candidate, read_candidates
 from fastcrystal.discovery.conditions import LADDERS, ladder, plan
 from fastcrystal.discovery.config import DiscoverConfig
-from fastcrystal.discovery.filtering import check_validity, drop_copies, fingerprint, symmetrise
+from fastcrystal.discovery.filtering import check_validity, drop_copies, drop_relaxed_copies, fingerprint, symmetrise
 from fastcrystal.discovery.hull import Hull, HullEntry
 from fastcrystal.discovery.pipeline import choose, discover, hull_energy
 from fastcrystal.potentials import scale_of
@@ -100,6 +100,18 @@ def test_copies_are_recognised_whatever_the_cell() -> None:
     assert near == pytest.approx(2.8 / (1.66 + 1.02), abs=0.2)  # Na-Cl over its covalent radii
     assert out[0].measured == {"space_group": 225, "copies": 2}
     np.testing.assert_allclose(fingerprint(again), fingerprint(rocksalt()), atol=1e-9)
+
+
+def test_what_relaxed_to_one_crystal_counts_once() -> None:
+    low, twin, other = (
+        rocksalt(id=n).measuring(energy=e) for n, e in (("low", -3.0), ("twin", -2.999), ("other", -2.9))
+    )
+    lost = rocksalt(id="lost").rejected("no")
+    out = drop_relaxed_copies([other, twin, lost, low], jobs=1, progress=False)
+    assert [c.reason for c in out] == ["", "relaxed to the same crystal as low", "no", ""]
+    # an own crystal at the same energy stays
+    caesium = Candidate("cs", "NaCl", [11, 17], [[0.0] * 3, [0.5] * 3], [[3.4, 0, 0], [0, 3.4, 0], [0, 0, 3.4]])
+    assert not any(c.reason for c in drop_relaxed_copies([low, caesium.measuring(energy=-3.0)], jobs=1, progress=False))
 
 
 def test_symmetrised_to_the_group_that_was_asked_for() -> None:
