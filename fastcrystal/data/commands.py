@@ -8,7 +8,7 @@ from typing import Any
 
 from fastcrystal.data.curation.commands import add_curation
 from fastcrystal.data.databases.commands import add_databases
-from fastcrystal.data.store.commands import add_stores
+from fastcrystal.data.store_commands import add_stores
 from fastcrystal.options import add_jobs
 
 

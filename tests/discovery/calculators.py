@@ -76,6 +76,13 @@ class Moody(EMT):  # type: ignore[misc]
             self.results["energy"] = float("nan")
 
 
+def spheres() -> Any:
+    """Lennard-Jones atoms as large as real ones."""
+    from ase.calculators.lj import LennardJones
+
+    return LennardJones(sigma=2.5, epsilon=0.1, rc=7.5)
+
+
 def failing() -> None:
     raise OSError("no weights here")
 

@@ -24,7 +24,7 @@ from fastcrystal.discovery.hull import Hull, HullEntry
 from fastcrystal.discovery.pipeline import choose, discover, hull_energy
 from fastcrystal.potentials import scale_of
 
-POTENTIAL = "ase.calculators.lj:LennardJones"
+POTENTIAL = "tests.discovery.calculators:spheres"
 
 
 def rocksalt(a: float = 5.6, id: str = "a", **about: object) -> Candidate:
@@ -145,6 +145,7 @@ def test_all_the_way(config: DiscoverConfig, tmp_path: Path) -> None:
     placed = list(read_candidates(run / "5_hull" / "candidates.jsonl"))
     assert [c.id for c in placed] == [c.id for c in generated]  # nothing is lost
     ranked = list(csv.DictReader((run / "6_ranking" / "ranking.csv").open()))
+    assert ranked
     energies = [float(r["e_above_hull_mev"]) for r in ranked]
     assert energies == sorted(energies)
     for row in ranked:

@@ -4,7 +4,6 @@ store       opening, views, batches
 format      arrays, manifest, checksums
 writer      making and appending, crash-safe
 merge       several stores as one
-commands    `fastcrystal data select`, `split`, `merge`, `export`
 """
 
 from fastcrystal.data.store.store import Store, is_store, open_store
