@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from fastcrystal.discovery.relax_options import add_relaxation, settings_of
 from fastcrystal.options import add_jobs
+
+if TYPE_CHECKING:
+    from fastcrystal.discovery.relax import RelaxSettings
 
 
 def add_discovery(commands: Any) -> None:
@@ -29,7 +33,8 @@ def add_discovery(commands: Any) -> None:
     d.add_argument("--entries", default="", help="your own entries for the hull: JSON or csv")
     d.add_argument("--scale", default="", help="what the energies of --entries are called, for example PBE")
     d.add_argument("--best", type=int, help="candidates that get VASP inputs (10)")
-    _add_relaxation(d)
+    add_relaxation(d)
+    add_jobs(d)
     d.add_argument("--device", default="auto", help="of the model")
 
     m = commands.add_parser("modify", help="more stable modifications of a crystal, ranked by relaxed energy")
@@ -45,29 +50,15 @@ def add_discovery(commands: Any) -> None:
     m.add_argument("--steps", type=int, help="of the sampler")
     m.add_argument("--seed", type=int, default=0)
     m.add_argument("--no-relax", action="store_true", help="list proposals without energies")
-    _add_relaxation(m)
+    add_relaxation(m)
+    add_jobs(m)
     m.add_argument("--device", default="auto", help="of the model")
 
 
-def _add_relaxation(p: Any) -> None:
-    p.add_argument("--potential", default="sevennet-0", help="name or module:function of an ASE calculator")
-    p.add_argument("--cell", choices=("full", "fixed"), help="relax atoms and cell, or atoms alone (full)")
-    p.add_argument("--relax-steps", type=int, help="most steps of a relaxation (200)")
-    p.add_argument("--time-limit", type=float, help="seconds for each (120)")
-    p.add_argument("--relax-device", metavar="DEVICE", help="of the potential: cpu (default) or cuda")
-    p.add_argument("--batch", type=int, metavar="N", help="structures that torch-sim relaxes together (1: each alone)")
-    add_jobs(p)
-
-
-def _relaxation(args: argparse.Namespace) -> dict[str, Any]:
-    given = {
-        "cell": args.cell,
-        "steps": args.relax_steps,
-        "time_limit": args.time_limit,
-        "device": args.relax_device,
-        "batch": args.batch,
-    }
-    return {k: v for k, v in given.items() if v is not None}
+def _unusual(settings: RelaxSettings) -> dict[str, Any]:
+    """What is not the default, as `DiscoverConfig` has it."""
+    usual = type(settings)().to_dict()
+    return {k: v for k, v in settings.to_dict().items() if usual.get(k) != v}
 
 
 def _discover(args: argparse.Namespace) -> None:
@@ -89,7 +80,7 @@ def _discover(args: argparse.Namespace) -> None:
         hull_energies=dict(_hull_energy(text) for text in args.hull_energy),
         symmetrise=args.symmetrise,
         potential=args.potential,
-        relax=_relaxation(args),
+        relax=_unusual(settings_of(args)),
         entries=args.entries,
         scale=args.scale,
         **{k: v for k, v in given.items() if v is not None},
@@ -107,7 +98,6 @@ def _hull_energy(text: str) -> tuple[str, float]:
 
 def _modify(args: argparse.Namespace) -> None:
     from fastcrystal.discovery.modify import Modification, modify
-    from fastcrystal.discovery.relax import RelaxSettings
 
     print(
         modify(
@@ -119,7 +109,7 @@ def _modify(args: argparse.Namespace) -> None:
             seed=args.seed,
             device=args.device,
             potential=None if args.no_relax else args.potential,
-            relax=RelaxSettings.from_dict(_relaxation(args)),
+            relax=settings_of(args),
             jobs=args.jobs,
         )
     )

@@ -17,12 +17,13 @@ from ase.build import bulk
 
 from fastcrystal.discovery import relax_batch
 from fastcrystal.discovery.candidate import Candidate
-from fastcrystal.discovery.commands import _relaxation, add_discovery
+from fastcrystal.discovery.commands import _unusual, add_discovery
 from fastcrystal.discovery.config import DiscoverConfig
-from fastcrystal.discovery.hull_commands import add_hull, settings_of
+from fastcrystal.discovery.hull_commands import add_hull
 from fastcrystal.discovery.pipeline import _same_request
 from fastcrystal.discovery.references import _key
 from fastcrystal.discovery.relax import RelaxSettings, relax_candidates
+from fastcrystal.discovery.relax_options import settings_of
 from tests.discovery.crystals import made
 from tests.discovery.torchsim_models import EPSILON, lj
 
@@ -252,11 +253,11 @@ def test_options_of_the_commands() -> None:
     assert settings_of(parse([*RELAX, *OPTIONS])) == RelaxSettings(batch=8, device="cuda")
     assert settings_of(parse(RELAX)) == RelaxSettings()
     for command in (["discover", "--formula", "Cu"], ["modify", "a.cif", "--checkpoint", "c"]):
-        assert _relaxation(parse([*command, *OPTIONS])) == {
+        assert _unusual(settings_of(parse([*command, *OPTIONS]))) == {
             "batch": 8,
             "device": "cuda",
         }
-        assert _relaxation(parse(command)) == {}
+        assert _unusual(settings_of(parse(command))) == {}
 
 
 @needs_torch_sim
