@@ -166,7 +166,8 @@ def _stability(s: dict[str, Any], n_made: int) -> list[str]:
     if s["n_placed"]:
         near = s["share_within"]
         lines.append(
-            f"- Energy above the hull: mean {s['e_above_hull_mean']:.3f}, median {s['e_above_hull_median']:.3f} "
+            f"- Energy above the hull: mean {round(s['e_above_hull_mean'], 3) + 0.0:.3f}, "
+            f"median {round(s['e_above_hull_median'], 3) + 0.0:.3f} "
             f"eV/atom. Of the crystals made, {_percent(near['0'])} on or below it, {_percent(near['0.1'])} within 0.1 "
             "eV/atom."
         )
