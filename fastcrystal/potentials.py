@@ -154,7 +154,7 @@ def check_potential(name: str) -> _Named | None:
 
 
 def check_batched(name: str) -> _Named | None:
-    """As `check_potential`, for `fastcrystal.torchsim.load_model`.
+    """As `check_potential`, for `fastcrystal.torchsim_models.load_model`.
 
     Raises
     ------

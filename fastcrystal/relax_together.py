@@ -39,7 +39,7 @@ def relax_together(
     crystals : sequence of (species, frac, lattice)
         As for `fastcrystal.relax.relax`.
     model : torch_sim ModelInterface
-        From `fastcrystal.torchsim.load_model`.
+        From `fastcrystal.torchsim_models.load_model`.
     steps, max_force, cell
         As for `fastcrystal.relax.relax`; the threshold is on the same forces.
     time_limit : float

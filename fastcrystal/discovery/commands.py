@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastcrystal.discovery.relax_options import add_relaxation, settings_of
+from fastcrystal.discovery.relaxation.options import add_relaxation, settings_of
 from fastcrystal.options import add_jobs
 
 if TYPE_CHECKING:
-    from fastcrystal.discovery.relax import RelaxSettings
+    from fastcrystal.discovery.relaxation.settings import RelaxSettings
 
 
 def add_discovery(commands: Any) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from fastcrystal.discovery.conditions import LADDERS, RUNGS
-from fastcrystal.discovery.relax import RelaxSettings
+from fastcrystal.discovery.relaxation.settings import RelaxSettings
 from fastcrystal.jsonable import Jsonable
 
 

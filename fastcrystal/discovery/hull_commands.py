@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastcrystal.discovery.relax_options import add_relaxation, settings_of
+from fastcrystal.discovery.relaxation.options import add_relaxation, settings_of
 from fastcrystal.options import add_jobs
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def _add_relax(commands: Any) -> None:
 
 def _relax(args: argparse.Namespace) -> None:
     from fastcrystal.discovery.inputs import write_cifs
-    from fastcrystal.discovery.relax_folder import RELAXED, relax_into
+    from fastcrystal.discovery.relaxation.folder import RELAXED, relax_into
 
     relaxed = relax_into(args.out, _load(args.source), args.potential, settings_of(args), jobs=args.jobs)
     count = write_cifs(relaxed, args.out / "cif")
@@ -182,7 +182,7 @@ def _potential_of(source: Path) -> str:
     """The potential that `fastcrystal relax` noted beside its results."""
     import json
 
-    from fastcrystal.discovery.relax_folder import SETTINGS
+    from fastcrystal.discovery.relaxation.folder import SETTINGS
 
     note = (source if source.is_dir() else source.parent) / SETTINGS
     return str(json.loads(note.read_text(encoding="utf-8"))["potential"]) if note.is_file() else "sevennet-0"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastcrystal.data.entry import Reject
 from fastcrystal.discovery.candidate import Candidate, read_candidates
-from fastcrystal.discovery.relax_folder import RELAXED
+from fastcrystal.discovery.relaxation.folder import RELAXED
 
 #: files of candidates that `fastcrystal hull`, `vasp-results` and `relax` leave in their folders, the furthest first
 STAGE_FILES = ("placed.jsonl", RELAXED)

@@ -15,7 +15,8 @@ from fastcrystal.crystal import CrystalBatch
 from fastcrystal.discovery.candidate import Candidate, write_candidates
 from fastcrystal.discovery.filtering import SYMPREC, as_batch, check_validity, drop_copies
 from fastcrystal.discovery.ranking import with_group
-from fastcrystal.discovery.relax import RelaxSettings, relax_candidates
+from fastcrystal.discovery.relaxation.candidates import relax_candidates
+from fastcrystal.discovery.relaxation.settings import RelaxSettings
 from fastcrystal.metrics.match import match_pairs
 from fastcrystal.requests import check_elements, obtained_group
 from fastcrystal.sampling import Generator

@@ -32,7 +32,8 @@ from fastcrystal.discovery.config import DiscoverConfig
 from fastcrystal.discovery.filtering import check_validity, drop_copies, drop_relaxed_copies, symmetrise
 from fastcrystal.discovery.generate import accuracy, generate, usable
 from fastcrystal.discovery.hull import Hull, HullEntry, best_per_formula, hull_data, table
-from fastcrystal.discovery.relax import RelaxSettings, relax_candidates
+from fastcrystal.discovery.relaxation.candidates import relax_candidates
+from fastcrystal.discovery.relaxation.settings import RelaxSettings
 from fastcrystal.discovery.stage import Stage, say
 from fastcrystal.durable import write_json
 from fastcrystal.sampling import Generator

@@ -29,7 +29,8 @@ from tqdm import tqdm
 
 from fastcrystal.discovery.candidate import Candidate, read_candidates
 from fastcrystal.discovery.hull import MAX_ELEMENTS, HullEntry, entry_of
-from fastcrystal.discovery.relax import RelaxSettings, relax_candidates
+from fastcrystal.discovery.relaxation.candidates import relax_candidates
+from fastcrystal.discovery.relaxation.settings import RelaxSettings
 from fastcrystal.durable import cut_broken_line
 from fastcrystal.features.elements import SYMBOLS
 from fastcrystal.potentials import scale_of

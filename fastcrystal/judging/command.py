@@ -54,7 +54,7 @@ def _potential(args: argparse.Namespace) -> Potential | None:
         if relaxation or others:
             raise ValueError("options of energies above the hull, but no --potential: give one, for example sevennet-0")
         return None
-    from fastcrystal.discovery.relax import RelaxSettings
+    from fastcrystal.discovery.relaxation.settings import RelaxSettings
     from fastcrystal.judging.stability import Potential
 
     if others.get("per_formula", 1) < 1:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fastcrystal.discovery.candidate import Candidate
 from fastcrystal.discovery.hull import ON_HULL, Hull
-from fastcrystal.discovery.relax import RelaxSettings
+from fastcrystal.discovery.relaxation.settings import RelaxSettings
 from fastcrystal.judging.crystals import Crystals
 from fastcrystal.judging.pairs import Limits
 from fastcrystal.judging.rates import share
@@ -149,7 +149,7 @@ def place(
     ImportError
         If the potential is not installed.
     """
-    from fastcrystal.discovery.relax_folder import relax_into
+    from fastcrystal.discovery.relaxation.folder import relax_into
     from fastcrystal.potentials import check_potential, scale_of
 
     check_potential(potential.name)

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastcrystal.discovery import relax as relaxing
 from fastcrystal.discovery.candidate import Candidate
-from fastcrystal.discovery.relax import RelaxSettings, relax_candidates
-from fastcrystal.discovery.relax_worker import displacement
+from fastcrystal.discovery.relaxation import process as relaxing
+from fastcrystal.discovery.relaxation.candidates import relax_candidates
+from fastcrystal.discovery.relaxation.settings import RelaxSettings
+from fastcrystal.discovery.relaxation.worker import displacement
 from fastcrystal.potentials import check_potential, load_potential, scale_of
 from tests.discovery.crystals import made
 

@@ -15,15 +15,16 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from fastcrystal.discovery import relax_batch
 from fastcrystal.discovery.candidate import Candidate
 from fastcrystal.discovery.commands import _unusual, add_discovery
 from fastcrystal.discovery.config import DiscoverConfig
 from fastcrystal.discovery.hull_commands import add_hull
 from fastcrystal.discovery.pipeline import _same_request
 from fastcrystal.discovery.references import _key
-from fastcrystal.discovery.relax import RelaxSettings, relax_candidates
-from fastcrystal.discovery.relax_options import settings_of
+from fastcrystal.discovery.relaxation import batch as relax_batch
+from fastcrystal.discovery.relaxation.candidates import relax_candidates
+from fastcrystal.discovery.relaxation.options import settings_of
+from fastcrystal.discovery.relaxation.settings import RelaxSettings
 from tests.discovery.crystals import made
 from tests.discovery.torchsim_models import EPSILON, lj
 

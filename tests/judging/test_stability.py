@@ -122,7 +122,7 @@ def test_what_cannot_be(
     def no_work(*_: object, **__: object) -> None:
         raise AssertionError("nothing is to be relaxed")
 
-    monkeypatch.setattr("fastcrystal.discovery.relax_folder.relax_into", no_work)
+    monkeypatch.setattr("fastcrystal.discovery.relaxation.folder.relax_into", no_work)
     out = ("--out", str(tmp_path / "o"), "--jobs", "1")
 
     def refused(*arguments: object) -> str:

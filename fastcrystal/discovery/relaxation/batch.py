@@ -10,13 +10,14 @@ from dataclasses import replace
 from typing import Any
 
 from fastcrystal.discovery.candidate import Candidate
-from fastcrystal.discovery.relax import GRACE, RelaxSettings, ask, relax_one
+from fastcrystal.discovery.relaxation.process import GRACE, ask, relax_one
+from fastcrystal.discovery.relaxation.settings import RelaxSettings
 from fastcrystal.discovery.stage import say
 from fastcrystal.metrics.worker import encode
 from fastcrystal.parallel import map_parallel
 from fastcrystal.potentials import scale_of
 
-WORKER = "fastcrystal.discovery.relax_batch_worker"
+WORKER = "fastcrystal.discovery.relaxation.batch_worker"
 
 
 def relax_batches(

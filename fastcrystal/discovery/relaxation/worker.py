@@ -1,8 +1,8 @@
 """One relaxing process: a potential loaded once, crystals in on stdin, relaxed ones out on stdout.
 
-`fastcrystal.discovery.relax` starts it as `python -m fastcrystal.discovery.relax_worker NAME DEVICE FOLDER`. What a
-calculator does in compiled code cannot be interrupted from Python; a process of its own can be killed, and when it dies
-of a crash or of its memory limit, only the crystal that it had is lost.
+`process` starts it as `python -m fastcrystal.discovery.relaxation.worker NAME DEVICE FOLDER`. What a calculator does in
+compiled code cannot be interrupted from Python; a process of its own can be killed, and when it dies of a crash or of
+its memory limit, only the crystal that it had is lost.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""One process that relaxes batches with torch-sim: `fastcrystal.discovery.relax_worker` for several crystals at a time.
+"""One process that relaxes batches with torch-sim: `worker` for several crystals at a time.
 
-`relax_batch` starts it as `python -m fastcrystal.discovery.relax_batch_worker NAME DEVICE FOLDER`.
+`batch` starts it as `python -m fastcrystal.discovery.relaxation.batch_worker NAME DEVICE FOLDER`.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from fastcrystal.discovery.relax_worker import answer_of, checked_volume
+from fastcrystal.discovery.relaxation.worker import answer_of, checked_volume
 from fastcrystal.metrics import worker
 from fastcrystal.metrics.worker import Judge
 from fastcrystal.relax_together import relax_together
-from fastcrystal.torchsim import load_model
+from fastcrystal.torchsim_models import load_model
 
 
 def batch_relaxer(name: str, device: str) -> Judge:
     """Load a torch-sim model and return the function that relaxes a batch.
 
     The request holds "crystals", each [numbers, frac, lattice], and the settings of `relax_together`. The reply holds
-    "answers", each as that of `relax_worker.relaxer`, or the "reason" why there are none.
+    "answers", each as that of `worker.relaxer`, or the "reason" why there are none.
     """
     model = load_model(name, device)
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fastcrystal.discovery.candidate import Candidate, read_candidates, write_candidates
-from fastcrystal.discovery.relax import RelaxSettings, relax_candidates
+from fastcrystal.discovery.relaxation.candidates import relax_candidates
+from fastcrystal.discovery.relaxation.settings import RelaxSettings
 from fastcrystal.durable import cut_broken_line, write_json
 
 RELAXED, SETTINGS = "relaxed.jsonl", "relax.json"

@@ -1,0 +1,57 @@
+"""How to relax."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from fastcrystal.jsonable import Jsonable
+from fastcrystal.relax import Cell
+
+
+@dataclass(frozen=True)
+class RelaxSettings(Jsonable):
+    """How to relax.
+
+    Attributes
+    ----------
+    cell : {"full", "fixed"}
+        Atoms and cell, or the atoms in the cell as it is ("fixed", as in the paper's code).
+    steps : int
+        Most FIRE steps.
+    max_force : float
+        Convergence threshold on atoms and, in a full relaxation, cell, eV/angstrom.
+    time_limit : float
+        Seconds per structure. Checked between steps: what there is by then is kept, as not converged.
+    max_volume_ratio : float
+        A cell that becomes this much larger or smaller than it was is rejected.
+    device : str
+        For the potentials by name: "cpu", "cuda", ...
+    batch : int
+        Structures that torch-sim relaxes together, in the sum of their time limits; 1: each alone, by ASE.
+    """
+
+    cell: Cell = "full"
+    steps: int = 200
+    max_force: float = 0.05
+    time_limit: float = 120.0
+    max_volume_ratio: float = 10.0
+    device: str = "cpu"
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        if self.cell not in ("full", "fixed"):
+            raise ValueError(f"cell must be full or fixed, got {self.cell!r}")
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if self.batch < 1:
+            raise ValueError(f"batch must be at least 1, got {self.batch}")
+        for name, least in (("max_force", 0.0), ("time_limit", 0.0), ("max_volume_ratio", 1.0)):
+            value = getattr(self, name)
+            if not least < value < math.inf:
+                raise ValueError(f"{name} must be a finite number above {least:g}, got {value}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; a batch of 1 is left out, as in folders from before there were batches."""
+        return {k: v for k, v in super().to_dict().items() if (k, v) != ("batch", 1)}
