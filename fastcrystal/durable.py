@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+LOCK = ".lock"
+
+
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Be the only process at work in a folder, which is made where it is missing.
+
+    Raises
+    ------
+    ValueError
+        If another one is at work there, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+    except OSError as error:
+        raise ValueError(f"{folder} cannot be written ({error.strerror}): use another folder") from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise ValueError(f"another process is at work in {folder}: wait for it, or use another folder") from None
+        try:
+            yield
+        except BaseException:
+            if [p.name for p in folder.iterdir()] == [LOCK]:  # what failed before its first result leaves nothing
+                (folder / LOCK).unlink()
+                folder.rmdir()
+            raise
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

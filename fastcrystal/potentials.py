@@ -17,6 +17,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from fastcrystal.durable import file_sha256
+
 #: what `load_potential` takes beside the names, for help texts and errors
 CUSTOM = "MODULE:FUNCTION (a callable that returns an ASE calculator)"
 #: those that torch-sim relaxes in batches, beside "module:function"
@@ -175,8 +177,8 @@ def check_batched(name: str) -> _Named | None:
 def scale_of(name: str) -> str:
     """The energy scale of a potential: what its energies may be compared with.
 
-    For "module:function" it is that and the version of the package, where there is one: a file that is edited keeps its
-    scale, so name another function when you change what it returns.
+    For "module:function" it is that and the version of the package or, where it is of no package, a digest of the
+    module's file: two files of one name, and a file before and after an edit, are two scales.
 
     Raises
     ------
@@ -193,7 +195,25 @@ def scale_of(name: str) -> str:
     try:
         return f"{name} {version(module.split('.')[0])}"
     except PackageNotFoundError:
-        return name
+        return f"{name} {_source_digest(module)}".rstrip()
+
+
+def _source_digest(module: str) -> str:
+    """Of a module's file; "" where there is none."""
+    _look_here()
+    try:
+        spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # it is refused, with words, where it is loaded
+        spec = None
+    if spec is None or not spec.origin or not Path(spec.origin).is_file():
+        return ""
+    return file_sha256(Path(spec.origin))[:8]
+
+
+def _look_here() -> None:
+    """Find modules in the working folder first, as `python -m` does and the command `fastcrystal` does not."""
+    if not {"", os.getcwd()} & set(sys.path[:1]):
+        sys.path.insert(0, os.getcwd())
 
 
 def _is_installed(module: str) -> bool:
@@ -205,9 +225,7 @@ def _is_installed(module: str) -> bool:
 def _function(name: str) -> Callable[[], Any]:
     """The callable of "module:function"."""
     module, _, path = name.partition(":")
-    # as `python -m` does: a module in the working folder, which the `fastcrystal` command does not look at by itself
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    _look_here()
     try:
         found: Any = importlib.import_module(module)
     except Exception as error:  # whatever the module does when it is imported

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastcrystal.durable import write_lines
 from fastcrystal.features.elements import SYMBOLS
 
 if TYPE_CHECKING:
@@ -115,6 +116,4 @@ def read_candidates(path: Path) -> Iterator[Candidate]:
 
 def write_candidates(path: Path, candidates: Iterable[Candidate]) -> None:
     """A .jsonl file of candidates, written beside its goal and renamed."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text("".join(c.to_json() + "\n" for c in candidates), encoding="utf-8")
-    partial.replace(path)
+    write_lines(path, (c.to_json() for c in candidates))

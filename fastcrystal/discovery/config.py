@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from fastcrystal.discovery.conditions import LADDERS, RUNGS
@@ -67,6 +68,19 @@ class DiscoverConfig(Jsonable):
             object.__setattr__(self, name, tuple(getattr(self, name)))
         if not self.formulas:
             raise ValueError("nothing to discover: give at least one --formula")
+        object.__setattr__(self, "groups", tuple(dict.fromkeys(self.groups)))
+        bad = [g for g in self.groups if not 1 <= g <= 230]
+        if bad:
+            raise ValueError(f"space groups must be in 1..230, got {bad[0]}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be at least 0, got {self.seed}")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        for formula, energy in self.hull_energies.items():
+            if not math.isfinite(energy):
+                raise ValueError(f"the hull energy of {formula} must be a finite number of eV/atom, got {energy}")
+            if formula not in self.formulas:
+                raise ValueError(f"{formula} has a hull energy, but is not asked for: write it as in --formula")
         unknown = [name for name in self.ladders if name not in LADDERS]
         if unknown:
             raise ValueError(f"ladder must be one of {', '.join(LADDERS)}, got {unknown[0]!r}")

@@ -121,10 +121,10 @@ def drop_relaxed_copies(
     jobs, progress
         As for `drop_copies`.
     """
-    kinds: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    kinds: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for i, c in enumerate(candidates):
         if not c.reason:
-            kinds[tuple(sorted(c.numbers))].append(i)
+            kinds[_kind(c)].append(i)
     energy = {i: float(candidates[i].measured["energy"]) for members in kinds.values() for i in members}
     pairs = []
     for members in kinds.values():
@@ -143,9 +143,9 @@ def drop_relaxed_copies(
 
 def _worth_comparing(candidates: Sequence[Candidate], order: Sequence[int]) -> list[tuple[int, int]]:
     """Pairs (earlier, later) that may be one crystal: the nearest few by fingerprint."""
-    kinds: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    kinds: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for i in order:
-        kinds[tuple(sorted(candidates[i].numbers))].append(i)
+        kinds[_kind(candidates[i])].append(i)
     pairs = []
     for members in kinds.values():
         prints = np.array([fingerprint(candidates[i]) for i in members])
@@ -154,6 +154,11 @@ def _worth_comparing(candidates: Sequence[Candidate], order: Sequence[int]) -> l
             near = np.argsort(gap, kind="stable")[:_MOST]
             pairs += [(members[e], members[later]) for e in near if gap[e] < _FAR]
     return pairs
+
+
+def _kind(candidate: Candidate) -> tuple[str, ...]:
+    """Only candidates of one kind are compared: the same atoms, asked for by the same formula."""
+    return candidate.formula, *map(str, sorted(candidate.numbers))
 
 
 def fingerprint(candidate: Candidate) -> NDArray[np.float64]:

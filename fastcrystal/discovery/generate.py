@@ -12,6 +12,7 @@ import torch
 from tqdm import tqdm
 
 from fastcrystal.crystal import CrystalBatch
+from fastcrystal.data.formulas import parse_formula
 from fastcrystal.discovery.candidate import Candidate, read_candidates
 from fastcrystal.discovery.conditions import Condition
 from fastcrystal.draws import step_seed
@@ -31,10 +32,15 @@ def usable(formulas: Sequence[str], model: Generator) -> tuple[list[str], dict[s
     Parameters
     ----------
     formulas : sequence of str
-        As a user writes them; one that comes twice counts once.
+        As a user writes them; one that comes twice, in whatever order of its elements, counts once.
     model : Generator
     """
     reasons = {formula: _why_not(formula, model) for formula in formulas}
+    seen: dict[tuple[int, ...], str] = {}
+    for formula in [f for f, why in reasons.items() if not why]:
+        first = seen.setdefault(tuple(sorted(parse_formula(formula))), formula)
+        if first != formula:
+            reasons[formula] = f"the same atoms as {first}"
     return [f for f, why in reasons.items() if not why], {f: why for f, why in reasons.items() if why}
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from fastcrystal.discovery.candidate import Candidate
+from fastcrystal.potentials import scale_of
 
 if TYPE_CHECKING:
     from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
@@ -182,6 +183,15 @@ class Hull:
                 )
                 continue
             yield candidate.measuring(**found, reference_scale=self.scale)
+
+    def check_scale(self, source: object, potential: str) -> None:
+        """Raise ValueError unless the entries, which are from `source`, are on the scale of the potential."""
+        scale = scale_of(potential)
+        if self.scale != scale:
+            raise ValueError(
+                f"the energies in {source} are on the scale {self.scale!r}, those of {potential} on {scale!r}: they "
+                "cannot be compared; leave --entries out, and references are relaxed with the potential"
+            )
 
     def check_terminals(self, elements: Iterable[str]) -> None:
         """Raise ValueError if one of these elements has no entry: before hours are spent on candidates."""

@@ -14,6 +14,7 @@ from fastcrystal.options import add_jobs
 if TYPE_CHECKING:
     from fastcrystal.discovery.candidate import Candidate
     from fastcrystal.discovery.hull import Hull, HullEntry
+    from fastcrystal.discovery.relaxation.settings import RelaxSettings
 
 CRYSTALS = "a CIF, a folder or archive of them, a store, or what another of these commands wrote"
 
@@ -72,7 +73,7 @@ def _add_references(p: Any) -> None:
 def _hull(args: argparse.Namespace) -> None:
     from fastcrystal.discovery.hull import Hull, entry_of, one_scale
 
-    candidates = _load(args.source)
+    candidates = _load(args.source, unplaced=True)
     running = [c for c in candidates if not c.reason]
     if not running:
         raise ValueError(f"no candidate in {args.source} is in the running: nothing to place")
@@ -93,7 +94,10 @@ def _hull(args: argparse.Namespace) -> None:
                 f"the candidates' energies are on the scale {scale!r}, references by {name} would be on "
                 f"{scale_of(name)!r}: give the --potential that relaxed them"
             )
-        hull = Hull(reference_entries(elements, name, per_formula=args.per_formula, cache=args.cache, jobs=args.jobs))
+        how = _settings_of(args.source)
+        hull = Hull(
+            reference_entries(elements, name, how, per_formula=args.per_formula, cache=args.cache, jobs=args.jobs)
+        )
     placed = list(hull.place(candidates))
     out = args.out or (args.source if args.source.is_dir() else args.source.parent)
     print(write_placed(placed, hull, elements, out))
@@ -139,7 +143,14 @@ def _vasp_inputs(args: argparse.Namespace) -> None:
         elements = sorted({e.symbol for c in chosen for e in c.structure().composition})
         name = args.potential or _potential_of(args.source)
         references = list(
-            relaxed_references(elements, name, per_formula=args.per_formula, cache=args.cache, jobs=args.jobs)
+            relaxed_references(
+                elements,
+                name,
+                _settings_of(args.source),
+                per_formula=args.per_formula,
+                cache=args.cache,
+                jobs=args.jobs,
+            )
         )
     print(write_inputs(chosen, args.out, references, args.scale))
 
@@ -169,23 +180,42 @@ def _vasp_results(args: argparse.Namespace) -> None:
     print(write_placed(placed, hull, elements, args.folder))
 
 
-def _load(path: Path) -> list[Candidate]:
+def _load(path: Path, *, unplaced: bool = False) -> list[Candidate]:
     from fastcrystal.discovery.inputs import load_candidates
 
-    candidates, rejects = load_candidates(path)
+    candidates, rejects = load_candidates(path, unplaced=unplaced)
     for reject in rejects:
         print(f"left out: {reject.id}: {reject.reason}", file=sys.stderr)
     return candidates
 
 
 def _potential_of(source: Path) -> str:
-    """The potential that `fastcrystal relax` noted beside its results."""
+    """The potential of the source's energies; SevenNet-0 where it says none."""
+    return str(_noted(source).get("potential", "sevennet-0"))
+
+
+def _settings_of(source: Path) -> RelaxSettings:
+    """How the source was relaxed: references are to be relaxed alike."""
+    from fastcrystal.discovery.relaxation.settings import RelaxSettings
+
+    known = RelaxSettings().to_dict()
+    return RelaxSettings.from_dict({k: v for k, v in _noted(source).items() if k in known})
+
+
+def _noted(source: Path) -> dict[str, Any]:
+    """Potential and settings, as `fastcrystal relax` noted them beside its results, or `discover` in its run folder."""
     import json
 
     from fastcrystal.discovery.relaxation.folder import SETTINGS
 
-    note = (source if source.is_dir() else source.parent) / SETTINGS
-    return str(json.loads(note.read_text(encoding="utf-8"))["potential"]) if note.is_file() else "sevennet-0"
+    folder = source if source.is_dir() else source.parent
+    if (folder / SETTINGS).is_file():
+        return dict(json.loads((folder / SETTINGS).read_text(encoding="utf-8")))
+    request = next((f / "request.json" for f in (folder, folder.parent) if (f / "request.json").is_file()), None)
+    if request is None:
+        return {}
+    options = json.loads(request.read_text(encoding="utf-8"))["options"]
+    return {"potential": options.get("potential", "sevennet-0"), **options.get("relax", {})}
 
 
 def _complain(rejected: Iterable[Candidate]) -> None:

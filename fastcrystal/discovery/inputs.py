@@ -9,21 +9,36 @@ from pathlib import Path
 from fastcrystal.data.entry import Reject
 from fastcrystal.discovery.candidate import Candidate, read_candidates
 from fastcrystal.discovery.relaxation.folder import RELAXED
+from fastcrystal.discovery.stage import CANDIDATES
 
-#: files of candidates that `fastcrystal hull`, `vasp-results` and `relax` leave in their folders, the furthest first
-STAGE_FILES = ("placed.jsonl", RELAXED)
+#: what `fastcrystal hull` and `vasp-results` leave
+PLACED = "placed.jsonl"
 
 
-def load_candidates(path: str | Path) -> tuple[list[Candidate], list[Reject]]:
+def load_candidates(path: str | Path, *, unplaced: bool = False) -> tuple[list[Candidate], list[Reject]]:
     """Candidates of a path, and what could not be read, with reasons.
+
+    Parameters
+    ----------
+    path : str or Path
+        The folder of a discovery stands for its placed candidates, and that of `relax` for what the hull made of it.
+    unplaced : bool
+        Take what was relaxed, not what a hull made of it before.
 
     Raises
     ------
     ValueError
-        If there is no such path, or it holds no crystals.
+        If there is no such path, it holds no crystals, or was relaxed further after it was placed.
     """
     path = Path(path)
-    stage = next((path / name for name in STAGE_FILES if (path / name).is_file()), path)
+    if (path / "ranking.csv").is_file():
+        path = path.parent
+    if (path / "5_hull" / CANDIDATES).is_file():
+        path = path / ("4_relaxed" if unplaced else "5_hull")
+    order = (RELAXED, PLACED, CANDIDATES) if unplaced else (PLACED, RELAXED, CANDIDATES)
+    stage = next((path / name for name in order if (path / name).is_file()), path)
+    if stage.name == PLACED and (path / RELAXED).is_file() and _is_older(stage, path / RELAXED):
+        raise ValueError(f"{path} was relaxed further after it was placed: run `fastcrystal hull {path}` again")
     if stage.suffix == ".jsonl" and _is_ours(stage):
         candidates = list(read_candidates(stage))
         if not candidates:
@@ -50,6 +65,10 @@ def load_candidates(path: str | Path) -> tuple[list[Candidate], list[Reject]]:
         why = f", the first because {rejects[0].reason}" if rejects else ""
         raise ValueError(f"none of the {len(rejects)} structures in {path} can be used{why}")
     return candidates, rejects
+
+
+def _is_older(path: Path, other: Path) -> bool:
+    return path.stat().st_mtime < other.stat().st_mtime
 
 
 def _is_ours(path: Path) -> bool:

@@ -76,7 +76,7 @@ def modify(
     checkpoint : str
         Run folder of a training with `--task modify`, or the name of a shipped one.
     out : Path
-        Folder, made if absent: candidates.jsonl, proposals.csv, input.cif (in canonical form), 00.cif ...
+        Folder, made if absent: candidates.jsonl, proposals.csv, CIFs: input (in canonical form), input_relaxed, 00, ...
     steps, seed, device
         As for `Generator.sample`.
     potential : str, optional
@@ -95,10 +95,12 @@ def modify(
     ValueError
         If the file, the request or the checkpoint cannot be used.
     """
+    if potential is not None:
+        (relax or RelaxSettings()).check(potential)
     model = Generator.from_run(checkpoint, device)
     if model.config.task != "modify":
         raise ValueError(f"{checkpoint} generates from conditions alone: train a model with --task modify")
-    start = _input(path, model)
+    given = start = _input(path, model)
     group = asked.space_group or start.requested_group
     count = 1 if model.config.algo == "regression" else asked.count
     initial = as_batch([start] * count)
@@ -135,9 +137,9 @@ def modify(
         start = done[start.id]
         energy = None if start.reason else float(start.measured["energy"])
         proposals = [done[c.id] if c.reason or done[c.id].reason else with_group(done[c.id]) for c in proposals]
-    proposals = _with_distance(start, proposals, jobs)
+    proposals = _with_distance(given, proposals, jobs)
     proposals.sort(key=lambda c: (bool(c.reason), c.measured.get("energy", np.inf), c.id))
-    return _write(out, start, proposals, energy)
+    return _write(out, given, start, proposals, energy)
 
 
 def _input(path: Path, model: Generator) -> Candidate:
@@ -145,7 +147,7 @@ def _input(path: Path, model: Generator) -> Candidate:
     from fastcrystal.data.readers import parse_structure
 
     if not path.is_file():
-        raise ValueError(f"no file at {path}: give a CIF or POSCAR")
+        raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'not there'}: give a CIF or POSCAR")
     try:
         structure = parse_structure(path.read_text(encoding="utf-8", errors="replace"))
         form = canonicalise(np.array(structure.atomic_numbers), structure.frac_coords, structure.lattice.matrix)
@@ -178,7 +180,7 @@ def _with_distance(start: Candidate, proposals: list[Candidate], jobs: int | Non
     """ "distance": StructureMatcher's rms displacement from the input, in units of (V / n)^(1/3); None: no match."""
     fine = [i for i, c in enumerate(proposals) if not c.reason]
     out = list(proposals)
-    if fine and not start.reason:
+    if fine:
         found = match_pairs(
             as_batch([proposals[i] for i in fine]), as_batch([start] * len(fine)), jobs=jobs, progress=False
         )
@@ -187,12 +189,17 @@ def _with_distance(start: Candidate, proposals: list[Candidate], jobs: int | Non
     return out
 
 
-def _write(out: Path, start: Candidate, proposals: list[Candidate], energy: float | None) -> str:
+def _write(out: Path, given: Candidate, start: Candidate, proposals: list[Candidate], energy: float | None) -> str:
     from pymatgen.io.cif import CifWriter
 
     out.mkdir(parents=True, exist_ok=True)
     write_candidates(out / "candidates.jsonl", [start, *proposals])
-    CifWriter(start.structure()).write_file(out / "input.cif")
+    if (out / "proposals.csv").is_file():  # of an earlier call, perhaps with more proposals
+        for old in out.glob("[0-9][0-9]*.cif"):
+            old.unlink()
+    CifWriter(given.structure()).write_file(out / "input.cif")
+    if energy is not None:
+        CifWriter(start.structure()).write_file(out / "input_relaxed.cif")
     rows: list[dict[str, Any]] = []
     for c in proposals:
         own = c.measured.get("energy")
@@ -201,6 +208,7 @@ def _write(out: Path, start: Candidate, proposals: list[Candidate], energy: floa
             CifWriter(c.structure()).write_file(out / f"{c.id}.cif")
         rows.append(
             {
+                "id": c.id,
                 "cif": "" if c.reason else f"{c.id}.cif",
                 "energy_change": "" if change is None else round(change, 4),
                 "space_group": c.measured.get("relaxed_group", c.measured.get("space_group")) or "",
@@ -213,7 +221,7 @@ def _write(out: Path, start: Candidate, proposals: list[Candidate], energy: floa
         table = csv.DictWriter(file, fieldnames=list(rows[0]))
         table.writeheader()
         table.writerows(rows)
-    own_group = obtained_group(start.structure(), SYMPREC)
+    own_group = obtained_group(given.structure(), SYMPREC)
     asked = proposals[0].requested_energy
     lines = [
         f"{start.formula}, {len(start.numbers)} sites, space group {own_group or 'unknown'}: asked for "

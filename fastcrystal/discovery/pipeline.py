@@ -35,8 +35,11 @@ from fastcrystal.discovery.hull import Hull, HullEntry, best_per_formula, hull_d
 from fastcrystal.discovery.relaxation.candidates import relax_candidates
 from fastcrystal.discovery.relaxation.settings import RelaxSettings
 from fastcrystal.discovery.stage import Stage, say
-from fastcrystal.durable import write_json
+from fastcrystal.durable import alone_in, write_json
 from fastcrystal.sampling import Generator
+
+#: what a run has when it has begun to work
+ENTRIES, CONDITIONS = "0_references/entries.json", "1_conditions/conditions.jsonl"
 
 
 def discover(config: DiscoverConfig, run: Path, *, device: str = "auto", jobs: int | None = None) -> str:
@@ -60,18 +63,25 @@ def discover(config: DiscoverConfig, run: Path, *, device: str = "auto", jobs: i
     Raises
     ------
     ValueError
-        If `run` holds a run with other settings, no formula can be used, or the hull lacks an element.
+        If `run` holds a run with other settings or another process is at work there, no formula can be used, the
+        hull lacks an element or is on another scale, or the potential cannot be loaded.
     ImportError
         If something is not installed; the message names the pip extra.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    model = Generator.from_run(config.checkpoint, device)
-    _same_request(config, run, model)
+    RelaxSettings.from_dict(config.relax).check(config.potential)
+    if jobs is not None and jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got {jobs}")
+    with alone_in(run):
+        return _discover(config, run, Generator.from_run(config.checkpoint, device), jobs)
+
+
+def _discover(config: DiscoverConfig, run: Path, model: Generator, jobs: int | None) -> str:
     formulas, refused = usable(config.formulas, model)
     for formula, why in refused.items():
         say(f"{formula} is left out: {why}")
     if not formulas:
-        raise ValueError(f"none of {', '.join(config.formulas)} can be generated: {next(iter(refused.values()))}")
+        raise ValueError(f"none of {', '.join(config.formulas)} can be generated")
+    _same_request(config, run, model)
     hull = _references(config, run, formulas, jobs)
     generated = _generated(config, run, model, formulas, hull, jobs)
     filtered = _filtered(config, run, generated, jobs)
@@ -98,7 +108,8 @@ def _same_request(config: DiscoverConfig, run: Path, model: Generator) -> None:
     """Write request.json, or compare with the one that is there."""
     path = run / "request.json"
     options = json.loads(json.dumps(config.to_dict()))
-    if not path.is_file():
+    has_work = any((run / name).exists() for name in (ENTRIES, CONDITIONS))
+    if not (path.is_file() and has_work):  # a run that failed before its first result binds nobody
         request: dict[str, Any] = {
             "fastcrystal": fastcrystal.__version__,
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -116,7 +127,12 @@ def _same_request(config: DiscoverConfig, run: Path, model: Generator) -> None:
         }
         write_json(path, request)
         return
-    before = json.loads(path.read_text(encoding="utf-8"))["options"]
+    found = json.loads(path.read_text(encoding="utf-8"))
+    before, step = found["options"], found["model"].get("step")
+    if step != model.step:
+        raise ValueError(
+            f"{run} was begun with {config.checkpoint} at step {step}, which is now at {model.step}: use another folder"
+        )
     for relax in (options["relax"], before.get("relax", {})):
         for where in ("device", "batch"):  # a run may go on with another, as with another number of processes
             relax.pop(where, None)
@@ -145,7 +161,7 @@ def _references(config: DiscoverConfig, run: Path, formulas: list[str], jobs: in
 
     folder = run / "0_references"
     folder.mkdir(exist_ok=True)
-    path = folder / "entries.json"
+    path = run / ENTRIES
     if path.is_file():
         return Hull([HullEntry(**e) for e in json.loads(path.read_text(encoding="utf-8"))["entries"]])
     systems = {frozenset(e.symbol for e in Composition(f).elements) for f in formulas}
@@ -161,6 +177,7 @@ def _references(config: DiscoverConfig, run: Path, formulas: list[str], jobs: in
         }
         entries = list(found.values())
     hull = Hull(entries)
+    hull.check_scale(config.entries, config.potential)
     for system in systems:
         hull.check_terminals(system)
     write_json(path, {"scale": hull.scale, "entries": [vars(e) for e in hull.entries]})
@@ -182,7 +199,7 @@ def hull_energy(hull: Hull, formula: str) -> float:
 def _generated(
     config: DiscoverConfig, run: Path, model: Generator, formulas: list[str], hull: Hull, jobs: int | None
 ) -> list[Candidate]:
-    conditions = run / "1_conditions" / "conditions.jsonl"
+    conditions = run / CONDITIONS
     if not conditions.is_file():
         conditions.parent.mkdir(exist_ok=True)
         starts: Mapping[str, float] = {f: config.hull_energies.get(f, hull_energy(hull, f)) for f in formulas}
@@ -202,7 +219,7 @@ def _filtered(config: DiscoverConfig, run: Path, generated: list[Candidate], job
     valid = check_validity(generated)
     if config.symmetrise:
         valid = [symmetrise(c) for c in valid]
-    return stage.finish(drop_copies(valid, jobs=jobs))
+    return stage.finish(drop_copies(valid, jobs=jobs), generated)
 
 
 def _relaxed(config: DiscoverConfig, run: Path, filtered: list[Candidate], jobs: int | None) -> list[Candidate]:
@@ -219,7 +236,7 @@ def _relaxed(config: DiscoverConfig, run: Path, filtered: list[Candidate], jobs:
         done[c.id] if c.id in chosen else c if c.reason else c.rejected(f"not among the {config.max_relax} to relax")
         for c in filtered
     )
-    return stage.finish(c if c.reason else ranking.with_group(c) for c in passed_on)
+    return stage.finish((c if c.reason else ranking.with_group(c) for c in passed_on), filtered)
 
 
 def choose(candidates: list[Candidate], most: int) -> set[str]:
@@ -261,4 +278,4 @@ def _placed(run: Path, relaxed: list[Candidate], hull: Hull, formulas: list[str]
         write_json(stage.folder / "hull.json", hull_data(hull, elements, placed))
     except ValueError as error:  # formulas of many systems have no common diagram; each has been placed on its own
         say(f"no picture of one hull: {error}")
-    return stage.finish(placed)
+    return stage.finish(placed, relaxed)

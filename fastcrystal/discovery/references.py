@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import combinations
@@ -31,6 +32,7 @@ from fastcrystal.discovery.candidate import Candidate, read_candidates
 from fastcrystal.discovery.hull import MAX_ELEMENTS, HullEntry, entry_of
 from fastcrystal.discovery.relaxation.candidates import relax_candidates
 from fastcrystal.discovery.relaxation.settings import RelaxSettings
+from fastcrystal.discovery.stage import say
 from fastcrystal.durable import cut_broken_line
 from fastcrystal.features.elements import SYMBOLS
 from fastcrystal.potentials import scale_of
@@ -94,6 +96,12 @@ def reference_entries(
     for c in alone:
         if SYMBOLS[c.numbers[0]] not in known:
             raise ValueError(f"no reference for {SYMBOLS[c.numbers[0]]} with {calculator_name}: {c.id}: {c.reason}")
+    lost = Counter(c.reason for c in relaxed if c.reason)
+    if lost:
+        say(
+            f"{lost.total()} of {len(relaxed)} references could not be relaxed and are not on the hull, most often: "
+            f"{lost.most_common(1)[0][0]}"
+        )
     return [entry_of(c) for c in relaxed if not c.reason]
 
 
@@ -258,9 +266,11 @@ def _key(calculator_name: str, settings: RelaxSettings) -> str:
 
 
 def _is_final(c: Candidate, settings: RelaxSettings) -> bool:
-    """Whether another try, on a faster or less busy machine, would end in the same way."""
-    if c.reason:
-        return c.reason.startswith("relaxation failed")
+    """Whether another try, on a faster, larger or mended machine, would end in the same way."""
+    if c.reason:  # the crystal's own fault, not the calculator's
+        return c.reason.startswith(
+            tuple(f"relaxation failed: {what}" for what in ("the cell ", "atoms ", "a force of "))
+        )
     return bool(c.measured["converged"]) or c.measured["relax_steps"] >= settings.steps
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -44,17 +45,19 @@ class Stage:
         """The candidates of a finished stage."""
         return list(read_candidates(self.folder / CANDIDATES))
 
-    def finish(self, candidates: Iterable[Candidate]) -> list[Candidate]:
-        """Write the candidates and mark the stage as done."""
+    def finish(self, candidates: Iterable[Candidate], before: Iterable[Candidate] = ()) -> list[Candidate]:
+        """Write the candidates and mark the stage as done; say what it dropped of those that came in `before`."""
         out = list(candidates)
         write_candidates(self.folder / CANDIDATES, out)
-        self.partial.unlink(missing_ok=True)
         kept = sum(not c.reason for c in out)
         write_json(
             self.folder / "done.json",
             {"candidates": len(out), "kept": kept, "seconds": round(time.monotonic() - self._started, 1)},
         )
-        say(f"{self.name}: {kept} of {len(out)} candidates go on")
+        self.partial.unlink(missing_ok=True)
+        entered = {c.id for c in before if not c.reason}
+        lost = Counter(_kind(c.reason) for c in out if c.reason and c.id in entered).most_common(4)
+        say(f"{self.name}: {kept} of {len(out)} candidates go on" + "".join(f"; {n} {why}" for why, n in lost))
         return out
 
     def one_by_one(self, waiting: list[Candidate], work: Iterator[Candidate] | None, unit: str) -> dict[str, Candidate]:
@@ -86,6 +89,11 @@ class Stage:
         cut_broken_line(self.partial)
         done = {c.id for c in read_candidates(self.partial)}
         return [c for c in waiting if c.id not in done]
+
+
+def _kind(reason: str) -> str:
+    """A reason without the name of another candidate."""
+    return reason.split(" as ")[0][:100]
 
 
 def say(text: str) -> None:

@@ -70,12 +70,20 @@ def judge_files(args: argparse.Namespace) -> str:
     ValueError
         As `evaluate_files`, or if an option is given that is for runs.
     """
+    from fastcrystal.durable import alone_in
+
+    potential = _potential(args)
+    folder = args.out or Path("evaluations") / _name_of(args.path)
+    if args.out is None:
+        _check_own(folder, args.path)
+    with alone_in(folder):  # before hours of work: whether the result can be left there
+        return _judged(args, folder, potential)
+
+
+def _judged(args: argparse.Namespace, folder: Path, potential: Potential | None) -> str:
     from fastcrystal.judging.evaluate import evaluate_files
     from fastcrystal.ranks import Ranks
 
-    name = args.path.resolve().name
-    folder = args.out or Path("evaluations") / (name.split(".")[0] or name)
-    potential = _potential(args)
     result = evaluate_files(
         args.path,
         reference=args.reference,
@@ -94,6 +102,23 @@ def judge_files(args: argparse.Namespace) -> str:
     if args.json:
         return result.to_json()
     return f"{result.table()}\n\nwritten to {folder}: result.json, table.md and a row for each crystal in .parquet"
+
+
+def _name_of(path: Path) -> str:
+    """Of a folder all of its name, of a file that before its endings."""
+    name = path.resolve().name
+    return name if path.is_dir() else name.split(".")[0] or name
+
+
+def _check_own(folder: Path, path: Path) -> None:
+    """Raise ValueError if the folder has the evaluation of another path: nobody loses a result for a name."""
+    result = folder / "result.json"
+    if result.is_file():
+        import json
+
+        before = json.loads(result.read_text(encoding="utf-8"))["settings"]["path"]
+        if Path(before).resolve() != path.resolve():
+            raise ValueError(f"{folder} has the evaluation of {before}: give --out for another folder")
 
 
 def check_arguments(args: argparse.Namespace) -> None:

@@ -88,6 +88,7 @@ def evaluate_files(
     made = read_crystals(path, jobs=jobs)
     found = Path(table) if table is not None else requested.find_table(Path(path))
     asked = None if found is None else requested.read_requested(found)
+    readable = made  # what a table names without a file has no partner to be compared with
     if asked is not None:
         made = replace(made, rejects=[*made.rejects, *asked.unwritten])
     values = requested.columns(asked, made.ids, made.energy)
@@ -99,7 +100,7 @@ def evaluate_files(
     true, partner = None, None
     if reference is not None:
         true = read_crystals(reference, formulas=None if pairwise else np.unique(made.formula).tolist(), jobs=jobs)
-        partner = rates.by_name(made, true) if pairwise else None
+        partner = rates.by_name(readable, true) if pairwise else None
     trained_on = None if train is None else read_crystals(train, formulas=np.unique(made.formula).tolist(), jobs=jobs)
     n_made = len(made) + len(made.rejects)
     state = single.check(made)

@@ -154,7 +154,7 @@ def place(
 
     check_potential(potential.name)
     scale = scale_of(potential.name)
-    own = _own_entries(potential, scale)  # before hours of relaxation, for what is wrong with them
+    own = _own_entries(potential)  # before hours of relaxation, for what is wrong with them
     candidates = _candidates(made, valid)
     fine = [c for c in candidates if not c.reason]
     with tempfile.TemporaryDirectory() as nowhere:
@@ -188,17 +188,13 @@ def _candidates(made: Crystals, valid: NDArray[np.bool_]) -> list[Candidate]:
     return out
 
 
-def _own_entries(potential: Potential, scale: str) -> Hull | None:
+def _own_entries(potential: Potential) -> Hull | None:
     if potential.entries is None:
         return None
     from fastcrystal.discovery.entries import read_entries
 
     hull = Hull(read_entries(potential.entries, potential.scale))
-    if hull.scale != scale:
-        raise ValueError(
-            f"the energies in {potential.entries} are on the scale {hull.scale!r}, those of {potential.name} on "
-            f"{scale!r}: they cannot be compared; leave --entries out, and references are relaxed with the potential"
-        )
+    hull.check_scale(potential.entries, potential.name)
     return hull
 
 

@@ -106,7 +106,8 @@ def test_what_cannot_be_modified(
     (tmp_path / "bad.cif").write_text("data_x\nloop_\n")
     for message, arguments in [
         ("generates from conditions alone", [salt, "--checkpoint", str(tiny_run)]),
-        ("no file at", [tmp_path / "none.cif", "--checkpoint", trained]),
+        ("none.cif is not there: give a CIF or POSCAR", [tmp_path / "none.cif", "--checkpoint", trained]),
+        (f"{tmp_path} is a folder: give a CIF or POSCAR", [tmp_path, "--checkpoint", trained]),
         ("this model takes 4", [large, "--checkpoint", trained]),
         ("bad.cif: ", [tmp_path / "bad.cif", "--checkpoint", trained]),
         ("space group must be in 1..230, got 400", [salt, "--checkpoint", trained, "--space-group", "400"]),

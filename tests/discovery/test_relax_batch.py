@@ -25,6 +25,7 @@ from fastcrystal.discovery.relaxation import batch as relax_batch
 from fastcrystal.discovery.relaxation.candidates import relax_candidates
 from fastcrystal.discovery.relaxation.options import settings_of
 from fastcrystal.discovery.relaxation.settings import RelaxSettings
+from fastcrystal.potentials import scale_of
 from tests.discovery.crystals import made
 from tests.discovery.torchsim_models import EPSILON, lj
 
@@ -88,7 +89,7 @@ def test_a_batch_ends_where_ase_does() -> None:
         assert c.measured["max_force"] < 0.01
         assert ((np.array(c.frac) >= 0) & (np.array(c.frac) < 1)).all()
         assert abs(c.measured["relax_steps"] - ase[name].measured["relax_steps"]) <= 3
-        assert c.measured["scale"] == f"{MODELS}:lj"
+        assert c.measured["scale"] == scale_of(f"{MODELS}:lj")
         assert c.measured["space_group"] == 225
         assert Candidate.from_json(c.to_json()).measured == c.measured
     assert np.linalg.det(batch["left"].lattice) < 0
@@ -240,6 +241,8 @@ def test_a_run_may_go_on_with_another_batch(tmp_path: Path) -> None:
         _same_request(DiscoverConfig(("Cu",), "x", relax=relax), tmp_path, model)
 
     ask(steps=3)
+    (tmp_path / "1_conditions").mkdir()
+    (tmp_path / "1_conditions" / "conditions.jsonl").touch()  # it has begun
     ask(steps=3, batch=8, device="cuda")
     with pytest.raises(ValueError, match=r"relax was \{'steps': 3\}, now \{'steps': 4\}"):
         ask(steps=4, batch=8)

@@ -42,6 +42,21 @@ def test_a_folder_of_sample(tiny_run: Path, tmp_path: Path, capsys: pytest.Captu
     assert f"written to {out}" in table
 
 
+def test_results_of_other_crystals_stay(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("one/m.v1", "two/m.v1", "one/m.v2"):
+        write(tmp_path / folder, {"a": salts()["a"]})
+    assert main(["evaluate", "one/m.v1", "--jobs", "1"]) == 0
+    assert main(["evaluate", "one/m.v2", "--jobs", "1"]) == 0
+    assert main(["evaluate", "one/m.v1", "--jobs", "1"]) == 0
+    assert {p.name for p in (tmp_path / "evaluations").iterdir()} == {"m.v1", "m.v2"}
+    capsys.readouterr()
+    assert "evaluations/m.v1 has the evaluation of one/m.v1: give --out" in refused(capsys, "two/m.v1")
+    assert "cannot be written" in refused(capsys, "two/m.v1", "--out", "one/m.v1/a.cif/x")
+
+
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     assert main(["evaluate", *map(str, arguments)]) == 2
     captured = capsys.readouterr()

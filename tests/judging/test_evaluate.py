@@ -108,6 +108,10 @@ def test_pairwise_goes_by_name(tmp_path: Path) -> None:
     made = write(tmp_path / "made", {"p": s["b"], "q": s["c"], "r": s["e"]})
     true = write(tmp_path / "true", {"p": s["a"], "q": s["e"], "r": s["c"]})
     (made / "s.cif").write_text("data_x\n", encoding="utf-8")  # made, but no crystal: no match
+    # a crystal that its maker could not write is nobody's partner
+    (made / "crystals.csv").write_text(
+        "file,requested_group,state\np.cif,225,valid\n,225,not finite\n", encoding="utf-8"
+    )
     write(true, {"s": s["c"]})
     result = judged(made, reference=true, pairwise=True)
     got = result.summary
@@ -120,7 +124,7 @@ def test_pairwise_goes_by_name(tmp_path: Path) -> None:
     pairs = [rms(s["b"], s["a"]), rms(s["c"], s["e"]), rms(s["e"], s["c"]), None]
     assert got["match_rate_rms"] == sum(p is not None for p in pairs) / 4
     assert got["crmse"] == pytest.approx(sum(0.5 if p is None else p[0] for p in pairs) / 4)
-    assert rows(result, "pair_fit") == {"p": True, "q": False, "r": False, "s": None}
+    assert rows(result, "pair_fit") == {"p": True, "q": False, "r": False, "s": None, "crystals.csv:3": None}
 
 
 @pytest.mark.usefixtures("in_process")

@@ -14,7 +14,7 @@ from fastcrystal.discovery.candidate import Candidate
 from fastcrystal.discovery.relaxation.process import close, relax_one
 from fastcrystal.discovery.relaxation.settings import RelaxSettings
 from fastcrystal.parallel import map_parallel
-from fastcrystal.potentials import check_batched, check_potential, scale_of
+from fastcrystal.potentials import scale_of
 from fastcrystal.relax import Cell
 
 
@@ -61,7 +61,7 @@ def relax_candidates(
     """
     settings = RelaxSettings(cell, steps, max_force, time_limit, max_volume_ratio, device, batch)
     # here, so that the error comes before the first process, and without its number
-    (check_batched if batch > 1 else check_potential)(calculator_name)
+    settings.check(calculator_name)
     return _relaxed(candidates, calculator_name, settings, jobs)
 
 

@@ -12,7 +12,8 @@ from tqdm import tqdm
 from fastcrystal.discovery.candidate import Candidate, read_candidates, write_candidates
 from fastcrystal.discovery.relaxation.candidates import relax_candidates
 from fastcrystal.discovery.relaxation.settings import RelaxSettings
-from fastcrystal.durable import cut_broken_line, write_json
+from fastcrystal.durable import alone_in, cut_broken_line, write_json
+from fastcrystal.potentials import scale_of
 
 RELAXED, SETTINGS = "relaxed.jsonl", "relax.json"
 
@@ -57,12 +58,25 @@ def relax_into(
     """
     # where and with how many others a crystal is relaxed changes no energy: a folder may go on elsewhere
     own = {k: v for k, v in settings.to_dict().items() if k not in ("device", "batch")}
-    how = {"potential": potential, **own}
-    folder.mkdir(parents=True, exist_ok=True)
-    path, note = folder / RELAXED, folder / SETTINGS
-    if note.is_file() and json.loads(note.read_text(encoding="utf-8")) != how:
-        raise ValueError(f"{folder} holds relaxations with other settings ({note}): use another folder or these")
-    write_json(note, how)
+    settings.check(potential)
+    how = {"potential": potential, "scale": scale_of(potential), **own}
+    with alone_in(folder):
+        note = folder / SETTINGS
+        has_work = (folder / RELAXED).is_file() and (folder / RELAXED).stat().st_size > 0
+        if has_work and note.is_file() and json.loads(note.read_text(encoding="utf-8")) != how:
+            raise ValueError(f"{folder} holds relaxations with other settings ({note}): use another folder or these")
+        write_json(note, how)
+        return _relax_into(folder / RELAXED, candidates, potential, settings, jobs, progress)
+
+
+def _relax_into(
+    path: Path,
+    candidates: Sequence[Candidate],
+    potential: str,
+    settings: RelaxSettings,
+    jobs: int | None,
+    progress: bool,
+) -> list[Candidate]:
     cut_broken_line(path)
     keys = [(c.id, _digest(c)) for c in candidates]
     done: dict[tuple[str, str], Candidate] = {}

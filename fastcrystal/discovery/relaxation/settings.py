@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastcrystal.jsonable import Jsonable
+from fastcrystal.potentials import check_batched, check_potential
 from fastcrystal.relax import Cell
 
 
@@ -55,3 +56,13 @@ class RelaxSettings(Jsonable):
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; a batch of 1 is left out, as in folders from before there were batches."""
         return {k: v for k, v in super().to_dict().items() if (k, v) != ("batch", 1)}
+
+    def check(self, potential: str) -> None:
+        """Whether a potential, by name, can relax so, without loading it.
+
+        Raises
+        ------
+        ValueError, ImportError
+            As `fastcrystal.potentials.check_potential`, or as `check_batched` where crystals are relaxed in batches.
+        """
+        (check_batched if self.batch > 1 else check_potential)(potential)

@@ -1,0 +1,138 @@
+"""What users do by mistake, and what must not be lost by it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastcrystal.cli import main
+from fastcrystal.discovery import pipeline
+from fastcrystal.discovery.candidate import Candidate
+from fastcrystal.discovery.config import DiscoverConfig
+from fastcrystal.discovery.filtering import drop_copies
+from fastcrystal.discovery.generate import usable
+from fastcrystal.discovery.inputs import load_candidates, write_cifs
+from fastcrystal.discovery.pipeline import discover
+from fastcrystal.discovery.references import _is_final
+from fastcrystal.discovery.relaxation.settings import RelaxSettings
+from fastcrystal.durable import alone_in
+from fastcrystal.potentials import scale_of
+from fastcrystal.sampling import Generator
+from tests.discovery.crystals import made
+
+SPHERES = "tests.discovery.calculators:spheres"
+EMT = "ase.calculators.emt:EMT"
+
+
+def config(tiny_run: Path, tmp_path: Path, **about: object) -> DiscoverConfig:
+    entries = tmp_path / "entries.csv"
+    entries.write_text("formula,energy_per_atom\nNa,0.0\nCl,0.0\nNaCl,-0.5\n", encoding="utf-8")
+    given = {"entries": str(entries), "scale": scale_of(SPHERES), "potential": SPHERES, "energies": 1, **about}
+    return DiscoverConfig(("NaCl",), str(tiny_run), groups=(225,), max_relax=1, steps=2, **given)  # type: ignore[arg-type]
+
+
+def test_options_are_checked_before_anything_is_done() -> None:
+    for about, message in (
+        ({"groups": (999,)}, r"space groups must be in 1\.\.230, got 999"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"hull_energies": {"NaCl": float("nan")}}, "the hull energy of NaCl must be a finite number"),
+        ({"hull_energies": {"KCl": -1.0}}, "KCl has a hull energy, but is not asked for"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            DiscoverConfig(("NaCl",), "x", **about)  # type: ignore[arg-type]
+    assert DiscoverConfig(("NaCl",), "x", groups=(221, 225, 221)).groups == (221, 225)
+
+
+def test_a_run_that_failed_at_once_binds_nobody(tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(ValueError, match="potential must be one of"):
+        discover(config(tiny_run, tmp_path, potential="magic"), run, device="cpu", jobs=1)
+    assert not run.exists()
+    with pytest.raises(ValueError, match=r"they cannot be compared; leave --entries out"):
+        discover(config(tiny_run, tmp_path, scale="PBE"), run, device="cpu", jobs=1)
+    assert not (run / "2_generated").exists()
+    assert "NaCl" in discover(config(tiny_run, tmp_path), run, device="cpu", jobs=1)
+    with pytest.raises(ValueError, match="begun with other settings"):
+        discover(config(tiny_run, tmp_path, energies=2), run, device="cpu", jobs=1)
+
+
+def test_a_retrained_model_is_noticed(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "run"
+    monkeypatch.setattr(pipeline, "_generated", lambda *_: [])
+    asked = config(tiny_run, tmp_path)
+    discover(asked, run, device="cpu", jobs=1)
+    request = json.loads((run / "request.json").read_text(encoding="utf-8"))
+    step, request["model"]["step"] = request["model"]["step"], 7
+    (run / "request.json").write_text(json.dumps(request), encoding="utf-8")
+    with pytest.raises(ValueError, match=f"at step 7, which is now at {step}: use another folder"):
+        discover(asked, run, device="cpu", jobs=1)
+
+
+def test_two_processes_in_one_folder(tmp_path: Path) -> None:
+    at_work = pytest.raises(ValueError, match="another process is at work in")
+    with alone_in(tmp_path / "run"), at_work, alone_in(tmp_path / "run"):
+        raise AssertionError
+    with alone_in(tmp_path / "run"):
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"cannot be written \(.*\): use another folder"), alone_in(tmp_path / "file"):
+        raise AssertionError
+
+
+def test_a_formula_written_twice(tiny_run: Path) -> None:
+    model = Generator.from_run(str(tiny_run), "cpu")
+    assert usable(["NaCl", "ClNa", "NaCl"], model) == (["NaCl"], {"ClNa": "the same atoms as NaCl"})
+    salt = Candidate("a", "NaCl", [11, 17], [[0.0] * 3, [0.5] * 3], [[0, 2.8, 2.8], [2.8, 0, 2.8], [2.8, 2.8, 0]])
+    other = replace(salt, id="b", formula="Na2Cl2")
+    assert not any(c.reason for c in drop_copies([salt, other], jobs=1, progress=False))
+
+
+def test_scales_of_files_follow_their_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two folders with a module of one name are two potentials: their references must not be mixed."""
+    scales = []
+    for text in ("def make(): ...\n", "def make(): return 1\n"):
+        folder = tmp_path / str(len(scales))
+        folder.mkdir()
+        (folder / "my_calculator.py").write_text(text, encoding="utf-8")
+        monkeypatch.chdir(folder)
+        monkeypatch.syspath_prepend(folder)
+        scales.append(scale_of("my_calculator:make"))
+    assert scales[0] != scales[1]
+    assert all(s.startswith("my_calculator:make ") for s in scales)
+
+
+def test_only_the_crystals_own_faults_are_final() -> None:
+    cu = made("cu", "Cu", "fcc", 3.6)
+    for what in ("the cell changed its volume 12-fold: it fell apart", "atoms fell into one another, to 0.01 of"):
+        assert _is_final(cu.rejected(f"relaxation failed: {what}"), RelaxSettings())
+    for what in ("failed: RuntimeError: CUDA out of memory", "died: exit code 9", "did not come back within 5 s"):
+        assert not _is_final(cu.rejected(f"relaxation {what}"), RelaxSettings())
+
+
+def test_hull_sees_what_was_relaxed_since(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine, out, known = tmp_path / "mine", tmp_path / "out", tmp_path / "known.csv"
+    known.write_text("formula,energy_per_atom\nCu,-0.5\nAu,-0.5\n", encoding="utf-8")
+    place = ["hull", str(out), "--entries", str(known), "--scale", scale_of(EMT)]
+    relax = ["relax", str(mine), "--out", str(out), "--potential", EMT, "--jobs", "1"]
+    write_cifs([made("cu", "Cu", "fcc", 3.7)], mine)
+    assert main(relax) == main(place) == 0
+    write_cifs([made("cu", "Cu", "fcc", 3.7), made("au", "Au", "fcc", 4.1)], mine)
+    assert main(relax) == 0
+    with pytest.raises(ValueError, match="was relaxed further after it was placed"):
+        load_candidates(out)
+    capsys.readouterr()
+    assert main(place) == 0
+    assert "| Au |" in capsys.readouterr().out
+    assert {c.id for c in load_candidates(out)[0]} == {"cu", "au"}
+
+
+def test_stages_of_a_run_are_taken(tiny_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    discover(config(tiny_run, tmp_path), run, device="cpu", jobs=1)
+    wanted = {c.id for c in load_candidates(run / "5_hull")[0]}
+    assert wanted == {c.id for c in load_candidates(run)[0]} == {c.id for c in load_candidates(run / "6_ranking")[0]}
+    assert all("e_above_hull" not in c.measured for c in load_candidates(run, unplaced=True)[0])
