@@ -43,7 +43,7 @@ def test_options_are_checked_before_anything_is_done() -> None:
         ({"hull_energies": {"KCl": -1.0}}, "KCl has a hull energy, but is not asked for"),
     ):
         with pytest.raises(ValueError, match=message):
-            DiscoverConfig(("NaCl",), "x", **about)  # type: ignore[arg-type]
+            DiscoverConfig(("NaCl",), "x", **about)
     assert DiscoverConfig(("NaCl",), "x", groups=(221, 225, 221)).groups == (221, 225)
 
 
@@ -93,7 +93,7 @@ def test_a_formula_written_twice(tiny_run: Path) -> None:
 
 def test_scales_of_files_follow_their_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two folders with a module of one name are two potentials: their references must not be mixed."""
-    scales = []
+    scales: list[str] = []
     for text in ("def make(): ...\n", "def make(): return 1\n"):
         folder = tmp_path / str(len(scales))
         folder.mkdir()

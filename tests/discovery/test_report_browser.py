@@ -197,7 +197,7 @@ def test_a_point_of_a_chart_chooses_its_structure(report: Path, opened: Opener) 
     }""")
 
     def room(p: dict[str, float]) -> float:
-        return min((p["x"] - q["x"]) ** 2 + (p["y"] - q["y"]) ** 2 for q in points if q is not p)
+        return min(float((p["x"] - q["x"]) ** 2 + (p["y"] - q["y"]) ** 2) for q in points if q is not p)
 
     alone = max(points, key=room)
     page.mouse.move(alone["x"], alone["y"])
