@@ -70,13 +70,20 @@ def judge_files(args: argparse.Namespace) -> str:
     ValueError
         As `evaluate_files`, or if an option is given that is for runs.
     """
+    from contextlib import nullcontext
+
     from fastcrystal.durable import alone_in
+    from fastcrystal.ranks import Ranks
 
     potential = _potential(args)
+    ranks = Ranks.current()
+    if potential is not None and not ranks.alone:
+        raise ValueError(f"--potential is for one process, got {ranks.world}: leave out torchrun, --jobs has all cores")
     folder = args.out or Path("evaluations") / _name_of(args.path)
     if args.out is None:
         _check_own(folder, args.path)
-    with alone_in(folder):  # before hours of work: whether the result can be left there
+    # before hours of work: whether the result can be left there, by the one process that leaves it
+    with alone_in(folder) if ranks.leads else nullcontext():
         return _judged(args, folder, potential)
 
 

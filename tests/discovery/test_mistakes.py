@@ -133,6 +133,7 @@ def test_hull_sees_what_was_relaxed_since(tmp_path: Path, capsys: pytest.Capture
 def test_stages_of_a_run_are_taken(tiny_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     discover(config(tiny_run, tmp_path), run, device="cpu", jobs=1)
+    assert any("e_above_hull" in c.measured for c in load_candidates(run / "5_hull")[0])
     wanted = {c.id for c in load_candidates(run / "5_hull")[0]}
     assert wanted == {c.id for c in load_candidates(run)[0]} == {c.id for c in load_candidates(run / "6_ranking")[0]}
     assert all("e_above_hull" not in c.measured for c in load_candidates(run, unplaced=True)[0])

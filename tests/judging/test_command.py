@@ -57,6 +57,20 @@ def test_results_of_other_crystals_stay(
     assert "cannot be written" in refused(capsys, "two/m.v1", "--out", "one/m.v1/a.cif/x")
 
 
+@pytest.mark.slow
+def test_two_processes_share_one_evaluation(tmp_path: Path) -> None:
+    """What leaves the result holds its folder; the other must not be told that somebody is at work there."""
+    write(tmp_path / "made", {k: v for k, v in salts().items() if k in "ac"})
+    command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fastcrystal.cli")
+    done = run_command(*command, "evaluate", "made", "--jobs", "1", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["n_structures"] == 2
+    assert (tmp_path / "evaluations" / "made" / "result.json").is_file()
+    refused_too = run_command(*command, "evaluate", "made", "--potential", "ase.calculators.emt:EMT", cwd=tmp_path)
+    assert refused_too.returncode != 0
+    assert "--potential is for one process, got 2: leave out torchrun" in refused_too.stderr
+
+
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> str:
     assert main(["evaluate", *map(str, arguments)]) == 2
     captured = capsys.readouterr()
