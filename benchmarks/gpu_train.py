@@ -29,7 +29,6 @@ from benchmarks.gpu_check import arguments, machine, write
 from benchmarks.plain import PlainTrainer
 from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
-from fastcrystal.devices import compile_network, compile_step
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import Condition, CrystalUNet
 from fastcrystal.model.unet_config import UNetConfig
@@ -38,6 +37,7 @@ from fastcrystal.process import Process
 from fastcrystal.process.build import make_process
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.testing import random_batch
+from fastcrystal.utils.device import compile_network, compile_step
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ RUN/checkpoints/step_00006000/
     optimizer.safetensors                Adam's moments
     state.json                           format, step, loss scale, validation loss, checksums of the other files
 
-Random numbers and batches have no state: they are functions of the seed and the step (fastcrystal.draws).
+Random numbers and batches have no state: they are functions of the seed and the step (fastcrystal.utils.random).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcrystal.durable import file_sha256, to_disk, write_json
+from fastcrystal.utils.files import file_sha256, to_disk, write_json
 
 #: raised whenever older checkpoints can no longer be read
 FORMAT = 3

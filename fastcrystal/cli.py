@@ -269,8 +269,8 @@ def _add_largest_batch(commands: Any) -> None:
 
 
 def _largest_batch(args: argparse.Namespace) -> None:
-    from fastcrystal.devices import pick_device
     from fastcrystal.memory import largest_batch
+    from fastcrystal.utils.device import pick_device
 
     fit = largest_batch(
         args.preset,

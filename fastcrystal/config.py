@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fastcrystal.jsonable import Jsonable
+from fastcrystal.utils.serialization import Jsonable
 
 if TYPE_CHECKING:
     from fastcrystal.model.unet_config import UNetConfig

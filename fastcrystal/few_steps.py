@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from fastcrystal.durable import write_json
 from fastcrystal.metrics.match import match_many
 from fastcrystal.sampling import Generator
 from fastcrystal.tasks import prepare, trial
+from fastcrystal.utils.files import write_json
 
 #: sampler -> steps that are tried; Heun and midpoint call the network twice a step
 FLOW_STEPS: dict[str, tuple[int, ...]] = {

@@ -22,7 +22,7 @@ from fastcrystal.data.load import load_dataset
 from fastcrystal.lattice import wrap
 from fastcrystal.loss import l1_loss, pbc_loss
 from fastcrystal.metrics.coordinates import AXES, BINS, coordinate_density, coordinate_distances
-from fastcrystal.plotting import draw_cell
+from fastcrystal.utils.plotting import draw_cell
 
 #: coordinates that symmetry prefers, and how they are written
 SPECIAL = {"0": 0.0, "1/4": 1 / 4, "1/3": 1 / 3, "1/2": 1 / 2, "2/3": 2 / 3, "3/4": 3 / 4}

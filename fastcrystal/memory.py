@@ -142,12 +142,12 @@ def _peak_here(preset: str, length: int, device: str, precision: str, recompute:
 
     from fastcrystal.config import TrainConfig
     from fastcrystal.crystal import EXTRA_ROWS
-    from fastcrystal.devices import half_precision
     from fastcrystal.model.scaling import LatticeScaling
     from fastcrystal.model.unet import CrystalUNet
     from fastcrystal.objective import Example, Objective
     from fastcrystal.process.build import make_process
     from fastcrystal.testing import random_batch
+    from fastcrystal.utils.device import half_precision
 
     config = TrainConfig.from_preset(preset, precision=precision, device=device)
     data = random_batch(batch, length - EXTRA_ROWS)

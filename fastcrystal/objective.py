@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcrystal import draws
 from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.model.dropping import drop_conditions
 from fastcrystal.model.unet import CrystalUNet
 from fastcrystal.process import Process
 from fastcrystal.process.build import live_rows
+from fastcrystal.utils import random as draws
 
 
 @dataclass(frozen=True)

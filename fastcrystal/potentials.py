@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.durable import file_sha256
+from fastcrystal.utils.files import file_sha256
 
 #: what `load_potential` takes beside the names, for help texts and errors
 CUSTOM = "MODULE:FUNCTION (a callable that returns an ASE calculator)"

@@ -21,11 +21,11 @@ import torch
 
 import fastcrystal
 from fastcrystal.config import TrainConfig
-from fastcrystal.durable import write_json
 from fastcrystal.runs import finish_training, is_judged, judge
 from fastcrystal.sampling import Generator
 from fastcrystal.tasks import prepare
 from fastcrystal.training import Trainer
+from fastcrystal.utils.files import write_json
 
 #: share of the budget that trains; the rest samples and matches
 TRAINING_SHARE = 0.8

@@ -243,7 +243,7 @@ def _write(out: Path, structures: list[Structure | None], rows: list[dict[str, A
     from pymatgen.io.ase import AseAtomsAdaptor
     from pymatgen.io.cif import CifWriter
 
-    from fastcrystal.plotting import draw_crystals
+    from fastcrystal.utils.plotting import draw_crystals
 
     frames = []
     for structure, row in zip(structures, rows, strict=True):

@@ -13,7 +13,6 @@ import numpy as np
 
 from fastcrystal.checkpoint import list_checkpoints, read_config, run_folder
 from fastcrystal.config import TrainConfig
-from fastcrystal.durable import write_json
 from fastcrystal.journal import read_metrics
 from fastcrystal.metrics.evaluate import evaluate
 from fastcrystal.metrics.evaluation import Evaluation
@@ -22,6 +21,7 @@ from fastcrystal.ranks import Ranks, joined
 from fastcrystal.sampling import Generator
 from fastcrystal.tasks import Prepared, prepare, trial
 from fastcrystal.training import Trainer, new_run_folder
+from fastcrystal.utils.files import write_json
 
 #: training crystals whose labels are checked for repeats at the end of a run: half a minute's matching
 REDUNDANCY_SAMPLE = 50

@@ -16,8 +16,6 @@ from tqdm import tqdm
 from fastcrystal.checkpoint import find_checkpoint, load_weights, read_config, read_state, read_tensors, run_folder
 from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
-from fastcrystal.devices import compile_network, compile_step, half_precision, pick_device
-from fastcrystal.draws import step_seed
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import Condition, CrystalUNet
 from fastcrystal.model.unet_config import UNetConfig
@@ -26,6 +24,8 @@ from fastcrystal.process import Process
 from fastcrystal.process.build import live_rows, make_process
 from fastcrystal.process.flow import Method
 from fastcrystal.ranks import Ranks
+from fastcrystal.utils.device import compile_network, compile_step, half_precision, pick_device
+from fastcrystal.utils.random import step_seed
 
 
 class Generator:

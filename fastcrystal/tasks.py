@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastcrystal import draws
 from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch, matrix_length
 from fastcrystal.data.augment import Shifts, allowed_shifts, random_order, shift_origin
@@ -30,6 +29,7 @@ from fastcrystal.data.streaming import Streamed
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.objective import Example
 from fastcrystal.ranks import Ranks
+from fastcrystal.utils import random as draws
 
 #: shares of train, validation and test, by formula
 FRACTIONS = (0.8, 0.05, 0.15)

@@ -31,8 +31,6 @@ from fastcrystal.config import TrainConfig
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import in_memory
 from fastcrystal.data.store import Store
-from fastcrystal.devices import compile_network, half_precision, pick_device
-from fastcrystal.draws import BatchGenerator, step_seed
 from fastcrystal.features.elements import SYMBOLS
 from fastcrystal.journal import Journal
 from fastcrystal.model.scaling import LatticeScaling
@@ -44,6 +42,8 @@ from fastcrystal.ranks import Ranks
 from fastcrystal.sampling import Generator
 from fastcrystal.stopping import Stopped, StopRequest
 from fastcrystal.tasks import GenerateTask, ModifyTask, prepare
+from fastcrystal.utils.device import compile_network, half_precision, pick_device
+from fastcrystal.utils.random import BatchGenerator, step_seed
 
 #: most crystals of a validation loss: one forward pass
 VALIDATION_SIZE = 512

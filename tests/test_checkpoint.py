@@ -23,7 +23,7 @@ from fastcrystal.checkpoint import (
     save_checkpoint,
     write_config,
 )
-from fastcrystal.durable import write_json
+from fastcrystal.utils.files import write_json
 
 
 def save(run: Path, step: int) -> Path:

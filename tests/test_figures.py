@@ -18,7 +18,7 @@ from fastcrystal.figures import (
 )
 from fastcrystal.loss import l1_loss, pbc_loss
 from fastcrystal.metrics.coordinates import coordinate_distances
-from fastcrystal.plotting import draw_crystals
+from fastcrystal.utils.plotting import draw_crystals
 
 DATA = load_dataset()
 CRYSTAL = DATA.select([crystal_on_faces(DATA)])

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from fastcrystal import draws
 from fastcrystal.data.load import load_dataset
 from fastcrystal.journal import read_metrics
 from fastcrystal.ranks import Ranks
+from fastcrystal.utils import random as draws
 from tests.tiny import TINY, run_command
 
 

@@ -25,12 +25,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastcrystal import draws
 from fastcrystal.crystal import MAX_ATOMIC_NUMBER
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.lattice import SNAP
 from fastcrystal.parallel import map_parallel
 from fastcrystal.symmetry import rotations_of
+from fastcrystal.utils import random as draws
 
 #: shifts are multiples of 1/12: of 1/2, 1/3 and 1/4, and so of all that occur
 STEPS = 12

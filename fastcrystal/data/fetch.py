@@ -15,7 +15,7 @@ from typing import Any
 
 from fastcrystal.data.databases.download import DownloadError, Fetcher, Politeness
 from fastcrystal.data.registry import NamedDataset, RemoteFile, named_dataset
-from fastcrystal.durable import file_sha256, to_disk, write_json
+from fastcrystal.utils.files import file_sha256, to_disk, write_json
 
 #: record in the folder of what was fetched
 RECORD = "fetched.json"

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.durable import write_lines
 from fastcrystal.features.elements import SYMBOLS
+from fastcrystal.utils.files import write_lines
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

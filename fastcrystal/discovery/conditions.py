@@ -17,8 +17,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from fastcrystal.durable import write_lines
 from fastcrystal.sampling import Generator
+from fastcrystal.utils.files import write_lines
 
 
 class Rungs(NamedTuple):

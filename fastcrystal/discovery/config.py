@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from fastcrystal.discovery.conditions import LADDERS, RUNGS
 from fastcrystal.discovery.relaxation.settings import RelaxSettings
-from fastcrystal.jsonable import Jsonable
+from fastcrystal.utils.serialization import Jsonable
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def write_placed(placed: Sequence[Candidate], hull: Hull, elements: Sequence[str
     """placed.jsonl, table.md and hull.json in a folder; returns the table."""
     from fastcrystal.discovery.candidate import write_candidates
     from fastcrystal.discovery.hull import best_per_formula, hull_data, table
-    from fastcrystal.durable import write_json
+    from fastcrystal.utils.files import write_json
 
     out.mkdir(parents=True, exist_ok=True)
     write_candidates(out / "placed.jsonl", placed)

@@ -35,8 +35,8 @@ from fastcrystal.discovery.hull import Hull, HullEntry, best_per_formula, hull_d
 from fastcrystal.discovery.relaxation.candidates import relax_candidates
 from fastcrystal.discovery.relaxation.settings import RelaxSettings
 from fastcrystal.discovery.stage import Stage, say
-from fastcrystal.durable import alone_in, write_json
 from fastcrystal.sampling import Generator
+from fastcrystal.utils.files import alone_in, write_json
 
 #: what a run has when it has begun to work
 ENTRIES, CONDITIONS = "0_references/entries.json", "1_conditions/conditions.jsonl"

@@ -33,9 +33,9 @@ from fastcrystal.discovery.hull import MAX_ELEMENTS, HullEntry, entry_of
 from fastcrystal.discovery.relaxation.candidates import relax_candidates
 from fastcrystal.discovery.relaxation.settings import RelaxSettings
 from fastcrystal.discovery.stage import say
-from fastcrystal.durable import cut_broken_line
 from fastcrystal.features.elements import SYMBOLS
 from fastcrystal.potentials import scale_of
+from fastcrystal.utils.files import cut_broken_line
 
 #: amounts of the elements in systems that the default set does not know, by their number
 SIMPLE = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from fastcrystal.discovery.candidate import Candidate, read_candidates, write_candidates
-from fastcrystal.durable import cut_broken_line, write_json
+from fastcrystal.utils.files import cut_broken_line, write_json
 
 CANDIDATES = "candidates.jsonl"
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastcrystal.discovery.candidate import Candidate
 from fastcrystal.discovery.hull import Hull, HullEntry, entry_of
-from fastcrystal.durable import write_json
+from fastcrystal.utils.files import write_json
 
 if TYPE_CHECKING:
     from pymatgen.io.vasp.sets import VaspInputSet

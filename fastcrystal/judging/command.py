@@ -72,8 +72,8 @@ def judge_files(args: argparse.Namespace) -> str:
     """
     from contextlib import nullcontext
 
-    from fastcrystal.durable import alone_in
     from fastcrystal.ranks import Ranks
+    from fastcrystal.utils.files import alone_in
 
     potential = _potential(args)
     ranks = Ranks.current()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.durable import write_json
+from fastcrystal.utils.files import write_json
 
 #: types of columns that are not float64, by pyarrow's names
 _TYPES = {

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastcrystal import draws
+from fastcrystal.utils import random as draws
 
 
 def drop_conditions(

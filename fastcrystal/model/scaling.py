@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from fastcrystal.crystal import CrystalBatch, pack_matrix, unpack_matrix
-from fastcrystal.jsonable import Jsonable
+from fastcrystal.utils.serialization import Jsonable
 
 Mode = Literal["raw", "standard", "composition", "triangular", "metric"]
 _MODES = ("raw", "standard", "composition", "triangular", "metric")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fastcrystal.jsonable import Jsonable
+from fastcrystal.utils.serialization import Jsonable
 
 
 @dataclass(frozen=True)

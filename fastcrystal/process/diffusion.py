@@ -20,13 +20,13 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from fastcrystal import draws
 from fastcrystal.crystal import EXTRA_ROWS
 from fastcrystal.loss import crystal_l1_loss
 from fastcrystal.ops.noising import diffusion_noising
 from fastcrystal.ops.update_step import ddim_step, ddpm_step
 from fastcrystal.process import check_settings, checked_matrix, padding
 from fastcrystal.process.schedule import SCHEDULES, TRAINING_STEPS, NoiseSchedule, noise_schedule
+from fastcrystal.utils import random as draws
 
 C = TypeVar("C")
 

@@ -17,12 +17,12 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from fastcrystal import draws
 from fastcrystal.crystal import EXTRA_ROWS
 from fastcrystal.loss import crystal_l1_loss
 from fastcrystal.ops.noising import flow_noising
 from fastcrystal.ops.update_step import euler_step
 from fastcrystal.process import check_settings, checked_matrix, data_loss, padding
+from fastcrystal.utils import random as draws
 
 C = TypeVar("C")
 Method = Literal["euler", "midpoint", "heun"]

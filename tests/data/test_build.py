@@ -24,9 +24,9 @@ from fastcrystal.data.making.build import (
 )
 from fastcrystal.data.making.finish import Finished, card, finish, formation_energy
 from fastcrystal.data.making.prototypes import Candidate, candidates, default_formulas, library
-from fastcrystal.durable import cut_broken_line
 from fastcrystal.features.elements import covalent_radius
 from fastcrystal.relax import POTENTIALS, load_potential, relax, single_point
+from fastcrystal.utils.files import cut_broken_line
 from tests.metrics.crystals import crystal
 
 

@@ -18,9 +18,9 @@ from fastcrystal.discovery.inputs import load_candidates, write_cifs
 from fastcrystal.discovery.pipeline import discover
 from fastcrystal.discovery.references import _is_final
 from fastcrystal.discovery.relaxation.settings import RelaxSettings
-from fastcrystal.durable import alone_in
 from fastcrystal.potentials import scale_of
 from fastcrystal.sampling import Generator
+from fastcrystal.utils.files import alone_in
 from tests.discovery.crystals import made
 
 SPHERES = "tests.discovery.calculators:spheres"

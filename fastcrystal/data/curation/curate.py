@@ -33,8 +33,8 @@ from numpy.typing import NDArray
 from fastcrystal.data.curation.duplicates import repeated
 from fastcrystal.data.curation.formula_table import formula_table
 from fastcrystal.data.store import Store
-from fastcrystal.durable import write_json
 from fastcrystal.features.elements import SYMBOLS
+from fastcrystal.utils.files import write_json
 
 #: file in a curated view's folder: options, and counts of every step
 CURATION = "curation.json"

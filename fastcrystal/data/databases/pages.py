@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from fastcrystal.data.entry import Reject
-from fastcrystal.durable import to_disk, write_json
+from fastcrystal.utils.files import to_disk, write_json
 
 RECORD = "pages.json"
 _PAGE = re.compile(r"page-(\d{6,})\.json\.gz")

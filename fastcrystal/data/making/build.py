@@ -19,9 +19,9 @@ import numpy as np
 from tqdm import tqdm
 
 from fastcrystal.data.making.prototypes import Candidate, candidates, default_formulas, library
-from fastcrystal.durable import cut_broken_line
 from fastcrystal.parallel import map_parallel
 from fastcrystal.relax import MISSING_EXTRA, POTENTIALS, load_potential, relax, single_point
+from fastcrystal.utils.files import cut_broken_line
 
 #: formulas take turns, this many prototypes (smallest cells first) at a time: an interrupted build covers them all
 ROUND = 6

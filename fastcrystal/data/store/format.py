@@ -35,7 +35,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.durable import file_sha256, to_disk, write_json
+from fastcrystal.utils.files import file_sha256, to_disk, write_json
 
 FORMAT = "fastcrystal-store"
 VIEW = "fastcrystal-store-view"

@@ -12,7 +12,7 @@ import numpy as np
 
 from fastcrystal.data.store import Store, open_store
 from fastcrystal.data.store.format import UNITS, manifest_of, open_part, write_array, write_manifest
-from fastcrystal.durable import to_disk
+from fastcrystal.utils.files import to_disk
 
 
 def merge_stores(stores: Sequence[str | Path], out: str | Path) -> Store:

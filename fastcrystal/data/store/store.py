@@ -37,8 +37,8 @@ from fastcrystal.data.store.format import (
     verify_part,
     write_manifest,
 )
-from fastcrystal.durable import file_sha256, to_disk
 from fastcrystal.features.elements import atomic_number
+from fastcrystal.utils.files import file_sha256, to_disk
 
 #: stores up to this size have their checksums compared when they are opened: a fraction of a second
 VERIFIED_AT_ONCE = 64_000_000

@@ -32,7 +32,7 @@ from fastcrystal.data.store.format import (
     write_manifest,
     write_part,
 )
-from fastcrystal.durable import to_disk
+from fastcrystal.utils.files import to_disk
 
 #: a part is committed when it has this many crystals, or after this many seconds: a kill costs no more work than that
 COMMIT_CRYSTALS, COMMIT_SECONDS = 65_536, 30.0

@@ -12,8 +12,8 @@ from tqdm import tqdm
 from fastcrystal.discovery.candidate import Candidate, read_candidates, write_candidates
 from fastcrystal.discovery.relaxation.candidates import relax_candidates
 from fastcrystal.discovery.relaxation.settings import RelaxSettings
-from fastcrystal.durable import alone_in, cut_broken_line, write_json
 from fastcrystal.potentials import scale_of
+from fastcrystal.utils.files import alone_in, cut_broken_line, write_json
 
 RELAXED, SETTINGS = "relaxed.jsonl", "relax.json"
 

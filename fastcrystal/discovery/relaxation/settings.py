@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from fastcrystal.jsonable import Jsonable
 from fastcrystal.potentials import check_batched, check_potential
 from fastcrystal.relax import Cell
+from fastcrystal.utils.serialization import Jsonable
 
 
 @dataclass(frozen=True)

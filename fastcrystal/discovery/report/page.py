@@ -20,7 +20,7 @@ from fastcrystal.discovery.report.hull_charts import hull_charts
 from fastcrystal.discovery.report.run_folder import FILES, RunFolder, measured, read_run
 from fastcrystal.discovery.report.training_charts import training_charts
 from fastcrystal.discovery.report.viewer import cif, scene
-from fastcrystal.durable import file_sha256, to_disk
+from fastcrystal.utils.files import file_sha256, to_disk
 
 #: the page, in the run folder
 REPORT = "report.html"

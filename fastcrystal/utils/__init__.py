@@ -1,0 +1,1 @@
+"""Files, random numbers, devices, serialization, plotting: what every package may use."""
