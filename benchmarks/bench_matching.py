@@ -12,7 +12,7 @@ from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.load import load_dataset
 from fastcrystal.metrics import validity
 from fastcrystal.metrics.match import match_pairs
-from fastcrystal.metrics.pool import available_cores
+from fastcrystal.parallel.pool import available_cores
 from tests.metrics.crystals import shaken
 from tests.metrics.test_match import one_by_one
 from tests.shared_data import dft_file

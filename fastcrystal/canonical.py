@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrystal.lattice import standard_lattice, wrap
-from fastcrystal.parallel import map_parallel
+from fastcrystal.parallel.map import map_parallel
 from fastcrystal.symmetry import Cell, reduced, reduced_bases, symmetrised, unimodular
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ def canonicalise_many(
     symprec : float
         Tolerance of the symmetry search, angstrom.
     jobs : int, optional
-        Number of processes; all usable cores where not given. They are those of `fastcrystal.parallel.backend`.
+        Number of processes; all usable cores where not given. They are those of `fastcrystal.parallel.map.backend`.
     progress : bool
         Show a progress bar on stderr.
 

@@ -50,8 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from fastcrystal.parallel import backend
-    from fastcrystal.ranks import joined
+    from fastcrystal.parallel.distributed import joined
+    from fastcrystal.parallel.map import backend
 
     with backend(getattr(args, "backend", "loky")), joined(getattr(args, "device", None) or "auto"):
         args.run_command(args)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcrystal.ranks import Ranks
+from fastcrystal.parallel.distributed import Ranks
 
 
 class Journal:

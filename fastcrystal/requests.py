@@ -17,8 +17,8 @@ from fastcrystal.canonical import species_order
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.formulas import parse_formula
 from fastcrystal.features.elements import SYMBOLS
+from fastcrystal.parallel.distributed import Ranks
 from fastcrystal.process.flow import Method
-from fastcrystal.ranks import Ranks
 from fastcrystal.sampling import Generator
 from fastcrystal.symmetry import space_group_of
 from fastcrystal.training import anonymise

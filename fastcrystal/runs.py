@@ -16,8 +16,8 @@ from fastcrystal.config import TrainConfig
 from fastcrystal.journal import read_metrics
 from fastcrystal.metrics.evaluate import evaluate
 from fastcrystal.metrics.evaluation import Evaluation
+from fastcrystal.parallel.distributed import Ranks, joined
 from fastcrystal.process.flow import Method
-from fastcrystal.ranks import Ranks, joined
 from fastcrystal.sampling import Generator
 from fastcrystal.tasks import Prepared, prepare, trial
 from fastcrystal.training import Trainer, new_run_folder

@@ -19,11 +19,11 @@ from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import Condition, CrystalUNet
 from fastcrystal.model.unet_config import UNetConfig
+from fastcrystal.parallel.distributed import Ranks
 from fastcrystal.pretrained import resolve
 from fastcrystal.process import Process
 from fastcrystal.process.build import live_rows, make_process
 from fastcrystal.process.flow import Method
-from fastcrystal.ranks import Ranks
 from fastcrystal.utils.device import compile_network, compile_step, half_precision, pick_device
 from fastcrystal.utils.random import step_seed
 

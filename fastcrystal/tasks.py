@@ -28,7 +28,7 @@ from fastcrystal.data.store import Store, is_store, open_store
 from fastcrystal.data.streaming import Streamed
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.objective import Example
-from fastcrystal.ranks import Ranks
+from fastcrystal.parallel.distributed import Ranks
 from fastcrystal.utils import random as draws
 
 #: shares of train, validation and test, by formula

@@ -37,8 +37,8 @@ from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import CrystalUNet
 from fastcrystal.model.unet_config import UNetConfig
 from fastcrystal.objective import Averaged, Example, Objective
+from fastcrystal.parallel.distributed import Ranks
 from fastcrystal.process.build import make_process
-from fastcrystal.ranks import Ranks
 from fastcrystal.sampling import Generator
 from fastcrystal.stopping import Stopped, StopRequest
 from fastcrystal.tasks import GenerateTask, ModifyTask, prepare

@@ -10,7 +10,7 @@ from fastcrystal.ablation import ROWS, ablate
 from fastcrystal.cli import run_guarded
 from fastcrystal.config import ALGORITHMS, TASKS, TrainConfig
 from fastcrystal.options import add_jobs
-from fastcrystal.parallel import backend
+from fastcrystal.parallel.map import backend
 
 
 def main() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from fastcrystal.cli import run_guarded
 from fastcrystal.config import RECIPES, TrainConfig
 from fastcrystal.options import add_jobs
-from fastcrystal.parallel import backend
+from fastcrystal.parallel.map import backend
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ MODULES = [
     "fastcrystal.ops.masked_l1",
     "fastcrystal.crystal",
     "fastcrystal.lattice",
-    "fastcrystal.parallel",
+    "fastcrystal.parallel.map",
     "fastcrystal.features.elements",
     "fastcrystal.features.space_groups",
     "fastcrystal.features.featurise",

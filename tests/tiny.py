@@ -63,8 +63,8 @@ def shrink_networks(patch: Any) -> None:
 
 def match_in_process(patch: Any) -> None:
     """Let pymatgen judge in this process: a worker takes seconds to start, and tests of its own see to the pool."""
-    from fastcrystal.metrics import pool
-    from fastcrystal.metrics.worker import pymatgen_judge, read_message
+    from fastcrystal.parallel import pool
+    from fastcrystal.parallel.worker import pymatgen_judge, read_message
 
     def run_tasks(task: Callable[[int], bytes], count: int, *rest: Any, **options: Any) -> list[dict[str, Any]]:
         judge = pymatgen_judge()

@@ -28,7 +28,7 @@ from torch import Tensor
 from fastcrystal.crystal import MAX_ATOMIC_NUMBER
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.lattice import SNAP
-from fastcrystal.parallel import map_parallel
+from fastcrystal.parallel.map import map_parallel
 from fastcrystal.symmetry import rotations_of
 from fastcrystal.utils import random as draws
 

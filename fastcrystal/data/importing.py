@@ -28,7 +28,7 @@ from fastcrystal.data.sources import Source, open_source
 from fastcrystal.data.sources.columns import EnergyTable, Wanted, read_energies
 from fastcrystal.data.store.format import read_manifest
 from fastcrystal.data.store.writer import StoreWriter
-from fastcrystal.parallel import map_parallel
+from fastcrystal.parallel.map import map_parallel
 
 #: how given energies become formation energies; see `import_store`
 References: TypeAlias = Literal["none"] | Mapping[str, float]

@@ -2,7 +2,8 @@
 
 No file may stop an import, so every limit is here or before: sizes are known before anything is expanded, and whatever
 takes longer than `Rules.seconds` is given up. The clock is a signal that interrupts Python code; it works in the main
-thread of a process, which is where the workers of `fastcrystal.parallel` on this machine, and one job in the caller's
+thread of a process, which is where the workers of `fastcrystal.parallel.map` on this machine, and one job in the
+caller's
 process, do their work. In another thread, and inside one call of compiled code, it cannot interrupt; the longest
 of those are spglib's, some 4 s for a crystal of 2,000 sites without symmetry.
 """

@@ -72,7 +72,7 @@ def judge_files(args: argparse.Namespace) -> str:
     """
     from contextlib import nullcontext
 
-    from fastcrystal.ranks import Ranks
+    from fastcrystal.parallel.distributed import Ranks
     from fastcrystal.utils.files import alone_in
 
     potential = _potential(args)
@@ -89,7 +89,7 @@ def judge_files(args: argparse.Namespace) -> str:
 
 def _judged(args: argparse.Namespace, folder: Path, potential: Potential | None) -> str:
     from fastcrystal.judging.evaluate import evaluate_files
-    from fastcrystal.ranks import Ranks
+    from fastcrystal.parallel.distributed import Ranks
 
     result = evaluate_files(
         args.path,

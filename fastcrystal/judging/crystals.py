@@ -21,7 +21,7 @@ from fastcrystal.data.load import SHIPPED, load_dataset
 from fastcrystal.data.parsing import read_structure
 from fastcrystal.data.sources import open_source
 from fastcrystal.data.store import is_store, open_store
-from fastcrystal.parallel import map_parallel
+from fastcrystal.parallel.map import map_parallel
 
 #: files that a worker reads before it answers: about a second's work
 _CHUNK = 64

@@ -25,7 +25,7 @@ from fastcrystal.judging.pairs import Index, Job
 from fastcrystal.metrics import baselines
 from fastcrystal.metrics.evaluate import wilson
 from fastcrystal.metrics.match import MatchResult
-from fastcrystal.metrics.worker import RMS_TOLERANCES
+from fastcrystal.parallel.worker import RMS_TOLERANCES
 
 #: random crystals for a reference crystal at most, where the model had as many tries or more
 MOST_TRIES = 20

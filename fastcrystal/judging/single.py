@@ -48,7 +48,7 @@ def space_groups(
     lost : int
         Crystals without an answer: out of time, or spglib crashed.
     """
-    from fastcrystal.metrics.worker import encode
+    from fastcrystal.parallel.worker import encode
 
     def task(i: int) -> bytes:
         return encode({"time_limit": limits.seconds, "cell": crystals.cell(i), "symprecs": list(symprecs)})
@@ -74,7 +74,7 @@ def charge_balance(formulas: Sequence[str], limits: Limits) -> dict[str, bool | 
     """
     if importlib.util.find_spec("smact") is None:
         return None
-    from fastcrystal.metrics.worker import encode
+    from fastcrystal.parallel.worker import encode
 
     def task(i: int) -> bytes:
         return encode({"time_limit": limits.seconds, "formula": formulas[i]})
@@ -84,7 +84,7 @@ def charge_balance(formulas: Sequence[str], limits: Limits) -> dict[str, bool | 
 
 
 def _run(task: Any, count: int, limits: Limits, label: str) -> list[dict[str, Any]]:
-    from fastcrystal.metrics import pool
+    from fastcrystal.parallel import pool
 
     return pool.run_tasks(
         task, count, WORKER, jobs=limits.jobs, time_limit=limits.seconds, progress=limits.progress, label=label

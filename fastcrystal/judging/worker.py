@@ -1,6 +1,6 @@
 """One process that looks at one crystal, or one formula, at a time: space groups by spglib, charge balance by smact.
 
-Started by `fastcrystal.metrics.pool` as `python -m fastcrystal.judging.worker`, because neither library can be
+Started by `fastcrystal.parallel.pool` as `python -m fastcrystal.judging.worker`, because neither library can be
 interrupted: spglib is one call of compiled code, and smact tries all combinations of oxidation states, whose number is
 exponential in that of the elements. Nothing here imports torch.
 """
@@ -11,7 +11,7 @@ import os
 import time
 from typing import Any
 
-from fastcrystal.metrics.worker import Judge, serve
+from fastcrystal.parallel.worker import Judge, serve
 from fastcrystal.symmetry import space_group_of
 
 #: of `smact.screening.smact_validity`. Oxidation states, the Pauling test and alloys as in CDVAE's compositional

@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrystal.crystal import MAX_SITES, PAPER_LENGTH, CrystalBatch
-from fastcrystal.metrics.worker import FIT_TOLERANCES, RMS_TOLERANCES
-from fastcrystal.ranks import Ranks
+from fastcrystal.parallel.distributed import Ranks
+from fastcrystal.parallel.worker import FIT_TOLERANCES, RMS_TOLERANCES
 
 #: how a worker is started; a test replaces it by one that hangs or crashes
-WORKER = ("-m", "fastcrystal.metrics.worker")
+WORKER = ("-m", "fastcrystal.parallel.worker")
 #: first number of sites of each row in tables by size, and one past the last
 SIZE_EDGES = (1, 5, 9, 13, 21, 41, MAX_SITES + 1)
 #: both criteria, for reports
@@ -113,7 +113,7 @@ def match_pairs(
     The verdicts are pymatgen's own, pair by pair, whatever the number of jobs. Each pair has `time_limit` seconds for
     both criteria: pymatgen can run for hours on a degenerate cell, so a worker past the limit is killed and the pair
     recorded as "timeout". The limit is on the wall clock: leave it generous on a busy machine. Inside
-    `fastcrystal.parallel.backend` the cluster's workers do the same, chunk by chunk.
+    `fastcrystal.parallel.map.backend` the cluster's workers do the same, chunk by chunk.
 
     Parameters
     ----------
@@ -145,15 +145,16 @@ def match_many(
 ) -> list[MatchResult]:
     """`match_pairs` for several (generated, true) pairs of batches: workers start once and none idles in between.
 
-    Processes that are joined (`fastcrystal.ranks`) call it together: each judges its share and all get every verdict.
+    Processes that are joined (`fastcrystal.parallel.distributed`) call it together: each judges its share and all get
+    every verdict.
 
     Raises
     ------
     ValueError, RuntimeError
         As for `match_pairs`.
     """
-    from fastcrystal.metrics.pool import available_cores, run_tasks
-    from fastcrystal.metrics.worker import encode
+    from fastcrystal.parallel.pool import available_cores, run_tasks
+    from fastcrystal.parallel.worker import encode
 
     for generated, true in pairs:
         if len(generated) != len(true):

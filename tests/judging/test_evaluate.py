@@ -22,7 +22,7 @@ from fastcrystal.judging.evaluate import evaluate_files
 from fastcrystal.judging.pairs import Limits
 from fastcrystal.judging.report import FilesEvaluation
 from fastcrystal.judging.single import charge_balance
-from fastcrystal.metrics import pool
+from fastcrystal.parallel import pool
 from tests.judging.made import needle, salts, write
 from tests.metrics.crystals import crystal
 from tests.shared_data import dft_file
@@ -35,7 +35,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     import io
 
     from fastcrystal.judging.worker import make_judge
-    from fastcrystal.metrics.worker import read_message
+    from fastcrystal.parallel.worker import read_message
 
     match_in_process(monkeypatch)
     matching = pool.run_tasks

@@ -20,7 +20,7 @@ from fastcrystal.metrics.match import MatchResult, match_pairs, self_match
 from tests.metrics.crystals import KINDS, crystal, join, random_batch, shaken
 from tests.shared_data import dft_file
 
-_BAD_WORKER = (str(Path(__file__).with_name("bad_worker.py")),)
+_BAD_WORKER = (str(Path(__file__).parents[1] / "factories" / "bad_worker.py"),)
 
 
 def one_by_one(generated: CrystalBatch, true: CrystalBatch) -> tuple[list[bool], list[float], list[str]]:

@@ -19,7 +19,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fastcrystal.data.making.prototypes import Candidate, candidates, default_formulas, library
-from fastcrystal.parallel import map_parallel
+from fastcrystal.parallel.map import map_parallel
 from fastcrystal.relax import MISSING_EXTRA, POTENTIALS, load_potential, relax, single_point
 from fastcrystal.utils.files import cut_broken_line
 
@@ -68,7 +68,7 @@ def relax_all(work: Path, config: BuildConfig, formulas: Sequence[str], jobs: in
     ValueError
         If WORK holds a build with other settings.
     ImportError
-        If the potential is not installed, here or where `fastcrystal.parallel.backend` has it done.
+        If the potential is not installed, here or where `fastcrystal.parallel.map.backend` has it done.
     """
     work.mkdir(parents=True, exist_ok=True)
     _check_same_build(work / "build.json", config)

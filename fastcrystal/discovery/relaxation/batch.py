@@ -13,8 +13,8 @@ from fastcrystal.discovery.candidate import Candidate
 from fastcrystal.discovery.relaxation.process import GRACE, ask, relax_one
 from fastcrystal.discovery.relaxation.settings import RelaxSettings
 from fastcrystal.discovery.stage import say
-from fastcrystal.metrics.worker import encode
-from fastcrystal.parallel import map_parallel
+from fastcrystal.parallel.map import map_parallel
+from fastcrystal.parallel.worker import encode
 from fastcrystal.potentials import scale_of
 
 WORKER = "fastcrystal.discovery.relaxation.batch_worker"

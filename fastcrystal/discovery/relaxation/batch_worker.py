@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from fastcrystal.discovery.relaxation.worker import answer_of, checked_volume
-from fastcrystal.metrics import worker
-from fastcrystal.metrics.worker import Judge
+from fastcrystal.parallel import worker
+from fastcrystal.parallel.worker import Judge
 from fastcrystal.relax_together import relax_together
 from fastcrystal.torchsim_models import load_model
 

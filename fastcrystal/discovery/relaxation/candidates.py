@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from fastcrystal.discovery.candidate import Candidate
 from fastcrystal.discovery.relaxation.process import close, relax_one
 from fastcrystal.discovery.relaxation.settings import RelaxSettings
-from fastcrystal.parallel import map_parallel
+from fastcrystal.parallel.map import map_parallel
 from fastcrystal.potentials import scale_of
 from fastcrystal.relax import Cell
 

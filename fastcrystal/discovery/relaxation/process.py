@@ -10,8 +10,8 @@ from typing import Any
 
 from fastcrystal.discovery.candidate import Candidate
 from fastcrystal.discovery.relaxation.settings import RelaxSettings
-from fastcrystal.metrics.pool import Worker as Process
-from fastcrystal.metrics.worker import encode
+from fastcrystal.parallel.pool import Worker as Process
+from fastcrystal.parallel.worker import encode
 
 WORKER = "fastcrystal.discovery.relaxation.worker"
 #: a relaxation that does not come back is killed after twice its time limit and these seconds: a step is not cut short

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from fastcrystal.discovery.closeness import TOO_CLOSE, closeness
-from fastcrystal.metrics import worker
-from fastcrystal.metrics.worker import Judge
+from fastcrystal.parallel import worker
+from fastcrystal.parallel.worker import Judge
 from fastcrystal.potentials import load_potential
 from fastcrystal.relax import Relaxed, relax
 

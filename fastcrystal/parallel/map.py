@@ -67,7 +67,7 @@ _Answer = tuple[list[R], _Failure | None]
 _Run = Callable[[list[_Part[T]]], Iterator[_Answer[R]]]
 
 _HERE = _Place()
-_place: ContextVar[_Place] = ContextVar("fastcrystal.parallel", default=_HERE)
+_place: ContextVar[_Place] = ContextVar("fastcrystal.parallel.map", default=_HERE)
 
 
 def available_cores() -> int:

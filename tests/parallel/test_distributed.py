@@ -11,7 +11,7 @@ import torch
 
 from fastcrystal.data.load import load_dataset
 from fastcrystal.journal import read_metrics
-from fastcrystal.ranks import Ranks
+from fastcrystal.parallel.distributed import Ranks
 from fastcrystal.utils import random as draws
 from tests.tiny import TINY, run_command
 
@@ -31,7 +31,7 @@ def runs(tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     done = {}
     for name, start in (("one", []), ("two", torchrun)):
         command = [*start, "-m", "tests.tiny_cli", *options(root / name, tiny_npz)]
-        result = run_command(*command, cwd=Path(__file__).resolve().parents[1])
+        result = run_command(*command, cwd=Path(__file__).resolve().parents[2])
         assert result.returncode == 0, result.stderr
         assert result.stdout.count("run folder:") == 1
         done[name] = root / name

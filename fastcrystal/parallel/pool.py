@@ -4,7 +4,8 @@
 fork or re-import the caller. Here every worker is `python -m ...` with one task at a time; one that exceeds the limit
 is killed and replaced, and only its task is lost. One thread in the caller watches all pipes.
 
-On a cluster (`fastcrystal.parallel.backend`) the caller is a task of the cluster, and the pool one worker beside it.
+On a cluster (`fastcrystal.parallel.map.backend`) the caller is a task of the cluster, and the pool one worker beside
+it.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.parallel import available_cores as available_cores
-from fastcrystal.parallel import is_local, map_parallel, workers
+from fastcrystal.parallel.map import available_cores as available_cores
+from fastcrystal.parallel.map import is_local, map_parallel, workers
 
 #: seconds a worker may take to import its libraries (cold, shared file systems are slow)
 STARTUP_LIMIT = 300.0
@@ -114,7 +115,7 @@ def run_tasks(
     Parameters
     ----------
     encode_task : callable
-        Task number -> the message for a worker, encoded (`fastcrystal.metrics.worker.encode`).
+        Task number -> the message for a worker, encoded (`fastcrystal.parallel.worker.encode`).
     count : int
         Number of tasks.
     command : sequence of str

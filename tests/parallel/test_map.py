@@ -16,17 +16,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastcrystal import parallel
 from fastcrystal.canonical import Canonical, canonicalise_many
 from fastcrystal.cli import main
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.augment import allowed_shifts
 from fastcrystal.metrics import match
 from fastcrystal.metrics.match import match_pairs
-from fastcrystal.parallel import backend, map_parallel, workers
+from fastcrystal.parallel import map as parallel
+from fastcrystal.parallel.map import backend, map_parallel, workers
 from tests.metrics.crystals import KINDS, crystal, join, pack, shaken
 
-_BAD_WORKER = (str(Path(__file__).parent / "metrics" / "bad_worker.py"),)
+_BAD_WORKER = (str(Path(__file__).parents[1] / "factories" / "bad_worker.py"),)
 
 # functions of the standard library, and lambdas, which travel by value: workers need not import the tests
 power = functools.partial(pow, 2)

@@ -1,6 +1,7 @@
 """One matching process: pymatgen imported once, pairs in on stdin, verdicts out on stdout.
 
-`fastcrystal.metrics.pool` starts it as `python -m fastcrystal.metrics.worker`, a fresh interpreter rather than a fork:
+`fastcrystal.parallel.pool` starts it as `python -m fastcrystal.parallel.worker`, a fresh interpreter rather than a
+fork:
 it cannot inherit a thread pool of torch in mid-flight, and it never runs the caller's script again. A message is four
 bytes of length (little-endian) and as many bytes of JSON, which carries float64 exactly. Nothing here imports torch.
 """

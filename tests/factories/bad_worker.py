@@ -8,7 +8,7 @@ import sys
 import time
 from typing import Any
 
-from fastcrystal.metrics.worker import Judge, pymatgen_judge, serve
+from fastcrystal.parallel.worker import Judge, pymatgen_judge, serve
 
 
 def make_judge() -> Judge:
