@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fastcrystal.features import space_groups
 from fastcrystal.features.featurise import Output, featurise, featurise_reference
-from fastcrystal.lattice import lattice_from_parameters, standard_lattice, wrap
+from fastcrystal.structure.lattice import lattice_from_parameters, standard_lattice, wrap
 
 pytestmark = pytest.mark.timeout(600)
 Array = NDArray[Any]

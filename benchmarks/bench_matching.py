@@ -10,12 +10,12 @@ import pytest
 
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.load import load_dataset
-from fastcrystal.metrics import validity
-from fastcrystal.metrics.match import match_pairs
 from fastcrystal.parallel.pool import available_cores
-from tests.metrics.crystals import shaken
-from tests.metrics.test_match import one_by_one
+from fastcrystal.structure import validity
+from fastcrystal.structure.match import match_pairs
+from tests.factories.crystals import shaken
 from tests.shared_data import dft_file
+from tests.structure.test_match import one_by_one
 
 PAIRS = 100
 

@@ -38,7 +38,7 @@ from fastcrystal.data.splits import split_by_formula
 from fastcrystal.data.store import open_store
 from fastcrystal.data.store.writer import StoreWriter
 from fastcrystal.features.elements import SYMBOLS
-from fastcrystal.lattice import lattice_parameters
+from fastcrystal.structure.lattice import lattice_parameters
 
 DRAWN = 256
 FIELDS = ("auid", "pretty_formula", "geometry", "positions_fractional", "spacegroup_relax", "enthalpy_formation_atom")

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from fastcrystal.metrics.match import match_many
 from fastcrystal.sampling import Generator
+from fastcrystal.structure.match import match_many
 from fastcrystal.tasks import prepare, trial
 from fastcrystal.utils.files import write_json
 

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
-from fastcrystal.lattice import wrap
 from fastcrystal.loss import l1_loss, pbc_loss
 from fastcrystal.metrics.coordinates import AXES, BINS, coordinate_density, coordinate_distances
+from fastcrystal.structure.lattice import wrap
 from fastcrystal.utils.plotting import draw_cell
 
 #: coordinates that symmetry prefers, and how they are written

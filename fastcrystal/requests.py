@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import torch
 
-from fastcrystal.canonical import species_order
 from fastcrystal.crystal import CrystalBatch
-from fastcrystal.data.formulas import parse_formula
 from fastcrystal.features.elements import SYMBOLS
 from fastcrystal.parallel.distributed import Ranks
 from fastcrystal.process.flow import Method
 from fastcrystal.sampling import Generator
-from fastcrystal.symmetry import space_group_of
+from fastcrystal.structure.canonical import species_order
+from fastcrystal.structure.formula import parse_formula
+from fastcrystal.symmetry.symmetrize import space_group_of
 from fastcrystal.training import anonymise
 
 if TYPE_CHECKING:
@@ -166,7 +166,7 @@ def generate(
     ValueError
         If the request or the checkpoint cannot be used.
     """
-    from fastcrystal.metrics import validity
+    from fastcrystal.structure import validity
 
     trained = Generator.from_run(checkpoint, device)
     batch, why = conditions(request, trained)

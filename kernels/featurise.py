@@ -12,7 +12,7 @@ import numpy as np
 #: status of a crystal; fastcrystal.features.featurise has the messages
 OK, BAD_OFFSETS, BAD_COUNT, BAD_CELL, BAD_SPECIES, BAD_FRAC = range(6)
 _MAX_Z = 103
-_SNAP = 1e-6  # fastcrystal.lattice.SNAP; a test compares this and the next
+_SNAP = 1e-6  # fastcrystal.structure.lattice.SNAP; a test compares this and the next
 _FLAT = 1e-6  # fastcrystal.features.featurise.FLAT
 
 

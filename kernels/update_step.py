@@ -15,7 +15,7 @@ from torch import Tensor
 from fastcrystal.kernels.philox import uniform_and_normal
 
 BLOCK = 1024
-#: fastcrystal.lattice.SNAP
+#: fastcrystal.structure.lattice.SNAP
 SNAP = tl.constexpr(1e-6)
 
 

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.canonical import Canonical, canonicalise
 from fastcrystal.data.load import load_dataset
+from fastcrystal.structure.canonical import Canonical, canonicalise
 
 Cell = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 Change = Callable[[Cell, np.random.Generator], Cell]

@@ -10,7 +10,7 @@ import pytest
 from pymatgen.core import Composition, Structure
 
 from fastcrystal.cli import main
-from tests.metrics.crystals import crystal
+from tests.factories.crystals import crystal
 from tests.tiny import ROOT, run_command
 
 TRAIN = ("--max-steps", "2", "--batch-size", "4", "--sampling-steps", "1", "--max-test", "2", "--jobs", "1")

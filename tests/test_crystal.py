@@ -13,7 +13,7 @@ from pymatgen.core import Lattice, Structure
 
 from fastcrystal.crystal import EXTRA_ROWS, MAX_SITES, CrystalBatch, matrix_length, pack_matrix, unpack_matrix
 from fastcrystal.testing import random_batch
-from tests.metrics.crystals import crystal
+from tests.factories.crystals import crystal
 
 batches = st.builds(random_batch, st.integers(1, 4), st.integers(1, MAX_SITES), st.integers(0, 10**6))
 

@@ -15,7 +15,7 @@ MODULES = [
     "fastcrystal.loss",
     "fastcrystal.ops.masked_l1",
     "fastcrystal.crystal",
-    "fastcrystal.lattice",
+    "fastcrystal.structure.lattice",
     "fastcrystal.parallel.map",
     "fastcrystal.features.elements",
     "fastcrystal.features.space_groups",

@@ -13,11 +13,11 @@ import pytest
 from pymatgen.core import Composition, Structure
 
 from fastcrystal.checkpoint import FORMAT, list_checkpoints
-from fastcrystal.data.formulas import parse_formula
-from fastcrystal.metrics.validity import REASONS
 from fastcrystal.requests import Request, conditions, generate, obtained_group
 from fastcrystal.sampling import Generator
-from tests.metrics.crystals import crystal
+from fastcrystal.structure.formula import parse_formula
+from fastcrystal.structure.validity import REASONS
+from tests.factories.crystals import crystal
 
 
 @pytest.fixture(scope="module")

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import spglib
 
-from fastcrystal.canonical import canonicalise
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
-from fastcrystal.metrics.validity import check
+from fastcrystal.structure.canonical import canonicalise
+from fastcrystal.structure.validity import check
 
 PATH = Path(str(resources.files("fastcrystal.data").joinpath("prototypes.npz")))
 SYMPREC = 0.1

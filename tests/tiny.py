@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
-from fastcrystal.canonical import canonicalise
 from fastcrystal.config import TrainConfig
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.readers import pack
 from fastcrystal.model.unet_config import PRESETS, UNetConfig
-from tests.metrics.crystals import crystal
+from fastcrystal.structure.canonical import canonicalise
+from tests.factories.crystals import crystal
 
 ROOT = Path(__file__).resolve().parents[1]
 CATIONS = ("Li", "Na", "K", "Rb", "Mg", "Ca")

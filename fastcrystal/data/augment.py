@@ -27,9 +27,9 @@ from torch import Tensor
 
 from fastcrystal.crystal import MAX_ATOMIC_NUMBER
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.lattice import SNAP
 from fastcrystal.parallel.map import map_parallel
-from fastcrystal.symmetry import rotations_of
+from fastcrystal.structure.lattice import SNAP
+from fastcrystal.symmetry.symmetrize import rotations_of
 from fastcrystal.utils import random as draws
 
 #: shifts are multiples of 1/12: of 1/2, 1/3 and 1/4, and so of all that occur

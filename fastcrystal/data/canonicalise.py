@@ -6,8 +6,8 @@ import itertools
 
 import numpy as np
 
-from fastcrystal.canonical import Canonical, canonicalise_many
 from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.structure.canonical import Canonical, canonicalise_many
 
 
 def canonicalise_dataset(

@@ -18,7 +18,6 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from fastcrystal.canonical import MAX_SITES
 from fastcrystal.data.entry import Entry, Reject
 from fastcrystal.data.import_report import ImportReport, Tally, provenance
 from fastcrystal.data.load import load_dataset
@@ -29,6 +28,7 @@ from fastcrystal.data.sources.columns import EnergyTable, Wanted, read_energies
 from fastcrystal.data.store.format import read_manifest
 from fastcrystal.data.store.writer import StoreWriter
 from fastcrystal.parallel.map import map_parallel
+from fastcrystal.structure.canonical import MAX_SITES
 
 #: how given energies become formation energies; see `import_store`
 References: TypeAlias = Literal["none"] | Mapping[str, float]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.canonical import Canonical
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.data.formulas import formula_strings
+from fastcrystal.structure.canonical import Canonical
+from fastcrystal.structure.formula import formula_strings
 
 
 def pack(

@@ -24,11 +24,11 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
-from fastcrystal.canonical import MAX_INPUT_SITES, MAX_SITES, Canonical, canonicalise
 from fastcrystal.data.disorder import ordered
 from fastcrystal.data.entry import Entry, Reject, Sites
 from fastcrystal.data.sources.text import one_line
 from fastcrystal.data.structure_text import check_structure, parse_structure, stated_group
+from fastcrystal.structure.canonical import MAX_INPUT_SITES, MAX_SITES, Canonical, canonicalise
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

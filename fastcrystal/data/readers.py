@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastcrystal.canonical import MAX_INPUT_SITES
 from fastcrystal.data.entry import Entry, Reject
 from fastcrystal.data.import_report import ImportReport
 from fastcrystal.data.importing import import_store, import_structures
@@ -23,6 +22,7 @@ from fastcrystal.data.parsing import read_structure
 from fastcrystal.data.sources import open_source
 from fastcrystal.data.sources.columns import EnergyTable, Wanted, read_energies
 from fastcrystal.data.structure_text import parse_structure
+from fastcrystal.structure.canonical import MAX_INPUT_SITES
 
 __all__ = [
     "EnergyTable",

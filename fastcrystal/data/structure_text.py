@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from fastcrystal.canonical import MAX_ATOMIC_NUMBER, MAX_INPUT_SITES, check_crystal
 from fastcrystal.data.sources.text import one_line
+from fastcrystal.structure.canonical import MAX_ATOMIC_NUMBER, MAX_INPUT_SITES, check_crystal
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

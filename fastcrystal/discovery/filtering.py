@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.discovery.candidate import Candidate
-from fastcrystal.discovery.closeness import closeness
-from fastcrystal.metrics import validity
-from fastcrystal.metrics.match import match_pairs
 from fastcrystal.requests import obtained_group
+from fastcrystal.structure import validity
+from fastcrystal.structure.distances import closeness
+from fastcrystal.structure.match import match_pairs
 
 #: tolerance of the obtained space group, angstrom
 SYMPREC = 0.1
@@ -189,7 +189,7 @@ def symmetrise(candidate: Candidate) -> Candidate:
     "symmetrised" is that tolerance (0.01, 0.1 or 0.3 angstrom), or None where the group does not show: then the
     candidate stays as it is.
     """
-    from fastcrystal.symmetry import Cell, reduced, symmetrised
+    from fastcrystal.symmetry.symmetrize import Cell, reduced, symmetrised
 
     if candidate.reason or not candidate.requested_group:
         return candidate

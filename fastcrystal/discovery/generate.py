@@ -12,13 +12,13 @@ import torch
 from tqdm import tqdm
 
 from fastcrystal.crystal import CrystalBatch
-from fastcrystal.data.formulas import parse_formula
 from fastcrystal.discovery.candidate import Candidate, read_candidates
 from fastcrystal.discovery.conditions import Condition
 from fastcrystal.pretrained import resolve
 from fastcrystal.requests import Request
 from fastcrystal.requests import conditions as conditions_of
 from fastcrystal.sampling import Generator
+from fastcrystal.structure.formula import parse_formula
 from fastcrystal.utils.files import cut_broken_line
 from fastcrystal.utils.random import step_seed
 

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from fastcrystal.canonical import canonicalise
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.discovery.candidate import Candidate, write_candidates
 from fastcrystal.discovery.filtering import SYMPREC, as_batch, check_validity, drop_copies
 from fastcrystal.discovery.ranking import with_group
 from fastcrystal.discovery.relaxation.candidates import relax_candidates
 from fastcrystal.discovery.relaxation.settings import RelaxSettings
-from fastcrystal.metrics.match import match_pairs
 from fastcrystal.requests import check_elements, obtained_group
 from fastcrystal.sampling import Generator
+from fastcrystal.structure.canonical import canonicalise
+from fastcrystal.structure.match import match_pairs
 
 #: a regression gives one answer; others are drawn
 PROPOSALS = 16

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal import lattice as lattices
+from fastcrystal.structure import lattice as lattices
 
 #: rows of the crystal matrix that are not sites, its largest length and the heaviest element: fastcrystal.crystal's
 #: constants (a test compares), not imported from there because that module imports torch

@@ -16,16 +16,16 @@ from numpy.typing import NDArray
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.entry import Entry, Reject, Sites
-from fastcrystal.data.formulas import formula_strings
 from fastcrystal.data.load import SHIPPED, load_dataset
 from fastcrystal.data.parsing import read_structure
 from fastcrystal.data.sources import open_source
 from fastcrystal.data.store import is_store, open_store
 from fastcrystal.parallel.map import map_parallel
+from fastcrystal.structure.formula import formula_strings
 
 #: files that a worker reads before it answers: about a second's work
 _CHUNK = 64
-#: rejected by the readers, but not for being unreadable: what `fastcrystal.metrics.validity` calls it -> their words
+#: rejected by the readers, but not for being unreadable: what `fastcrystal.structure.validity` calls it -> their words
 _IMPOSSIBLE = {
     "atoms too close": re.compile(r"angstrom (apart|from their own images)"),
     "degenerate lattice": re.compile(r"lattice has no volume"),
@@ -197,7 +197,7 @@ def read_crystals(path: str | Path, *, formulas: Collection[str] | None = None, 
 
 
 def kind_of_reject(reason: str) -> str:
-    """What `fastcrystal.metrics.validity` would call a rejected crystal; "unreadable" where it was no crystal at all.
+    """What `fastcrystal.structure.validity` would call a rejected crystal; "unreadable" where it was no crystal at all.
 
     The readers refuse what they cannot canonicalise, with their own words; here the words become counts.
     """

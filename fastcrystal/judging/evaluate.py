@@ -19,11 +19,11 @@ from fastcrystal.judging.crystals import Crystals, kind_of_reject, read_crystals
 from fastcrystal.judging.pairs import Index, Limits, endless, match, representatives, same_formula
 from fastcrystal.judging.report import FilesEvaluation
 from fastcrystal.judging.worker import CHARGE_RULES
-from fastcrystal.metrics import validity
-from fastcrystal.metrics.match import TOLERANCES
 from fastcrystal.requests import SYMPRECS
+from fastcrystal.structure import validity
+from fastcrystal.structure.match import TOLERANCES
 
-#: angstrom; the tolerance of the distribution of space groups, and of data sets (`fastcrystal.canonical`)
+#: angstrom; the tolerance of the distribution of space groups, and of data sets (`fastcrystal.structure.canonical`)
 SYMPREC = 0.1
 #: reasons of rejected crystals that the summary quotes
 _EXAMPLES = 10

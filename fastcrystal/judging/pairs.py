@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.judging.crystals import Crystals
-from fastcrystal.metrics.match import MatchResult, match_many
+from fastcrystal.structure.match import MatchResult, match_many
 
 #: sites, padding included, of the crystals that are in memory at once: some 100 MB
 _SITES_AT_ONCE = 2_000_000

@@ -24,8 +24,8 @@ from fastcrystal.judging.crystals import Crystals
 from fastcrystal.judging.pairs import Index, Job
 from fastcrystal.metrics import baselines
 from fastcrystal.metrics.evaluate import wilson
-from fastcrystal.metrics.match import MatchResult
 from fastcrystal.parallel.worker import RMS_TOLERANCES
+from fastcrystal.structure.match import MatchResult
 
 #: random crystals for a reference crystal at most, where the model had as many tries or more
 MOST_TRIES = 20

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastcrystal.judging.crystals import Crystals
 from fastcrystal.judging.pairs import Limits, parts
-from fastcrystal.metrics import validity
+from fastcrystal.structure import validity
 
 #: how a worker is started; a test replaces it by one that hangs
 WORKER = ("-m", "fastcrystal.judging.worker")
@@ -20,7 +20,7 @@ EXTRA = "pip install 'fastcrystal[smact]'"
 
 
 def check(crystals: Crystals) -> validity.Validity:
-    """`fastcrystal.metrics.validity.check` of all crystals, part by part."""
+    """`fastcrystal.structure.validity.check` of all crystals, part by part."""
     done = [validity.check(crystals.batch(index)) for index in parts(len(crystals), crystals.max_sites)]
     columns = zip(*((v.reason, v.min_distance, v.volume_per_atom) for v in done), strict=True)
     return validity.Validity(*(np.concatenate(column) for column in columns))

@@ -12,7 +12,7 @@ import time
 from typing import Any
 
 from fastcrystal.parallel.worker import Judge, serve
-from fastcrystal.symmetry import space_group_of
+from fastcrystal.symmetry.symmetrize import space_group_of
 
 #: of `smact.screening.smact_validity`. Oxidation states, the Pauling test and alloys as in CDVAE's compositional
 #: validity (Xie et al. 2022), which others report; spelt out so that a new default changes nothing

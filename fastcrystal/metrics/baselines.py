@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.metrics.match import match_many, round_trip
+from fastcrystal.structure.match import match_many, round_trip
 
 #: how a template was found, by `Retrieved.level`
 LEVELS = ("none", "formula type and sites", "formula type, sites and space group")
@@ -166,7 +166,7 @@ def self_match(
     seed : int
         For both draws.
     jobs, time_limit, progress
-        As for `fastcrystal.metrics.match.match_pairs`.
+        As for `fastcrystal.structure.match.match_pairs`.
     """
     rng = np.random.default_rng(seed)
     drawn = np.sort(rng.choice(len(train), min(sample, len(train)), replace=False))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.lattice import wrap
+from fastcrystal.structure.lattice import wrap
 
 #: bins on [0, 1): a multiple of 12, so that the special positions (0, 1/4, 1/3, ...) are at the middle of their bins
 BINS = 48

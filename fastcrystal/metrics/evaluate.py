@@ -11,9 +11,10 @@ from typing import Any
 
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.metrics import baselines, validity
+from fastcrystal.metrics import baselines
 from fastcrystal.metrics.evaluation import Evaluation
-from fastcrystal.metrics.match import TOLERANCES, MatchResult, match_many
+from fastcrystal.structure import validity
+from fastcrystal.structure.match import TOLERANCES, MatchResult, match_many
 
 #: key in `Evaluation.counts` -> key among the results
 _COUNTED = {"model": "match_rate", "chance": "chance", "retrieval": "retrieval", "copy": "copy"}
@@ -45,7 +46,7 @@ def evaluate(
         What each crystal was made from, in the order of `test`: a model that changes structures must beat leaving them
         as they are.
     jobs, time_limit, progress
-        As for `fastcrystal.metrics.match.match_pairs`.
+        As for `fastcrystal.structure.match.match_pairs`.
     seed : int
         For the chance baseline and the sample of the redundancy.
     redundancy_sample : int

@@ -20,13 +20,13 @@ class Evaluation:
     Attributes
     ----------
     match_rate_fit, match_rate_rms : float
-        Share of test crystals matched, by the paper's criterion and by most others' (`fastcrystal.metrics.match`).
+        Share of test crystals matched, by the paper's criterion and by most others' (`fastcrystal.structure.match`).
     rmse : float
         Mean displacement over matches of the second criterion, units of (V / n)^(1/3).
     match_rate_fit_valid, match_rate_rms_valid : float
         Share of the valid generated crystals that match: divided by n_valid.
     n_valid : int
-        Generated crystals that are valid (`fastcrystal.metrics.validity`).
+        Generated crystals that are valid (`fastcrystal.structure.validity`).
     validity : dict of str to int
         Generated crystals by what is wrong with them.
     chance_fit, chance_rms, chance_rmse : float

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fastcrystal.crystal import EXTRA_ROWS
-from fastcrystal.lattice import SNAP
 from fastcrystal.ops.masked_l1 import check_counts
 from fastcrystal.ops.philox import check_stream, philox_normal
+from fastcrystal.structure.lattice import SNAP
 
 if TYPE_CHECKING:
     from fastcrystal.process.schedule import NoiseSchedule

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from pymatgen.core import Structure
 
-from tests.metrics.crystals import crystal
+from tests.factories.crystals import crystal
 
 #: id -> structure, formation energy (eV/atom), space group
 CRYSTALS: dict[str, tuple[Structure, float, int]] = {

@@ -25,8 +25,8 @@ from fastcrystal.data.augment import (
 )
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
-from tests.metrics import crystals
-from tests.metrics.crystals import pack
+from tests.factories import crystals
+from tests.factories.crystals import pack
 
 pytestmark = pytest.mark.filterwarnings("ignore:Set OLD_ERROR_HANDLING:DeprecationWarning")
 

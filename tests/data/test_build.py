@@ -27,7 +27,7 @@ from fastcrystal.data.making.prototypes import Candidate, candidates, default_fo
 from fastcrystal.features.elements import covalent_radius
 from fastcrystal.relax import POTENTIALS, load_potential, relax, single_point
 from fastcrystal.utils.files import cut_broken_line
-from tests.metrics.crystals import crystal
+from tests.factories.crystals import crystal
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 from fastcrystal.data import load
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
-from tests.metrics.crystals import crystal, pack
+from tests.factories.crystals import crystal, pack
 
 ARRAYS = ("formula", "natoms", "e_form", "sg", "lattice", "numbers", "frac")
 

@@ -12,7 +12,7 @@ from fastcrystal.cli import main
 from fastcrystal.data.curation.near_duplicates import NearDuplicates, choose_pairs, find_near_duplicates
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.store import Store, open_store
-from fastcrystal.metrics.match import MatchResult
+from fastcrystal.structure.match import MatchResult
 from tests.data.made_up import make
 from tests.data.made_up_store import joined, store_of
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastcrystal.canonical import check_crystal
 from fastcrystal.cli import main
 from fastcrystal.data.databases import optimade
 from fastcrystal.data.databases.download import DownloadError, Politeness
 from fastcrystal.data.databases.optimade import OptimadeQuery, download, entries, find_provider, make_filter
 from fastcrystal.data.entry import Entry, Reject, Sites
+from fastcrystal.structure.canonical import check_crystal
 from tests.data.bad_server import BadServer, bad_server
 
 needs_client = pytest.mark.skipif(importlib.util.find_spec("optimade") is None, reason="needs fastcrystal[optimade]")

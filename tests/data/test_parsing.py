@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastcrystal.canonical import Canonical
 from fastcrystal.data import parsing
 from fastcrystal.data.entry import Entry, Sites
 from fastcrystal.data.parsing import Rules, process, time_limit
+from fastcrystal.structure.canonical import Canonical
 
 
 def disordered(sites: list[str]) -> Entry:

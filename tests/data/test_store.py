@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from fastcrystal.canonical import canonicalise
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
 from fastcrystal.data.splits import split_by_formula
@@ -24,6 +23,7 @@ from fastcrystal.data.store import format as store_format
 from fastcrystal.data.store import open_store
 from fastcrystal.data.store import writer as store_writer
 from fastcrystal.data.store.writer import StoreWriter
+from fastcrystal.structure.canonical import canonicalise
 
 ARRAYS = ("formula", "natoms", "e_form", "sg", "lattice", "numbers", "frac")
 SETTINGS = {"symprec": 0.1}

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from pymatgen.core import Composition
 
-from fastcrystal.canonical import canonicalise
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.data.formulas import formula_strings
 from fastcrystal.data.making.synthetic import PER_FORMULA, synthetic_crystals
+from fastcrystal.structure.canonical import canonicalise
+from fastcrystal.structure.formula import formula_strings
 
 
 @pytest.fixture(scope="module")

@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fastcrystal import crystal, lattice
+from fastcrystal import crystal
 from fastcrystal.features import featurise as module
 from fastcrystal.features.featurise import featurise, featurise_reference
+from fastcrystal.structure import lattice
 
 Array = NDArray[Any]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from pymatgen.core import Lattice, Structure
 
 from fastcrystal.judging.crystals import Crystals, read_crystals
-from tests.metrics.crystals import crystal
+from tests.factories.crystals import crystal
 
 
 def write(folder: Path, structures: Mapping[str, Structure]) -> Path:

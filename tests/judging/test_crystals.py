@@ -11,8 +11,8 @@ from pymatgen.core import Structure
 
 from fastcrystal.data.readers import read_structures
 from fastcrystal.judging.crystals import kind_of_reject, read_crystals
+from tests.factories.crystals import crystal
 from tests.judging.made import salts, write
-from tests.metrics.crystals import crystal
 
 
 def test_every_digit_of_a_file(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from fastcrystal.metrics.baselines import LEVELS, chance, retrieval, retrieve, self_match
-from fastcrystal.metrics.match import match_pairs
-from tests.metrics.crystals import crystal, pack, space_group
+from fastcrystal.structure.match import match_pairs
+from tests.factories.crystals import crystal, pack, space_group
 
 ROCKSALT, ZINCBLENDE = space_group("rocksalt"), space_group("zincblende")
 

@@ -12,7 +12,7 @@ from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.metrics.baselines import chance
 from fastcrystal.metrics.evaluate import evaluate, wilson
 from fastcrystal.metrics.evaluation import Evaluation
-from tests.metrics.crystals import KINDS, crystal, pack, space_group
+from tests.factories.crystals import KINDS, crystal, pack, space_group
 
 
 def make(first: str, last: str) -> CrystalDataset:

@@ -16,15 +16,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastcrystal.canonical import Canonical, canonicalise_many
 from fastcrystal.cli import main
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.augment import allowed_shifts
-from fastcrystal.metrics import match
-from fastcrystal.metrics.match import match_pairs
 from fastcrystal.parallel import map as parallel
 from fastcrystal.parallel.map import backend, map_parallel, workers
-from tests.metrics.crystals import KINDS, crystal, join, pack, shaken
+from fastcrystal.structure import match
+from fastcrystal.structure.canonical import Canonical, canonicalise_many
+from fastcrystal.structure.match import match_pairs
+from tests.factories.crystals import KINDS, crystal, join, pack, shaken
 
 _BAD_WORKER = (str(Path(__file__).parents[1] / "factories" / "bad_worker.py"),)
 

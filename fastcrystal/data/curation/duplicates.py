@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.data.formulas import mix
 from fastcrystal.data.store import Store
 from fastcrystal.data.store.format import Columns
+from fastcrystal.structure.formula import mix
 
 #: what is rounded off: angstrom, fraction of the cell, eV/atom
 LENGTH, FRACTION, ENERGY = 1e-3, 1e-4, 1e-4

@@ -33,11 +33,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.data.formulas import formula_strings
 from fastcrystal.data.store import Store
+from fastcrystal.structure.formula import formula_strings
 
 if TYPE_CHECKING:
-    from fastcrystal.metrics.match import MatchResult
+    from fastcrystal.structure.match import MatchResult
 
 #: pairs that are in memory, and with the workers, at once
 _CHUNK = 20_000
@@ -180,14 +180,14 @@ def find_near_duplicates(
     sample, per_group, volume, energy, same_sites, seed
         As for `choose_pairs`.
     jobs, time_limit, progress
-        As for `fastcrystal.metrics.match.match_pairs`.
+        As for `fastcrystal.structure.match.match_pairs`.
 
     Raises
     ------
     ValueError
         As `choose_pairs`; or if `jobs` or `time_limit` is not positive.
     """
-    from fastcrystal.metrics.match import MatchResult, match_many
+    from fastcrystal.structure.match import MatchResult, match_many
 
     pairs = choose_pairs(
         store, sample=sample, per_group=per_group, volume=volume, energy=energy, same_sites=same_sites, seed=seed

@@ -19,7 +19,6 @@ from urllib.parse import urlencode, urljoin
 
 import numpy as np
 
-from fastcrystal.canonical import MAX_INPUT_SITES
 from fastcrystal.data.databases.download import Downloaded, DownloadError, Page, Politeness, download_pages
 from fastcrystal.data.databases.pages import (
     BadPageError,
@@ -31,6 +30,7 @@ from fastcrystal.data.databases.pages import (
 )
 from fastcrystal.data.entry import Entry, Reject, Sites
 from fastcrystal.features.elements import atomic_number
+from fastcrystal.structure.canonical import MAX_INPUT_SITES
 
 KIND = "optimade"
 MISSING_EXTRA = "OPTIMADE downloads need the optimade client: pip install 'fastcrystal[optimade]'"

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fastcrystal.canonical import Canonical, canonicalise_many
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.readers import pack, reduced_formula
 from fastcrystal.relax import POTENTIALS
+from fastcrystal.structure.canonical import Canonical, canonicalise_many
 
 #: polymorphs further apart than this in energy (eV/atom) are not compared: a relaxation stops within a few 0.01
 SAME_ENERGY = 0.05

@@ -45,8 +45,8 @@ def _templates() -> _Templates:
     """The bundled prototypes of up to five elements."""
     from math import gcd
 
-    from fastcrystal.canonical import canonicalise
     from fastcrystal.data.making.prototypes import library
+    from fastcrystal.structure.canonical import canonicalise
 
     rows = []
     for _, structure in library(60):

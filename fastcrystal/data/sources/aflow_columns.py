@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.canonical import MAX_INPUT_SITES
 from fastcrystal.data.entry import Sites
 from fastcrystal.features.elements import atomic_number
-from fastcrystal.lattice import lattice_from_parameters
+from fastcrystal.structure.canonical import MAX_INPUT_SITES
+from fastcrystal.structure.lattice import lattice_from_parameters
 
 #: longer lists are refused unread: so much takes 2,000 sites with 20 digits, and parsing it takes some 50 MB
 MAX_LITERAL = 200_000

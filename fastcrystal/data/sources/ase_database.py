@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.canonical import MAX_INPUT_SITES
 from fastcrystal.data.entry import Entry, Reject, Sites
 from fastcrystal.data.sources.columns import Columns, Wanted, find_columns, group_number, number
 from fastcrystal.data.sources.text import one_line
+from fastcrystal.structure.canonical import MAX_INPUT_SITES
 
 
 class AseDatabase:

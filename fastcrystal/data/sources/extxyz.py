@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.canonical import MAX_INPUT_SITES
 from fastcrystal.data.entry import Entry, Reject
 from fastcrystal.data.sources.columns import Columns, Wanted, find_columns, group_number, number
 from fastcrystal.data.sources.text import DAMAGED, lines_of, one_line, open_unpacked
+from fastcrystal.structure.canonical import MAX_INPUT_SITES
 
 #: longer lines are none of an extxyz file
 _LONGEST = 1_000_000

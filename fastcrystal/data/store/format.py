@@ -15,7 +15,7 @@ Arrays of a part (N crystals, S sites, C characters of ids):
     sg (N,) u8                   space group, as computed (0: unknown)
     declared_sg (N,) u8          space group, as the source states it (0: not stated)
     label (N,) u16               position in the manifest's "labels": the collection it came from
-    formula_key (N,) u64         equal for equal reduced formulas (fastcrystal.data.formulas)
+    formula_key (N,) u64         equal for equal reduced formulas (fastcrystal.structure.formula)
     id_offsets (N + 1,) i64, id_bytes (C,) u8      ids, UTF-8
 """
 

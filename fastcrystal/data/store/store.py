@@ -22,7 +22,6 @@ from numpy.typing import NDArray
 
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.data.formulas import formula_strings, parse_formula
 from fastcrystal.data.store.format import (
     PER_CRYSTAL,
     VERSION,
@@ -38,6 +37,7 @@ from fastcrystal.data.store.format import (
     write_manifest,
 )
 from fastcrystal.features.elements import atomic_number
+from fastcrystal.structure.formula import formula_strings, parse_formula
 from fastcrystal.utils.files import file_sha256, to_disk
 
 #: stores up to this size have their checksums compared when they are opened: a fraction of a second

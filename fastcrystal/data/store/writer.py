@@ -14,9 +14,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.canonical import Canonical
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.data.formulas import formula_keys
 from fastcrystal.data.store import Store, open_store
 from fastcrystal.data.store.format import (
     FORMAT,
@@ -32,6 +30,8 @@ from fastcrystal.data.store.format import (
     write_manifest,
     write_part,
 )
+from fastcrystal.structure.canonical import Canonical
+from fastcrystal.structure.formula import formula_keys
 from fastcrystal.utils.files import to_disk
 
 #: a part is committed when it has this many crystals, or after this many seconds: a kill costs no more work than that

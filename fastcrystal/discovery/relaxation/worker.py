@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from fastcrystal.discovery.closeness import TOO_CLOSE, closeness
 from fastcrystal.parallel import worker
 from fastcrystal.parallel.worker import Judge
 from fastcrystal.potentials import load_potential
 from fastcrystal.relax import Relaxed, relax
+from fastcrystal.structure.distances import TOO_CLOSE, closeness
 
 #: cubic angstrom per atom below which a cell is no crystal, and neighbour lists have no end (diamond: 5.7)
 MIN_VOLUME = 1.0

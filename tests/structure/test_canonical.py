@@ -12,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fastcrystal.canonical import (
+from fastcrystal.data.canonicalise import canonicalise_dataset
+from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.data.load import load_dataset
+from fastcrystal.structure.canonical import (
     Canonical,
     canonicalise,
     canonicalise_many,
     canonicalise_structure,
     species_order,
 )
-from fastcrystal.data.canonicalise import canonicalise_dataset
-from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.data.load import load_dataset
-from fastcrystal.lattice import lattice_from_parameters, volume
+from fastcrystal.structure.lattice import lattice_from_parameters, volume
 from tests.shared_data import dft_file
 
 Cell = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
@@ -291,7 +291,7 @@ def test_jobs_must_be_positive() -> None:
 
 def test_import_is_light() -> None:
     code = (
-        "import sys, fastcrystal.canonical; "
+        "import sys, fastcrystal.structure.canonical; "
         "bad = {'torch', 'pymatgen', 'spglib', 'scipy', 'numba', 'triton', 'pandas'} & set(sys.modules); "
         "assert not bad, bad"
     )

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.canonical import MAX_SITES
 from fastcrystal.features.elements import SYMBOLS, atomic_number
+from fastcrystal.structure.canonical import MAX_SITES
 
 #: no element has a higher number
 _ELEMENTS = 128

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymatgen.core import Composition, Element
 
-from fastcrystal.data.formulas import formula_keys, formula_strings, reduced_counts
+from fastcrystal.structure.formula import formula_keys, formula_strings, reduced_counts
 
 crystals = st.lists(st.lists(st.integers(1, 103), min_size=1, max_size=12), min_size=1, max_size=8)
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.load import load_dataset
-from fastcrystal.metrics.validity import check, minimum_distance, minkowski_reduce, valid
-from tests.metrics.crystals import KINDS, crystal, random_batch
+from fastcrystal.structure.validity import check, minimum_distance, minkowski_reduce, valid
+from tests.factories.crystals import KINDS, crystal, random_batch
 from tests.shared_data import dft_file
 
 

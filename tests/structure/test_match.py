@@ -15,9 +15,9 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.load import load_dataset
-from fastcrystal.metrics import match
-from fastcrystal.metrics.match import MatchResult, match_pairs, self_match
-from tests.metrics.crystals import KINDS, crystal, join, random_batch, shaken
+from fastcrystal.structure import match
+from fastcrystal.structure.match import MatchResult, match_pairs, self_match
+from tests.factories.crystals import KINDS, crystal, join, random_batch, shaken
 from tests.shared_data import dft_file
 
 _BAD_WORKER = (str(Path(__file__).parents[1] / "factories" / "bad_worker.py"),)
@@ -141,7 +141,7 @@ def test_from_a_script_without_a_guard_after_torch_has_threads(tmp_path: Path) -
         "import torch\n"
         "from pymatgen.core import Lattice, Structure\n"
         "from fastcrystal.crystal import CrystalBatch\n"
-        "from fastcrystal.metrics.match import match_pairs\n"
+        "from fastcrystal.structure.match import match_pairs\n"
         "torch.rand(300, 300) @ torch.rand(300, 300)\n"
         "s = Structure(Lattice.cubic(4.1), ['Cs', 'Cl'], [[0, 0, 0], [0.5, 0.5, 0.5]])\n"
         "b = CrystalBatch.from_structures([s, s])\n"

@@ -27,9 +27,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.lattice import standard_lattice, wrap
 from fastcrystal.parallel.map import map_parallel
-from fastcrystal.symmetry import Cell, reduced, reduced_bases, symmetrised, unimodular
+from fastcrystal.structure.lattice import standard_lattice, wrap
+from fastcrystal.symmetry.symmetrize import Cell, reduced, reduced_bases, symmetrised, unimodular
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

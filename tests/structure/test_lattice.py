@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fastcrystal.lattice import lattice_from_parameters, lattice_parameters, standard_lattice, volume, wrap
+from fastcrystal.structure.lattice import lattice_from_parameters, lattice_parameters, standard_lattice, volume, wrap
 
 lengths = arrays(np.float64, 3, elements=st.floats(1, 30))
 # every triple of angles in this range spans a volume

@@ -1,0 +1,1 @@
+"""Crystals as geometry: lattices, canonical form, formulas, distances, validity, matching."""
