@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fastcrystal.data.collate import Output, featurise, featurise_reference
 from fastcrystal.features import space_groups
-from fastcrystal.features.featurise import Output, featurise, featurise_reference
 from fastcrystal.structure.lattice import lattice_from_parameters, standard_lattice, wrap
 
 pytestmark = pytest.mark.timeout(600)

@@ -14,7 +14,7 @@ from fastcrystal.parallel.pool import available_cores
 from fastcrystal.structure import validity
 from fastcrystal.structure.match import match_pairs
 from tests.factories.crystals import shaken
-from tests.shared_data import dft_file
+from tests.factories.shared_data import dft_file
 from tests.structure.test_match import one_by_one
 
 PAIRS = 100

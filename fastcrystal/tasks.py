@@ -21,7 +21,7 @@ from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch, matrix_length
 from fastcrystal.data.augment import Shifts, allowed_shifts, random_order, shift_origin
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import in_memory, load_dataset
-from fastcrystal.data.polymorphs import PairSampler, find_pairs
+from fastcrystal.data.polymorph_pairs import PairSampler, find_pairs
 from fastcrystal.data.site_pairs import paired_order
 from fastcrystal.data.splits import Split, split_by_formula
 from fastcrystal.data.store import Store, is_store, open_store

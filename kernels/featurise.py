@@ -1,4 +1,4 @@
-"""Numba for fastcrystal.features.featurise: one crystal per index, nothing allocated.
+"""Numba for fastcrystal.data.collate: one crystal per index, nothing allocated.
 
 Each crystal gets a status, 0 or the first thing wrong with it, in place of an exception (which a parallel loop
 cannot raise); the caller turns it into an error message.
@@ -9,11 +9,11 @@ import math
 import numba
 import numpy as np
 
-#: status of a crystal; fastcrystal.features.featurise has the messages
+#: status of a crystal; fastcrystal.data.collate has the messages
 OK, BAD_OFFSETS, BAD_COUNT, BAD_CELL, BAD_SPECIES, BAD_FRAC = range(6)
 _MAX_Z = 103
 _SNAP = 1e-6  # fastcrystal.structure.lattice.SNAP; a test compares this and the next
-_FLAT = 1e-6  # fastcrystal.features.featurise.FLAT
+_FLAT = 1e-6  # fastcrystal.data.collate.FLAT
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy", inline="always")

@@ -15,7 +15,7 @@ from fastcrystal.loss import PBCLoss, pbc_distance, pbc_loss
 from fastcrystal.ops import pbc as ops
 from fastcrystal.ops.pbc import BOUNDARY, Layout, Metric, pbc_reference
 from fastcrystal.testing import DTYPES, random_sites
-from tests.shared_data import dft_file
+from tests.factories.shared_data import dft_file
 from tests.tiny import ROOT, run_command
 
 ORDERS = [-12.0, -3.0, -math.inf]

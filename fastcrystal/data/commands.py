@@ -28,7 +28,7 @@ def add_data(commands: Any) -> None:
     b.add_argument("--finish-only", action="store_true", help="make the set from what is relaxed so far")
     i = kinds.add_parser("import", help="structure files, tables, archives, databases -> canonical store or .npz")
     i.set_defaults(run_command=_data_import)
-    i.add_argument("source", nargs="+", type=Path, help="files or folders: fastcrystal.data.sources lists what is read")
+    i.add_argument("source", nargs="+", type=Path, help="files or folders: fastcrystal.data.readers lists what is read")
     i.add_argument("--out", type=Path, required=True, help="folder of the store, or an .npz for small sets")
     i.add_argument("--energies", type=Path, help="csv with an id and an energy column (eV/atom)")
     i.add_argument("--id-column", help="of --energies where that is given, else of the sources")

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.data.parsing import Outcome
-from fastcrystal.data.sources import KEYED, Source
-from fastcrystal.data.sources.columns import TOTAL_COLUMNS
+from fastcrystal.data.readers import KEYED, Source
+from fastcrystal.data.readers.columns import TOTAL_COLUMNS
+from fastcrystal.data.readers.parsing import Outcome
 
 #: kinds of reasons that are counted apart; damaged files can have very many
 _MAX_KINDS = 100

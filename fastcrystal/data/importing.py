@@ -18,13 +18,13 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from fastcrystal.data.entry import Entry, Reject
 from fastcrystal.data.import_report import ImportReport, Tally, provenance
 from fastcrystal.data.load import load_dataset
 from fastcrystal.data.packing import pack, reduced_formula
-from fastcrystal.data.parsing import Disorder, Outcome, Rules, process
-from fastcrystal.data.sources import Source, open_source
-from fastcrystal.data.sources.columns import EnergyTable, Wanted, read_energies
+from fastcrystal.data.readers import Source, open_source
+from fastcrystal.data.readers.columns import EnergyTable, Wanted, read_energies
+from fastcrystal.data.readers.entry import Entry, Reject
+from fastcrystal.data.readers.parsing import Disorder, Outcome, Rules, process
 from fastcrystal.data.store.format import read_manifest
 from fastcrystal.data.store.writer import StoreWriter
 from fastcrystal.parallel.map import map_parallel
@@ -65,7 +65,7 @@ def import_store(
     Parameters
     ----------
     sources : path, or sequence of paths
-        What `fastcrystal.data.sources` lists.
+        What `fastcrystal.data.readers` lists.
     out : str or Path
         Folder of the store.
     energies : str or Path, optional
@@ -85,7 +85,7 @@ def import_store(
     max_sites : int
         Crystals with more sites in the primitive cell are left out; 1..60.
     disorder : {"reject", "expand"}
-        What is done with partial occupancies; see `fastcrystal.data.disorder`.
+        What is done with partial occupancies; see `fastcrystal.data.readers.disorder`.
     seconds : float
         A structure that takes longer is left out.
     licence : str, optional

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from fastcrystal.data.entry import Reject
+from fastcrystal.data.readers.entry import Reject
 from fastcrystal.discovery.candidate import Candidate, read_candidates
 from fastcrystal.discovery.relaxation.folder import RELAXED
 from fastcrystal.discovery.stage import CANDIDATES
@@ -44,7 +44,7 @@ def load_candidates(path: str | Path, *, unplaced: bool = False) -> tuple[list[C
         if not candidates:
             raise ValueError(f"{stage} holds no candidates")
         return candidates, []
-    from fastcrystal.data.readers import read_structures
+    from fastcrystal.data.read import read_structures
 
     candidates, rejects = [], []
     for item in read_structures(path):

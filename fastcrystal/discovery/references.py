@@ -5,7 +5,7 @@
 
 Which structures: the elements' ground states (matcalc's, PBE), and for every formula of the default data set inside
 the system its lowest prototypes. Subsystems of two or three elements of which the default set knows little also get
-prototypes of `fastcrystal.data.making.prototypes` in simple stoichiometries. Each is relaxed from slightly displaced
+prototypes of `fastcrystal.data.datasets.prototypes` in simple stoichiometries. Each is relaxed from slightly displaced
 sites, so that it does not stop on a saddle point that its symmetry allows. What is not among them is not known to the
 hull: a candidate "below the hull" of references is one below these, not below everything that exists.
 """
@@ -223,7 +223,7 @@ def _decorated(system: Sequence[str], per_formula: int, have: set[str]) -> list[
     """Smallest prototypes of simple stoichiometries, of reduced formulas that the default set does not `have`."""
     from pymatgen.core import Composition
 
-    from fastcrystal.data.making.prototypes import candidates
+    from fastcrystal.data.datasets.prototypes import candidates
 
     shapes = _shapes()
     out = []
@@ -239,7 +239,7 @@ def _decorated(system: Sequence[str], per_formula: int, have: set[str]) -> list[
 @functools.lru_cache(maxsize=1)
 def _shapes() -> list[tuple[str, Any]]:
     """pymatgen's prototypes; finding their primitive cells takes seconds."""
-    from fastcrystal.data.making.prototypes import library
+    from fastcrystal.data.datasets.prototypes import library
 
     return library(MAX_SITES)
 

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.data.entry import Entry, Reject, Sites
 from fastcrystal.data.load import SHIPPED, load_dataset
-from fastcrystal.data.parsing import read_structure
-from fastcrystal.data.sources import open_source
+from fastcrystal.data.readers import open_source
+from fastcrystal.data.readers.entry import Entry, Reject, Sites
+from fastcrystal.data.readers.parsing import read_structure
 from fastcrystal.data.store import is_store, open_store
 from fastcrystal.parallel.map import map_parallel
 from fastcrystal.structure.formula import formula_strings
@@ -137,7 +137,7 @@ def read_crystals(path: str | Path, *, formulas: Collection[str] | None = None, 
     Parameters
     ----------
     path : str or Path
-        Anything that `fastcrystal.data.sources` lists, or the name of a shipped data set.
+        Anything that `fastcrystal.data.readers` lists, or the name of a shipped data set.
     formulas : collection of str, optional
         Reduced formulas as `Crystals.formula` has them: crystals of others are counted, not kept; a store need not
         fit into memory then.

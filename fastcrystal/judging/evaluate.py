@@ -49,7 +49,7 @@ def evaluate_files(
     Parameters
     ----------
     path : str or Path
-        Generated crystals: anything that `fastcrystal.data.sources` lists.
+        Generated crystals: anything that `fastcrystal.data.readers` lists.
     reference : str or Path, optional
         True crystals, of any such kind or a data set's name: for the match rate, METRe, novelty and chance.
     pairwise : bool

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
-from fastcrystal.data.entry import Reject
-from fastcrystal.data.sources.text import label
+from fastcrystal.data.readers.entry import Reject
+from fastcrystal.data.readers.text import label
 from fastcrystal.judging.rates import share
 
 #: the table of `fastcrystal sample`

@@ -15,11 +15,11 @@ from fastcrystal.cli import main
 from fastcrystal.data.databases.aflow import AfluxQuery, download, entries
 from fastcrystal.data.databases.commands import add_databases
 from fastcrystal.data.databases.download import USER_AGENT
-from fastcrystal.data.entry import Entry, Reject, Sites
+from fastcrystal.data.readers.entry import Entry, Reject, Sites
 from fastcrystal.structure.lattice import lattice_parameters
-from tests.data.aflux_made import QUERY, QUICK, Aflux, paging, row
-from tests.data.aflux_made import _no_proxy as _no_proxy
-from tests.data.bad_server import bad_server, unused_port
+from tests.factories.aflux_made import QUERY, QUICK, Aflux, paging, row
+from tests.factories.aflux_made import _no_proxy as _no_proxy
+from tests.factories.bad_server import bad_server, unused_port
 
 
 def test_summons() -> None:

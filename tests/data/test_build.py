@@ -14,6 +14,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.calculators.emt import EMT
 from pymatgen.core import Composition, Lattice, Structure
 
+from fastcrystal.data.datasets.prototypes import Candidate, candidates, default_formulas, library
 from fastcrystal.data.making import build
 from fastcrystal.data.making.build import (
     BuildConfig,
@@ -23,7 +24,6 @@ from fastcrystal.data.making.build import (
     relax_all,
 )
 from fastcrystal.data.making.finish import Finished, card, finish, formation_energy
-from fastcrystal.data.making.prototypes import Candidate, candidates, default_formulas, library
 from fastcrystal.features.elements import covalent_radius
 from fastcrystal.relax import POTENTIALS, load_potential, relax, single_point
 from fastcrystal.utils.files import cut_broken_line

@@ -16,8 +16,8 @@ from fastcrystal.cli import main
 from fastcrystal.data.curation.curate import Curated, Curation, Step, curate
 from fastcrystal.data.curation.duplicates import repeated
 from fastcrystal.data.store import Store, open_store
-from tests.data.made_up import make, scrambled
-from tests.data.made_up_store import joined, store_of, with_groups
+from tests.factories.made_up import make, scrambled
+from tests.factories.made_up_store import joined, store_of, with_groups
 
 NACL, MGO, LIF, CSBR = ((a, a, b, b) for a, b in ((11, 17), (12, 8), (3, 9), (55, 35)))
 #: everything off

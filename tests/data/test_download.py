@@ -17,10 +17,10 @@ import pytest
 
 from fastcrystal.data.databases.aflow import AfluxQuery, download, entries
 from fastcrystal.data.databases.download import DownloadError, Politeness
-from fastcrystal.data.entry import Reject
-from tests.data.aflux_made import QUERY, QUICK, Aflux, auids, kept, paging, row
-from tests.data.aflux_made import _no_proxy as _no_proxy
-from tests.data.bad_server import Deed, bad_server, unused_port
+from fastcrystal.data.readers.entry import Reject
+from tests.factories.aflux_made import QUERY, QUICK, Aflux, auids, kept, paging, row
+from tests.factories.aflux_made import _no_proxy as _no_proxy
+from tests.factories.bad_server import Deed, bad_server, unused_port
 
 
 @pytest.mark.parametrize(

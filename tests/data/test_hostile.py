@@ -1,6 +1,6 @@
 """Hostile files: mutated, huge, packed beyond belief, or lying about themselves. Each is read or rejected, quickly.
 
-10,000 mutations: `python -m tests.data.mutations 10000`.
+10,000 mutations: `python -m tests.factories.mutations 10000`.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastcrystal.data.entry import Entry, Reject, Sites
-from fastcrystal.data.parsing import Outcome, Rules, process
-from fastcrystal.data.sources import open_source
-from fastcrystal.data.sources.columns import read_energies
-from fastcrystal.data.sources.text import FREE_BYTES, Bomb, check_unpacking, open_unpacked
-from tests.data.mutations import good_files, mutate, mutated, run
-from tests.data.sources_made import write_csv
-from tests.data.test_readers import cif, poscar
-from tests.shared_data import data_folder
+from fastcrystal.data.readers import open_source
+from fastcrystal.data.readers.columns import read_energies
+from fastcrystal.data.readers.entry import Entry, Reject, Sites
+from fastcrystal.data.readers.parsing import Outcome, Rules, process
+from fastcrystal.data.readers.text import FREE_BYTES, Bomb, check_unpacking, open_unpacked
+from tests.data.test_read import cif, poscar
+from tests.factories.mutations import good_files, mutate, mutated, run
+from tests.factories.shared_data import data_folder
+from tests.factories.sources_made import write_csv
 
 
 @contextmanager

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 
 from fastcrystal.cli import main
-from fastcrystal.data.entry import Entry, Reject
 from fastcrystal.data.import_report import ImportReport, Tally, kind_of
 from fastcrystal.data.importing import import_store, import_structures
-from fastcrystal.data.parsing import Outcome, Rules, process
-from fastcrystal.data.sources import open_source
+from fastcrystal.data.readers import open_source
+from fastcrystal.data.readers.entry import Entry, Reject
+from fastcrystal.data.readers.parsing import Outcome, Rules, process
 from fastcrystal.data.store import open_store
 from fastcrystal.data.store.format import read_manifest
-from tests.data.sources_made import CRYSTALS, rows, write, write_csv
-from tests.shared_data import data_folder
+from tests.factories.shared_data import data_folder
+from tests.factories.sources_made import CRYSTALS, rows, write, write_csv
 from tests.tiny import ROOT
 
 
@@ -88,7 +88,7 @@ def test_energy_columns_that_were_not_guessed_are_named(tmp_path: Path) -> None:
 
 def many(path: Path, n: int = 60) -> Path:
     """A csv of rocksalts of n sizes, every seventh damaged."""
-    from tests.data.test_readers import cif
+    from tests.data.test_read import cif
 
     table = [
         {
@@ -228,7 +228,7 @@ def test_nothing_of_use_is_an_error_and_no_store(tmp_path: Path) -> None:
 
 
 def test_elemental_references(tmp_path: Path) -> None:
-    from tests.data.test_readers import cif
+    from tests.data.test_read import cif
 
     path = write_csv(tmp_path / "t.csv", [{"id": "a", "cif": cif(), "energy": -3.0}])
     import_store(

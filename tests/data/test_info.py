@@ -11,8 +11,8 @@ import pytest
 from fastcrystal.cli import main
 from fastcrystal.data.info import describe
 from fastcrystal.data.store import Store
-from tests.data.made_up import make
-from tests.data.made_up_store import store_of, with_groups
+from tests.factories.made_up import make
+from tests.factories.made_up_store import store_of, with_groups
 
 
 @pytest.fixture

@@ -13,8 +13,8 @@ from fastcrystal.data.curation.near_duplicates import NearDuplicates, choose_pai
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.store import Store, open_store
 from fastcrystal.structure.match import MatchResult
-from tests.data.made_up import make
-from tests.data.made_up_store import joined, store_of
+from tests.factories.made_up import make
+from tests.factories.made_up_store import joined, store_of
 
 NAN = float("nan")
 

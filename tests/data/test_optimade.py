@@ -18,9 +18,9 @@ from fastcrystal.cli import main
 from fastcrystal.data.databases import optimade
 from fastcrystal.data.databases.download import DownloadError, Politeness
 from fastcrystal.data.databases.optimade import OptimadeQuery, download, entries, find_provider, make_filter
-from fastcrystal.data.entry import Entry, Reject, Sites
+from fastcrystal.data.readers.entry import Entry, Reject, Sites
 from fastcrystal.structure.canonical import check_crystal
-from tests.data.bad_server import BadServer, bad_server
+from tests.factories.bad_server import BadServer, bad_server
 
 needs_client = pytest.mark.skipif(importlib.util.find_spec("optimade") is None, reason="needs fastcrystal[optimade]")
 QUICK = Politeness(delay=0.0, backoff=0.01, connect_timeout=2, read_timeout=5, page_timeout=10, attempts=4)

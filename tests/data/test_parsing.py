@@ -10,14 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastcrystal.data import parsing
-from fastcrystal.data.entry import Entry, Sites
-from fastcrystal.data.parsing import Rules, process, time_limit
+from fastcrystal.data.readers import parsing
+from fastcrystal.data.readers.entry import Entry, Sites
+from fastcrystal.data.readers.parsing import Rules, process, time_limit
 from fastcrystal.structure.canonical import Canonical
 
 
 def disordered(sites: list[str]) -> Entry:
-    from tests.data.test_readers import cif
+    from tests.data.test_read import cif
 
     return Entry("d", "d.cif", "cif", cif(sites, None, 5.64), declared_group=225)
 

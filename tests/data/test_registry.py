@@ -16,8 +16,8 @@ import pytest
 
 from fastcrystal.cli import main
 from fastcrystal.data.databases.download import DownloadError, Politeness
-from fastcrystal.data.fetch import RECORD, fetch
-from fastcrystal.data.registry import DATASETS, RemoteFile, named_dataset
+from fastcrystal.data.datasets.fetch import RECORD, fetch
+from fastcrystal.data.datasets.registry import DATASETS, RemoteFile, named_dataset
 
 QUICK = Politeness(delay=0, backoff=0, attempts=2, connect_timeout=5, read_timeout=5)
 FILES = {"train.csv": b"material_id,cif\n1,x\n", "val.csv": b"material_id,cif\n2,y\n", "test.csv": b"a,b\n"}

@@ -10,9 +10,9 @@ import pytest
 from numpy.typing import NDArray
 
 from fastcrystal.data.load import load_dataset
-from fastcrystal.data.polymorphs import find_pairs
+from fastcrystal.data.polymorph_pairs import find_pairs
 from fastcrystal.data.site_pairs import pair_sites, paired_order
-from tests.data.made_up import make
+from tests.factories.made_up import make
 
 
 def test_finds_a_known_permutation() -> None:

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from fastcrystal.data.entry import Entry, Reject, Sites
-from fastcrystal.data.parsing import read_sites
-from fastcrystal.data.sources import Source, open_source
-from fastcrystal.data.sources.aflow_columns import sites_of_row
-from fastcrystal.data.sources.columns import Wanted
-from tests.data.sources_made import CRYSTALS, aflow_row, rows, same_crystal, write, write_csv
-from tests.shared_data import data_folder
+from fastcrystal.data.readers import Source, open_source
+from fastcrystal.data.readers.aflow_columns import sites_of_row
+from fastcrystal.data.readers.columns import Wanted
+from fastcrystal.data.readers.entry import Entry, Reject, Sites
+from fastcrystal.data.readers.parsing import read_sites
+from tests.factories.shared_data import data_folder
+from tests.factories.sources_made import CRYSTALS, aflow_row, rows, same_crystal, write, write_csv
 
 FORMATS = ["folder", "tar.gz", "zip", "csv", "csv.gz", "parquet", "feather", "aflow.csv", "extxyz", "db"]
 FORMATS += ["json", "json.gz", "jsonl"]

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
 from fastcrystal.data.splits import Split, split_by_formula
-from tests.shared_data import dft_file
+from tests.factories.shared_data import dft_file
 
 
 def make(formulas: Sequence[tuple[int, ...]], copies: list[int]) -> CrystalDataset:

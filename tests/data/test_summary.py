@@ -13,8 +13,8 @@ from fastcrystal.data.curation.summary import as_markdown, summarise
 from fastcrystal.data.curation.summary_page import PANELS, SYSTEMS, table_place, write_summary
 from fastcrystal.data.store import Store
 from fastcrystal.features.elements import SYMBOLS
-from tests.data.made_up import make
-from tests.data.made_up_store import store_of, with_groups
+from tests.factories.made_up import make
+from tests.factories.made_up_store import store_of, with_groups
 
 NAN = float("nan")
 

@@ -7,7 +7,7 @@ import pytest
 from pymatgen.core import Composition
 
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.data.making.synthetic import PER_FORMULA, synthetic_crystals
+from fastcrystal.data.datasets.synthetic import PER_FORMULA, synthetic_crystals
 from fastcrystal.structure.canonical import canonicalise
 from fastcrystal.structure.formula import formula_strings
 

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from fastcrystal.data.making import build, prototypes
+from fastcrystal.data.datasets import prototypes
+from fastcrystal.data.making import build
 from fastcrystal.discovery.candidate import Candidate
 from fastcrystal.discovery.hull import HullEntry
 

@@ -24,8 +24,8 @@ from fastcrystal.judging.report import FilesEvaluation
 from fastcrystal.judging.single import charge_balance
 from fastcrystal.parallel import pool
 from tests.factories.crystals import crystal
+from tests.factories.shared_data import dft_file
 from tests.judging.made import needle, salts, write
-from tests.shared_data import dft_file
 from tests.tiny import match_in_process
 
 

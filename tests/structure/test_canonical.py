@@ -23,7 +23,7 @@ from fastcrystal.structure.canonical import (
     species_order,
 )
 from fastcrystal.structure.lattice import lattice_from_parameters, volume
-from tests.shared_data import dft_file
+from tests.factories.shared_data import dft_file
 
 Cell = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 

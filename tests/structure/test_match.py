@@ -18,7 +18,7 @@ from fastcrystal.data.load import load_dataset
 from fastcrystal.structure import match
 from fastcrystal.structure.match import MatchResult, match_pairs, self_match
 from tests.factories.crystals import KINDS, crystal, join, random_batch, shaken
-from tests.shared_data import dft_file
+from tests.factories.shared_data import dft_file
 
 _BAD_WORKER = (str(Path(__file__).parents[1] / "factories" / "bad_worker.py"),)
 

@@ -13,7 +13,7 @@ from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.load import load_dataset
 from fastcrystal.structure.validity import check, minimum_distance, minkowski_reduce, valid
 from tests.factories.crystals import KINDS, crystal, random_batch
-from tests.shared_data import dft_file
+from tests.factories.shared_data import dft_file
 
 
 def unimodular(rng: np.random.Generator, size: int) -> NDArray[np.float64]:

@@ -114,8 +114,8 @@ def _near_duplicates(args: argparse.Namespace) -> None:
 
 
 def _fetch(args: argparse.Namespace) -> None:
-    from fastcrystal.data.fetch import fetch
-    from fastcrystal.data.registry import DATASETS
+    from fastcrystal.data.datasets.fetch import fetch
+    from fastcrystal.data.datasets.registry import DATASETS
 
     if args.name is None:
         print("\n".join(f"{d.name:18} {d.what} ({d.licence})" for d in DATASETS.values()))

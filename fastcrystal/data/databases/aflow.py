@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from fastcrystal.data.databases.download import Downloaded, Page, Politeness, download_pages
 from fastcrystal.data.databases.pages import BadPageError, PageFolder, group_or_zero, number_or_nan, read_rows
-from fastcrystal.data.entry import Entry, Reject, Sites
+from fastcrystal.data.readers.entry import Entry, Reject, Sites
 from fastcrystal.features.elements import atomic_number
 from fastcrystal.structure.canonical import MAX_INPUT_SITES
 from fastcrystal.structure.lattice import lattice_from_parameters

@@ -28,7 +28,7 @@ from fastcrystal.data.databases.pages import (
     read_record,
     read_rows,
 )
-from fastcrystal.data.entry import Entry, Reject, Sites
+from fastcrystal.data.readers.entry import Entry, Reject, Sites
 from fastcrystal.features.elements import atomic_number
 from fastcrystal.structure.canonical import MAX_INPUT_SITES
 

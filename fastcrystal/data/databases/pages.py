@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from fastcrystal.data.entry import Reject
+from fastcrystal.data.readers.entry import Reject
 from fastcrystal.utils.files import to_disk, write_json
 
 RECORD = "pages.json"

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fastcrystal.data.making.prototypes import Candidate, candidates, default_formulas, library
+from fastcrystal.data.datasets.prototypes import Candidate, candidates, default_formulas, library
 from fastcrystal.parallel.map import map_parallel
 from fastcrystal.relax import MISSING_EXTRA, POTENTIALS, load_potential, relax, single_point
 from fastcrystal.utils.files import cut_broken_line

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.data.readers import pack, reduced_formula
+from fastcrystal.data.read import pack, reduced_formula
 from fastcrystal.relax import POTENTIALS
 from fastcrystal.structure.canonical import Canonical, canonicalise_many
 

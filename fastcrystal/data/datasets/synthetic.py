@@ -45,7 +45,7 @@ def _templates() -> _Templates:
     """The bundled prototypes of up to five elements."""
     from math import gcd
 
-    from fastcrystal.data.making.prototypes import library
+    from fastcrystal.data.datasets.prototypes import library
     from fastcrystal.structure.canonical import canonicalise
 
     rows = []

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.data.entry import Entry, Reject, Sites
-from fastcrystal.data.sources.columns import Columns, Wanted, find_columns, group_number, number
-from fastcrystal.data.sources.text import one_line
+from fastcrystal.data.readers.columns import Columns, Wanted, find_columns, group_number, number
+from fastcrystal.data.readers.entry import Entry, Reject, Sites
+from fastcrystal.data.readers.text import one_line
 from fastcrystal.structure.canonical import MAX_INPUT_SITES
 
 

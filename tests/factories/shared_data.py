@@ -11,7 +11,7 @@ import pytest
 def data_folder() -> Path:
     """The folder of real structures, or skip: $FASTCRYSTAL_TEST_DATA, else shared/data beside the repository."""
     named = os.environ.get("FASTCRYSTAL_TEST_DATA")
-    folder = Path(named) if named else Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(named) if named else Path(__file__).resolve().parents[3] / "shared" / "data"
     if not folder.is_dir():
         pytest.skip(f"needs real structures: no folder {folder} (set FASTCRYSTAL_TEST_DATA to one)")
     return folder

@@ -1,6 +1,7 @@
 """Data sets that are known by name: where they are, under which licence, whom to cite. Nothing is downloaded here.
 
-`fastcrystal.data.fetch` gets them. The addresses and facts are from the repositories' own pages; none of the files
+`fastcrystal.data.datasets.fetch` gets them. The addresses and facts are from the repositories' own pages; none of the
+files
 could be downloaded where this was written, so no checksum is known yet (`sha256` is None, "not verified"), and the
 addresses are untested.
 """

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fastcrystal.data.sources.text import MAX_FILE_BYTES, lines_of, open_unpacked
+from fastcrystal.data.readers.text import MAX_FILE_BYTES, lines_of, open_unpacked
 
 #: names of columns tried in turn, in lower case
 ID_COLUMNS = (

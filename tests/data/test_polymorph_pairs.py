@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
-from fastcrystal.data.polymorphs import (
+from fastcrystal.data.polymorph_pairs import (
     Pair,
     PairDataset,
     PairSampler,
@@ -24,8 +24,8 @@ from fastcrystal.data.polymorphs import (
     find_pairs,
 )
 from fastcrystal.data.splits import split_by_formula
-from tests.data.made_up import make, scrambled
-from tests.shared_data import dft_file
+from tests.factories.made_up import make, scrambled
+from tests.factories.shared_data import dft_file
 
 Pairs = NDArray[np.int64]
 

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.data.entry import Entry, Reject
-from fastcrystal.data.sources.columns import Columns, Wanted, find_columns, group_number, number
-from fastcrystal.data.sources.text import DAMAGED, MAX_FILE_BYTES, one_line, open_unpacked
+from fastcrystal.data.readers.columns import Columns, Wanted, find_columns, group_number, number
+from fastcrystal.data.readers.entry import Entry, Reject
+from fastcrystal.data.readers.text import DAMAGED, MAX_FILE_BYTES, one_line, open_unpacked
 from fastcrystal.structure.canonical import MAX_INPUT_SITES
 
 _CHUNK = 1 << 16

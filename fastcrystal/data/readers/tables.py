@@ -12,9 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.data.entry import Entry, Reject
-from fastcrystal.data.sources.aflow_columns import is_aflow, sites_of_row
-from fastcrystal.data.sources.columns import (
+from fastcrystal.data.readers.aflow_columns import is_aflow, sites_of_row
+from fastcrystal.data.readers.columns import (
     CIF_COLUMNS,
     Columns,
     Wanted,
@@ -24,7 +23,8 @@ from fastcrystal.data.sources.columns import (
     number,
     require,
 )
-from fastcrystal.data.sources.text import DAMAGED, MAX_FILE_BYTES, one_line
+from fastcrystal.data.readers.entry import Entry, Reject
+from fastcrystal.data.readers.text import DAMAGED, MAX_FILE_BYTES, one_line
 
 #: rows of a parquet or feather file that are Python objects at a time
 _BATCH = 512

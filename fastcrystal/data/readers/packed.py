@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastcrystal.data.entry import Entry, Reject, Sites
+from fastcrystal.data.readers.entry import Entry, Reject, Sites
 
 if TYPE_CHECKING:
     from fastcrystal.data.dataset import CrystalDataset

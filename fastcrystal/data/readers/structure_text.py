@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from fastcrystal.data.sources.text import one_line
+from fastcrystal.data.readers.text import one_line
 from fastcrystal.structure.canonical import MAX_ATOMIC_NUMBER, MAX_INPUT_SITES, check_crystal
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from collections.abc import Generator
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
-from fastcrystal.data.entry import Reject
+from fastcrystal.data.readers.entry import Reject
 
 #: a larger file, member of an archive or cell of a table is refused unparsed
 MAX_FILE_BYTES = 20_000_000

@@ -16,7 +16,7 @@ import pytest
 
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
-from fastcrystal.data.readers import (
+from fastcrystal.data.read import (
     Record,
     Reject,
     import_structures,
@@ -25,8 +25,8 @@ from fastcrystal.data.readers import (
     read_structures,
     reduced_formula,
 )
-from fastcrystal.data.sources.text import MAX_FILE_BYTES
-from tests.shared_data import data_folder
+from fastcrystal.data.readers.text import MAX_FILE_BYTES
+from tests.factories.shared_data import data_folder
 
 ROCKSALT = ["Na 0 0 0 1", "Cl 0.5 0.5 0.5 1"]
 

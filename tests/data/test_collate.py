@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fastcrystal import crystal
-from fastcrystal.features import featurise as module
-from fastcrystal.features.featurise import featurise, featurise_reference
+from fastcrystal.data import collate as module
+from fastcrystal.data.collate import featurise, featurise_reference
 from fastcrystal.structure import lattice
 
 Array = NDArray[Any]

@@ -8,8 +8,8 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastcrystal.data.entry import Entry, Format, Reject
-from fastcrystal.data.sources.text import (
+from fastcrystal.data.readers.entry import Entry, Format, Reject
+from fastcrystal.data.readers.text import (
     DAMAGED,
     MAX_FILE_BYTES,
     check_unpacking,

@@ -1,7 +1,8 @@
 """Entry: a structure as it was found, before anyone tries to understand it; Reject: one that is of no use, and why.
 
 Sources yield entries and rejects, one for every structure that they hold and in a fixed order; nothing is lost on the
-way. An entry is cheap to make and to send to another process, where `fastcrystal.data.parsing` makes a crystal of it.
+way. An entry is cheap to make and to send to another process, where `fastcrystal.data.readers.parsing` makes a crystal
+of it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Damaged files, made from good ones by seeded mutations, and what becomes of them: read, or rejected with a reason.
 
-python -m tests.data.mutations 10000        # prints counts, the slowest file and the peak of memory
+python -m tests.factories.mutations 10000        # prints counts, the slowest file and the peak of memory
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastcrystal.data.import_report import kind_of
-from fastcrystal.data.parsing import Rules, process
-from fastcrystal.data.sources import open_source
-from tests.data.sources_made import CRYSTALS, aflow_row, rows
+from fastcrystal.data.readers import open_source
+from fastcrystal.data.readers.parsing import Rules, process
+from tests.factories.sources_made import CRYSTALS, aflow_row, rows
 
 NUMBER = re.compile(rb"-?\d+(\.\d+)?")
 VALUES = [
@@ -235,7 +235,7 @@ def run(n: int, folder: Path, samples: Path | None = None, seed: int = 0, rules:
 
 
 def main() -> None:
-    from tests.shared_data import data_folder
+    from tests.factories.shared_data import data_folder
 
     n, seed = int(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 0
     with tempfile.TemporaryDirectory() as folder:

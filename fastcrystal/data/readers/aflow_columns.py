@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.data.entry import Sites
+from fastcrystal.data.readers.entry import Sites
 from fastcrystal.features.elements import atomic_number
 from fastcrystal.structure.canonical import MAX_INPUT_SITES
 from fastcrystal.structure.lattice import lattice_from_parameters

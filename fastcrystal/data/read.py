@@ -4,7 +4,7 @@
     import_structures("structures.tar.gz", "mine.npz", energies="energies.csv")
 
 A bad file never stops the rest, and nothing is lost: every structure is one Record or one Reject. What can be read is
-listed in `fastcrystal.data.sources`; `fastcrystal.data.importing` brings it to canonical form and into a store.
+listed in `fastcrystal.data.readers`; `fastcrystal.data.importing` brings it to canonical form and into a store.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fastcrystal.data.entry import Entry, Reject
 from fastcrystal.data.import_report import ImportReport
 from fastcrystal.data.importing import import_store, import_structures
 from fastcrystal.data.packing import pack, reduced_formula
-from fastcrystal.data.parsing import read_structure
-from fastcrystal.data.sources import open_source
-from fastcrystal.data.sources.columns import EnergyTable, Wanted, read_energies
-from fastcrystal.data.structure_text import parse_structure
+from fastcrystal.data.readers import open_source
+from fastcrystal.data.readers.columns import EnergyTable, Wanted, read_energies
+from fastcrystal.data.readers.entry import Entry, Reject
+from fastcrystal.data.readers.parsing import read_structure
+from fastcrystal.data.readers.structure_text import parse_structure
 from fastcrystal.structure.canonical import MAX_INPUT_SITES
 
 __all__ = [
@@ -74,7 +74,7 @@ def read_structures(
     Parameters
     ----------
     path : str or Path
-        Anything that `fastcrystal.data.sources` lists.
+        Anything that `fastcrystal.data.readers` lists.
     energies : str, Path or EnergyTable, optional
         Energies by id. Where not given, tables and records are searched for a formation energy, and every other
         structure has NaN.

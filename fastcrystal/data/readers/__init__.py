@@ -20,7 +20,7 @@
 
 A bad structure never stops the rest: it is a `Reject` with one line that says why. Nothing is unpickled, evaluated or
 fetched, and no name in an archive is ever written to disk. What a source yields is not parsed yet:
-`fastcrystal.data.parsing` does that, in other processes.
+`fastcrystal.data.readers.parsing` does that, in other processes.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from fastcrystal.data.entry import Entry, Reject
-from fastcrystal.data.sources.ase_database import AseDatabase
-from fastcrystal.data.sources.columns import GUESS, Columns, EnergyTable, Wanted, energy_of
-from fastcrystal.data.sources.extxyz import ExtendedXyz
-from fastcrystal.data.sources.files import file_entries, folder_entries, is_tar, tar_entries, zip_entries
-from fastcrystal.data.sources.json_entries import JsonEntries
-from fastcrystal.data.sources.packed import Packed
-from fastcrystal.data.sources.tables import Table
-from fastcrystal.data.sources.text import is_structure, one_line
+from fastcrystal.data.readers.ase_database import AseDatabase
+from fastcrystal.data.readers.columns import GUESS, Columns, EnergyTable, Wanted, energy_of
+from fastcrystal.data.readers.entry import Entry, Reject
+from fastcrystal.data.readers.extxyz import ExtendedXyz
+from fastcrystal.data.readers.files import file_entries, folder_entries, is_tar, tar_entries, zip_entries
+from fastcrystal.data.readers.json_entries import JsonEntries
+from fastcrystal.data.readers.packed import Packed
+from fastcrystal.data.readers.tables import Table
+from fastcrystal.data.readers.text import is_structure, one_line
 
 #: kinds whose ids and energies come from columns or keys
 KEYED = ("table", "aflow", "extxyz", "ase", "json")

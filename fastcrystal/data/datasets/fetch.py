@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcrystal.data.databases.download import DownloadError, Fetcher, Politeness
-from fastcrystal.data.registry import NamedDataset, RemoteFile, named_dataset
+from fastcrystal.data.datasets.registry import NamedDataset, RemoteFile, named_dataset
 from fastcrystal.utils.files import file_sha256, to_disk, write_json
 
 #: record in the folder of what was fetched
@@ -78,7 +78,7 @@ def fetch(
     Parameters
     ----------
     name : str
-        One of `fastcrystal.data.registry.DATASETS`.
+        One of `fastcrystal.data.datasets.registry.DATASETS`.
     out : str or Path, optional
         Folder; the data set's name where not given.
     mirror : str, optional

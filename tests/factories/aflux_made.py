@@ -8,7 +8,7 @@ import pytest
 
 from fastcrystal.data.databases.aflow import AfluxQuery, entries
 from fastcrystal.data.databases.download import Politeness
-from fastcrystal.data.entry import Entry
+from fastcrystal.data.readers.entry import Entry
 
 QUICK = Politeness(delay=0.0, backoff=0.01, connect_timeout=2, read_timeout=1.0, page_timeout=2.0, attempts=4)
 

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.data.entry import Entry, Reject
-from fastcrystal.data.sources.columns import Columns, Wanted, find_columns, group_number, number
-from fastcrystal.data.sources.text import DAMAGED, lines_of, one_line, open_unpacked
+from fastcrystal.data.readers.columns import Columns, Wanted, find_columns, group_number, number
+from fastcrystal.data.readers.entry import Entry, Reject
+from fastcrystal.data.readers.text import DAMAGED, lines_of, one_line, open_unpacked
 from fastcrystal.structure.canonical import MAX_INPUT_SITES
 
 #: longer lines are none of an extxyz file

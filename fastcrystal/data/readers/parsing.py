@@ -24,10 +24,10 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import numpy as np
 
-from fastcrystal.data.disorder import ordered
-from fastcrystal.data.entry import Entry, Reject, Sites
-from fastcrystal.data.sources.text import one_line
-from fastcrystal.data.structure_text import check_structure, parse_structure, stated_group
+from fastcrystal.data.readers.disorder import ordered
+from fastcrystal.data.readers.entry import Entry, Reject, Sites
+from fastcrystal.data.readers.structure_text import check_structure, parse_structure, stated_group
+from fastcrystal.data.readers.text import one_line
 from fastcrystal.structure.canonical import MAX_INPUT_SITES, MAX_SITES, Canonical, canonicalise
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Rules:
     max_sites : int
         Crystals with more sites in the primitive cell are rejected; 1..60.
     disorder : {"reject", "expand"}
-        Structures with partial occupancies are rejected, or ordered (`fastcrystal.data.disorder`).
+        Structures with partial occupancies are rejected, or ordered (`fastcrystal.data.readers.disorder`).
     seconds : float
         What takes longer is given up.
 

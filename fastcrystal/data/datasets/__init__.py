@@ -1,0 +1,1 @@
+"""Named data sets: the public ones, decorated prototypes, synthetic crystals."""
