@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.timing import DEVICE, report
-from fastcrystal.model.rows import RowNorm
+from fastcrystal.model.layers import RowNorm
 from fastcrystal.ops.row_norm import row_norm
 
 GROUPS, NORMS = 8, 8

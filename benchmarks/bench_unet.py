@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from benchmarks.timing import DEVICE, seconds
+from fastcrystal.model.config import PRESETS
 from fastcrystal.model.unet import CrystalUNet
-from fastcrystal.model.unet_config import PRESETS
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.testing import random_batch
 

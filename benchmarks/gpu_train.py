@@ -29,9 +29,9 @@ from benchmarks.gpu_check import arguments, machine, write
 from benchmarks.plain import PlainTrainer
 from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
+from fastcrystal.model.config import UNetConfig
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import Condition, CrystalUNet
-from fastcrystal.model.unet_config import UNetConfig
 from fastcrystal.objective import Example, Objective
 from fastcrystal.process import Process
 from fastcrystal.process.build import make_process

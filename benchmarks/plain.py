@@ -26,8 +26,8 @@ from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
 from fastcrystal.features.elements import element_features
 from fastcrystal.features.space_groups import space_group_table
 from fastcrystal.model.channels import row_mask
+from fastcrystal.model.config import UNetConfig
 from fastcrystal.model.scaling import LatticeScaling
-from fastcrystal.model.unet_config import UNetConfig
 from fastcrystal.process.build import make_process
 from fastcrystal.process.flow import FlowMatching
 

@@ -27,8 +27,8 @@ from fastcrystal.model.channels import (
     stoichiometry,
 )
 from fastcrystal.model.conditioning import NUM_SPACE_GROUPS, TimeEmbedding, learned
+from fastcrystal.model.config import UNetConfig
 from fastcrystal.model.unet import zero
-from fastcrystal.model.unet_config import UNetConfig
 
 
 class Dense(NamedTuple):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from fastcrystal.utils.serialization import Jsonable
 
 if TYPE_CHECKING:
-    from fastcrystal.model.unet_config import UNetConfig
+    from fastcrystal.model.config import UNetConfig
 
 ALGORITHMS = ("cfm", "ddpm", "ddim", "regression")
 NOISES = ("uniform", "normal")
@@ -278,7 +278,7 @@ class TrainConfig(Jsonable):
 
     def network(self, **measured: Any) -> UNetConfig:
         """The network of these settings; `measured` on the data: length, site_period, energy_mean, energy_std, ..."""
-        from fastcrystal.model.unet_config import PRESETS
+        from fastcrystal.model.config import PRESETS
 
         return replace(
             PRESETS[self.preset],

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import CrystalBatch
-from fastcrystal.model.dropping import drop_conditions
+from fastcrystal.model.condition_dropout import drop_conditions
 from fastcrystal.model.unet import CrystalUNet
 from fastcrystal.process import Process
 from fastcrystal.process.build import live_rows

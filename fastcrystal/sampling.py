@@ -16,9 +16,9 @@ from tqdm import tqdm
 from fastcrystal.checkpoint import find_checkpoint, load_weights, read_config, read_state, read_tensors, run_folder
 from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
+from fastcrystal.model.config import UNetConfig
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import Condition, CrystalUNet
-from fastcrystal.model.unet_config import UNetConfig
 from fastcrystal.parallel.distributed import Ranks
 from fastcrystal.pretrained import resolve
 from fastcrystal.process import Process

@@ -33,9 +33,9 @@ from fastcrystal.data.load import in_memory
 from fastcrystal.data.store import Store
 from fastcrystal.features.elements import SYMBOLS
 from fastcrystal.journal import Journal
+from fastcrystal.model.config import UNetConfig
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import CrystalUNet
-from fastcrystal.model.unet_config import UNetConfig
 from fastcrystal.objective import Averaged, Example, Objective
 from fastcrystal.parallel.distributed import Ranks
 from fastcrystal.process.build import make_process

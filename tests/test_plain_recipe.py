@@ -14,9 +14,9 @@ from benchmarks.plain_unet import Dense, PlainUNet
 from benchmarks.timing import paired
 from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
+from fastcrystal.model.config import PRESETS, UNetConfig
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import CrystalUNet
-from fastcrystal.model.unet_config import PRESETS, UNetConfig
 from fastcrystal.objective import Example
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.testing import fill_zero_layers, random_batch

@@ -16,7 +16,7 @@ import numpy as np
 from fastcrystal.config import TrainConfig
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.read import pack
-from fastcrystal.model.unet_config import PRESETS, UNetConfig
+from fastcrystal.model.config import PRESETS, UNetConfig
 from fastcrystal.structure.canonical import canonicalise
 from tests.factories.crystals import crystal
 

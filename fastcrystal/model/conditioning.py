@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from fastcrystal.crystal import EXTRA_ROWS, MAX_ATOMIC_NUMBER
 from fastcrystal.model.channels import ELEMENT_FEATURES, MAX_KINDS, row_mask, stoichiometry, without_names
-from fastcrystal.model.rows import RowConv
+from fastcrystal.model.layers import RowConv
 
 #: numbers of the space groups, 0 (unknown) included
 NUM_SPACE_GROUPS = 231

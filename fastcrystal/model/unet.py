@@ -29,8 +29,8 @@ from fastcrystal.model.channels import (
     site_waves,
 )
 from fastcrystal.model.conditioning import ConditionBlock, TimeEmbedding
-from fastcrystal.model.rows import RowConv, RowNorm
-from fastcrystal.model.unet_config import PRESETS, UNetConfig
+from fastcrystal.model.config import PRESETS, UNetConfig
+from fastcrystal.model.layers import RowConv, RowNorm
 from fastcrystal.ops.row_attention import row_attention
 
 #: lengths L must be multiples of this: three halvings

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from fastcrystal.model.channels import SiteChannels, initial_channels, row_mask
+from fastcrystal.model.condition_dropout import drop_conditions
 from fastcrystal.model.conditioning import ConditionBlock, ElementCNN, TimeEmbedding
-from fastcrystal.model.dropping import drop_conditions
 from fastcrystal.testing import random_batch, random_tables
 
 ELEMENTS, GROUPS = random_tables()

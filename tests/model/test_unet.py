@@ -9,8 +9,8 @@ import torch
 
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.model.channels import row_mask, site_waves, species_places, stoichiometry
+from fastcrystal.model.config import PRESETS, UNetConfig
 from fastcrystal.model.unet import Condition, CrystalUNet
-from fastcrystal.model.unet_config import PRESETS, UNetConfig
 from fastcrystal.testing import fill_zero_layers, heavy_imports, random_batch, random_tables
 
 ELEMENTS, GROUPS = random_tables()

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.ops.aot import Table, compile_all
+from tests.factories.aot import Table, compile_all
 
 MODULES = ["masked_l1", "pbc", "update_step", "noising", "row_norm"]
 CAPABILITIES = [80, 90]

@@ -32,7 +32,7 @@ def test_published_vectors(counter: str, key: str, answer: str) -> None:
 @pytest.mark.parametrize(("seed", "offset"), STREAMS)
 def test_kernel_draws_the_same_bits(seed: int, offset: int) -> None:
     pytest.importorskip("triton", reason="no Triton on this platform")
-    kernels = importlib.import_module("tests.ops.philox_kernels")
+    kernels = importlib.import_module("tests.factories.philox_kernels")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     expected = philox_bits((256,), seed, offset, device=device)
     assert expected.min() >= 0

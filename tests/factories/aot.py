@@ -1,6 +1,6 @@
 """Compile every kernel of a module for a GPU that need not be there, and count what comes out.
 
-    python tests/ops/aot.py CAPABILITY MODULE...
+    python tests/factories/aot.py CAPABILITY MODULE...
 
 prints a JSON list for each module: per entry of its AOT the kernel, constants, registers, stack and local bytes, and
 the number of machine instructions. Run as a process of its own, because the tests' own Triton is an interpreter.

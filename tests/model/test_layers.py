@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastcrystal.model.rows import RowConv, RowNorm
+from fastcrystal.model.layers import RowConv, RowNorm
 from fastcrystal.testing import fill_zero_layers
 
 
