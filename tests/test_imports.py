@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fastcrystal import relax
+from fastcrystal.relaxation import ase as relax
 
 MODULES = [
     "fastcrystal",

@@ -6,11 +6,11 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastcrystal.discovery.relaxation.options import add_relaxation, settings_of
 from fastcrystal.options import add_jobs
+from fastcrystal.relax_options import add_relaxation, settings_of
 
 if TYPE_CHECKING:
-    from fastcrystal.discovery.relaxation.settings import RelaxSettings
+    from fastcrystal.relaxation.settings import RelaxSettings
 
 
 def add_discovery(commands: Any) -> None:

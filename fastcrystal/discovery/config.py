@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from fastcrystal.discovery.conditions import LADDERS, RUNGS
-from fastcrystal.discovery.relaxation.settings import RelaxSettings
+from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.utils.serialization import Jsonable
 
 
@@ -33,7 +33,7 @@ class DiscoverConfig(Jsonable):
     symmetrise : bool
         Average candidates over the group that was asked for, where they nearly have it.
     potential : str
-        A name in `fastcrystal.potentials.POTENTIALS`, or "module:function".
+        A name in `fastcrystal.relaxation.potentials.POTENTIALS`, or "module:function".
     max_relax : int
         Most candidates of a formula that are relaxed.
     relax : dict

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from fastcrystal.crystal import CrystalBatch
-from fastcrystal.discovery.candidate import Candidate
+from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.requests import obtained_group
 from fastcrystal.structure import validity
 from fastcrystal.structure.distances import closeness

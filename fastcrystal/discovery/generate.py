@@ -12,9 +12,9 @@ import torch
 from tqdm import tqdm
 
 from fastcrystal.crystal import CrystalBatch
-from fastcrystal.discovery.candidate import Candidate, read_candidates
 from fastcrystal.discovery.conditions import Condition
 from fastcrystal.pretrained import resolve
+from fastcrystal.relaxation.candidate import Candidate, read_candidates
 from fastcrystal.requests import Request
 from fastcrystal.requests import conditions as conditions_of
 from fastcrystal.sampling import Generator

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from fastcrystal.discovery.candidate import Candidate
-from fastcrystal.potentials import scale_of
+from fastcrystal.relaxation.candidate import Candidate
+from fastcrystal.relaxation.potentials import scale_of
 
 if TYPE_CHECKING:
     from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
@@ -260,7 +260,7 @@ def _above(candidate: Candidate) -> float:
 
 def caveat(scale: str) -> str:
     """What energies of a scale are worth, in a sentence."""
-    from fastcrystal.potentials import POTENTIALS
+    from fastcrystal.relaxation.potentials import POTENTIALS
 
     if any(scale.startswith(shown) for shown in POTENTIALS.values()) or ":" in scale:
         return (

@@ -8,13 +8,13 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastcrystal.discovery.relaxation.options import add_relaxation, settings_of
 from fastcrystal.options import add_jobs
+from fastcrystal.relax_options import add_relaxation, settings_of
 
 if TYPE_CHECKING:
-    from fastcrystal.discovery.candidate import Candidate
     from fastcrystal.discovery.hull import Hull, HullEntry
-    from fastcrystal.discovery.relaxation.settings import RelaxSettings
+    from fastcrystal.relaxation.candidate import Candidate
+    from fastcrystal.relaxation.settings import RelaxSettings
 
 CRYSTALS = "a CIF, a folder or archive of them, a store, or what another of these commands wrote"
 
@@ -43,7 +43,7 @@ def _add_relax(commands: Any) -> None:
 
 def _relax(args: argparse.Namespace) -> None:
     from fastcrystal.discovery.inputs import write_cifs
-    from fastcrystal.discovery.relaxation.folder import RELAXED, relax_into
+    from fastcrystal.relaxation.folder import RELAXED, relax_into
 
     relaxed = relax_into(args.out, _load(args.source), args.potential, settings_of(args), jobs=args.jobs)
     count = write_cifs(relaxed, args.out / "cif")
@@ -86,7 +86,7 @@ def _hull(args: argparse.Namespace) -> None:
         hull.check_terminals(elements)
     else:
         from fastcrystal.discovery.references import reference_entries
-        from fastcrystal.potentials import scale_of
+        from fastcrystal.relaxation.potentials import scale_of
 
         name = args.potential or _potential_of(args.source)
         if scale_of(name) != scale:
@@ -105,8 +105,8 @@ def _hull(args: argparse.Namespace) -> None:
 
 def write_placed(placed: Sequence[Candidate], hull: Hull, elements: Sequence[str], out: Path) -> str:
     """placed.jsonl, table.md and hull.json in a folder; returns the table."""
-    from fastcrystal.discovery.candidate import write_candidates
     from fastcrystal.discovery.hull import best_per_formula, hull_data, table
+    from fastcrystal.relaxation.candidate import write_candidates
     from fastcrystal.utils.files import write_json
 
     out.mkdir(parents=True, exist_ok=True)
@@ -163,8 +163,8 @@ def _add_vasp_results(commands: Any) -> None:
 
 
 def _vasp_results(args: argparse.Namespace) -> None:
-    from fastcrystal.discovery.candidate import write_candidates
     from fastcrystal.discovery.vasp import hull_of, read_results
+    from fastcrystal.relaxation.candidate import write_candidates
 
     results = read_results(args.folder)
     entries: list[HullEntry] = []
@@ -196,7 +196,7 @@ def _potential_of(source: Path) -> str:
 
 def _settings_of(source: Path) -> RelaxSettings:
     """How the source was relaxed: references are to be relaxed alike."""
-    from fastcrystal.discovery.relaxation.settings import RelaxSettings
+    from fastcrystal.relaxation.settings import RelaxSettings
 
     known = RelaxSettings().to_dict()
     return RelaxSettings.from_dict({k: v for k, v in _noted(source).items() if k in known})
@@ -206,7 +206,7 @@ def _noted(source: Path) -> dict[str, Any]:
     """Potential and settings, as `fastcrystal relax` noted them beside its results, or `discover` in its run folder."""
     import json
 
-    from fastcrystal.discovery.relaxation.folder import SETTINGS
+    from fastcrystal.relaxation.folder import SETTINGS
 
     folder = source if source.is_dir() else source.parent
     if (folder / SETTINGS).is_file():

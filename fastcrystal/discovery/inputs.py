@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fastcrystal.data.readers.entry import Reject
-from fastcrystal.discovery.candidate import Candidate, read_candidates
-from fastcrystal.discovery.relaxation.folder import RELAXED
 from fastcrystal.discovery.stage import CANDIDATES
+from fastcrystal.relaxation.candidate import Candidate, read_candidates
+from fastcrystal.relaxation.folder import RELAXED
 
 #: what `fastcrystal hull` and `vasp-results` leave
 PLACED = "placed.jsonl"

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 from fastcrystal.crystal import CrystalBatch
-from fastcrystal.discovery.candidate import Candidate, write_candidates
 from fastcrystal.discovery.filtering import SYMPREC, as_batch, check_validity, drop_copies
 from fastcrystal.discovery.ranking import with_group
-from fastcrystal.discovery.relaxation.candidates import relax_candidates
-from fastcrystal.discovery.relaxation.settings import RelaxSettings
+from fastcrystal.relaxation.candidate import Candidate, write_candidates
+from fastcrystal.relaxation.candidates import relax_candidates
+from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.requests import check_elements, obtained_group
 from fastcrystal.sampling import Generator
 from fastcrystal.structure.canonical import canonicalise

@@ -26,17 +26,18 @@ from typing import Any
 
 import fastcrystal
 from fastcrystal.discovery import ranking
-from fastcrystal.discovery.candidate import Candidate
 from fastcrystal.discovery.conditions import plan, read_conditions, training_groups, write_conditions
 from fastcrystal.discovery.config import DiscoverConfig
 from fastcrystal.discovery.filtering import check_validity, drop_copies, drop_relaxed_copies, symmetrise
 from fastcrystal.discovery.generate import accuracy, generate, usable
 from fastcrystal.discovery.hull import Hull, HullEntry, best_per_formula, hull_data, table
-from fastcrystal.discovery.relaxation.candidates import relax_candidates
-from fastcrystal.discovery.relaxation.settings import RelaxSettings
-from fastcrystal.discovery.stage import Stage, say
+from fastcrystal.discovery.stage import Stage
+from fastcrystal.relaxation.candidate import Candidate
+from fastcrystal.relaxation.candidates import relax_candidates
+from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.sampling import Generator
 from fastcrystal.utils.files import alone_in, write_json
+from fastcrystal.utils.logging import say
 
 #: what a run has when it has begun to work
 ENTRIES, CONDITIONS = "0_references/entries.json", "1_conditions/conditions.jsonl"

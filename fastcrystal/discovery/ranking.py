@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.discovery.candidate import Candidate
 from fastcrystal.discovery.filtering import SYMPREC
-from fastcrystal.discovery.stage import say
+from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.requests import obtained_group
+from fastcrystal.utils.logging import say
 
 COLUMNS = (
     *("rank", "id", "formula", "e_above_hull_mev", "formation_energy", "space_group_asked", "space_group_relaxed"),

@@ -28,14 +28,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fastcrystal.discovery.candidate import Candidate, read_candidates
 from fastcrystal.discovery.hull import MAX_ELEMENTS, HullEntry, entry_of
-from fastcrystal.discovery.relaxation.candidates import relax_candidates
-from fastcrystal.discovery.relaxation.settings import RelaxSettings
-from fastcrystal.discovery.stage import say
 from fastcrystal.features.elements import SYMBOLS
-from fastcrystal.potentials import scale_of
+from fastcrystal.relaxation.candidate import Candidate, read_candidates
+from fastcrystal.relaxation.candidates import relax_candidates
+from fastcrystal.relaxation.potentials import scale_of
+from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.utils.files import cut_broken_line
+from fastcrystal.utils.logging import say
 
 #: amounts of the elements in systems that the default set does not know, by their number
 SIMPLE = {

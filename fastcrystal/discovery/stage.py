@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -10,8 +9,9 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from fastcrystal.discovery.candidate import Candidate, read_candidates, write_candidates
+from fastcrystal.relaxation.candidate import Candidate, read_candidates, write_candidates
 from fastcrystal.utils.files import cut_broken_line, write_json
+from fastcrystal.utils.logging import say
 
 CANDIDATES = "candidates.jsonl"
 
@@ -94,8 +94,3 @@ class Stage:
 def _kind(reason: str) -> str:
     """A reason without the name of another candidate."""
     return reason.split(" as ")[0][:100]
-
-
-def say(text: str) -> None:
-    """A line for people, on stderr."""
-    tqdm.write(text, file=sys.stderr)

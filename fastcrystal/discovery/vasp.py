@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastcrystal.discovery.candidate import Candidate
 from fastcrystal.discovery.hull import Hull, HullEntry, entry_of
+from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.utils.files import write_json
 
 if TYPE_CHECKING:

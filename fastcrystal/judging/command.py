@@ -54,8 +54,8 @@ def _potential(args: argparse.Namespace) -> Potential | None:
         if relaxation or others:
             raise ValueError("options of energies above the hull, but no --potential: give one, for example sevennet-0")
         return None
-    from fastcrystal.discovery.relaxation.settings import RelaxSettings
     from fastcrystal.judging.stability import Potential
+    from fastcrystal.relaxation.settings import RelaxSettings
 
     if others.get("per_formula", 1) < 1:
         raise ValueError(f"per_formula must be at least 1, got {others['per_formula']}")

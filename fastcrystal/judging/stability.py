@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.discovery.candidate import Candidate
 from fastcrystal.discovery.hull import ON_HULL, Hull
-from fastcrystal.discovery.relaxation.settings import RelaxSettings
 from fastcrystal.judging.crystals import Crystals
 from fastcrystal.judging.pairs import Limits
 from fastcrystal.judging.rates import share
+from fastcrystal.relaxation.candidate import Candidate
+from fastcrystal.relaxation.settings import RelaxSettings
 
 #: eV/atom above the hull within which crystals are counted; 0 has the tolerance of `ON_HULL`
 WITHIN = (0.0, 0.1)
@@ -38,7 +38,7 @@ class Potential:
     Attributes
     ----------
     name : str
-        In `fastcrystal.potentials.POTENTIALS`, or "module:function".
+        In `fastcrystal.relaxation.potentials.POTENTIALS`, or "module:function".
     relax : RelaxSettings
     entries : Path, optional
         The user's own hull, on the potential's scale; references relaxed with the potential where not given.
@@ -149,8 +149,8 @@ def place(
     ImportError
         If the potential is not installed.
     """
-    from fastcrystal.discovery.relaxation.folder import relax_into
-    from fastcrystal.potentials import check_potential, scale_of
+    from fastcrystal.relaxation.folder import relax_into
+    from fastcrystal.relaxation.potentials import check_potential, scale_of
 
     check_potential(potential.name)
     scale = scale_of(potential.name)

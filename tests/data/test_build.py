@@ -25,7 +25,7 @@ from fastcrystal.data.making.build import (
 )
 from fastcrystal.data.making.finish import Finished, card, finish, formation_energy
 from fastcrystal.features.elements import covalent_radius
-from fastcrystal.relax import POTENTIALS, load_potential, relax, single_point
+from fastcrystal.relaxation.ase import POTENTIALS, load_potential, relax, single_point
 from fastcrystal.utils.files import cut_broken_line
 from tests.factories.crystals import crystal
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fastcrystal.discovery.candidate import Candidate
 from fastcrystal.discovery.entries import read_entries
 from fastcrystal.discovery.hull import Hull, best_per_formula, entry_of, hull_data, table
-from tests.discovery.crystals import entry, made
+from fastcrystal.relaxation.candidate import Candidate
+from tests.factories.candidates import entry, made
 
 # Cu and Au at -1 and -2, CuAu at -1.7: 0.2 eV/atom below the line between them
 KNOWN = [entry("cu", {"Cu": 4}, -1.0), entry("au", {"Au": 1}, -2.0), entry("cuau", {"Cu": 1, "Au": 1}, -1.7)]

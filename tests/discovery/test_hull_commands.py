@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from fastcrystal.cli import main
-from fastcrystal.discovery.candidate import read_candidates
 from fastcrystal.discovery.inputs import load_candidates, write_cifs
-from tests.discovery.crystals import made, without_matcalc
-from tests.discovery.vasprun import vasprun
+from fastcrystal.relaxation.candidate import read_candidates
+from tests.factories.candidates import made, without_matcalc
+from tests.factories.vasprun import vasprun
 
 EMT = "ase.calculators.emt:EMT"
 

@@ -10,20 +10,20 @@ import pytest
 
 from fastcrystal.cli import main
 from fastcrystal.discovery import pipeline
-from fastcrystal.discovery.candidate import Candidate
 from fastcrystal.discovery.config import DiscoverConfig
 from fastcrystal.discovery.filtering import drop_copies
 from fastcrystal.discovery.generate import usable
 from fastcrystal.discovery.inputs import load_candidates, write_cifs
 from fastcrystal.discovery.pipeline import discover
 from fastcrystal.discovery.references import _is_final
-from fastcrystal.discovery.relaxation.settings import RelaxSettings
-from fastcrystal.potentials import scale_of
+from fastcrystal.relaxation.candidate import Candidate
+from fastcrystal.relaxation.potentials import scale_of
+from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.sampling import Generator
 from fastcrystal.utils.files import alone_in
-from tests.discovery.crystals import made
+from tests.factories.candidates import made
 
-SPHERES = "tests.discovery.calculators:spheres"
+SPHERES = "tests.factories.calculators:spheres"
 EMT = "ase.calculators.emt:EMT"
 
 

@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 from pymatgen.core import Structure
 
-from fastcrystal.discovery.candidate import Candidate, read_candidates
 from fastcrystal.discovery.conditions import LADDERS, ladder, plan
 from fastcrystal.discovery.config import DiscoverConfig
 from fastcrystal.discovery.filtering import check_validity, drop_copies, drop_relaxed_copies, fingerprint, symmetrise
 from fastcrystal.discovery.hull import Hull, HullEntry
 from fastcrystal.discovery.pipeline import choose, discover, hull_energy
-from fastcrystal.potentials import scale_of
+from fastcrystal.relaxation.candidate import Candidate, read_candidates
+from fastcrystal.relaxation.potentials import scale_of
 
-POTENTIAL = "tests.discovery.calculators:spheres"
+POTENTIAL = "tests.factories.calculators:spheres"
 
 
 def rocksalt(a: float = 5.6, id: str = "a", **about: object) -> Candidate:

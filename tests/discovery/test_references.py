@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from fastcrystal.discovery import references as module
-from fastcrystal.discovery.candidate import Candidate
 from fastcrystal.discovery.hull import Hull
 from fastcrystal.discovery.references import default_cache, reference_entries, references
-from fastcrystal.discovery.relaxation.candidates import relax_candidates
-from fastcrystal.discovery.relaxation.settings import RelaxSettings
-from tests.discovery.crystals import without_matcalc
+from fastcrystal.relaxation.candidate import Candidate
+from fastcrystal.relaxation.candidates import relax_candidates
+from fastcrystal.relaxation.settings import RelaxSettings
+from tests.factories.candidates import without_matcalc
 
 EMT = "ase.calculators.emt:EMT"
 

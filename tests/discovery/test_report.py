@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 
 from fastcrystal.cli import main
-from fastcrystal.discovery.candidate import Candidate, read_candidates, write_candidates
 from fastcrystal.discovery.report import write_report
 from fastcrystal.discovery.report.run_folder import read_run
 from fastcrystal.discovery.report.viewer import scene
+from fastcrystal.relaxation.candidate import Candidate, read_candidates, write_candidates
 from tests.discovery.made_run import SCALE, STAGES, made_run
 from tests.discovery.report_pages import Page
 

@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from fastcrystal.discovery.candidate import read_candidates, write_candidates
 from fastcrystal.discovery.report import write_report
+from fastcrystal.relaxation.candidate import read_candidates, write_candidates
 from tests.discovery.made_run import made_run
 from tests.discovery.test_report import EVIL, SECTIONS
 

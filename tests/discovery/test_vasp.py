@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from fastcrystal.discovery.candidate import Candidate
 from fastcrystal.discovery.vasp import best, hull_of, read_results, write_inputs
-from tests.discovery.crystals import entry, made
-from tests.discovery.vasprun import vasprun
+from fastcrystal.relaxation.candidate import Candidate
+from tests.factories.candidates import entry, made
+from tests.factories.vasprun import vasprun
 
 WTA = made("w/ta 1", "WTa", "cesiumchloride", 3.2, e_above_hull=0.01, energy=-12.0, scale="EMT")
 WTA2 = made("two", "WTa", "rocksalt", 4.6, e_above_hull=-0.02, energy=-12.1, scale="EMT")

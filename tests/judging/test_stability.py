@@ -10,12 +10,12 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from fastcrystal.cli import main
-from fastcrystal.discovery.candidate import read_candidates
 from fastcrystal.discovery.hull import HullEntry
 from fastcrystal.judging.evaluate import evaluate_files
 from fastcrystal.judging.stability import Potential
-from fastcrystal.potentials import scale_of
-from tests.discovery.crystals import made
+from fastcrystal.relaxation.candidate import read_candidates
+from fastcrystal.relaxation.potentials import scale_of
+from tests.factories.candidates import made
 from tests.judging.made import write
 
 EMT = "ase.calculators.emt:EMT"
@@ -122,7 +122,7 @@ def test_what_cannot_be(
     def no_work(*_: object, **__: object) -> None:
         raise AssertionError("nothing is to be relaxed")
 
-    monkeypatch.setattr("fastcrystal.discovery.relaxation.folder.relax_into", no_work)
+    monkeypatch.setattr("fastcrystal.relaxation.folder.relax_into", no_work)
     out = ("--out", str(tmp_path / "o"), "--jobs", "1")
 
     def refused(*arguments: object) -> str:

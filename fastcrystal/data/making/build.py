@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from fastcrystal.data.datasets.prototypes import Candidate, candidates, default_formulas, library
 from fastcrystal.parallel.map import map_parallel
-from fastcrystal.relax import MISSING_EXTRA, POTENTIALS, load_potential, relax, single_point
+from fastcrystal.relaxation.ase import MISSING_EXTRA, POTENTIALS, load_potential, relax, single_point
 from fastcrystal.utils.files import cut_broken_line
 
 #: formulas take turns, this many prototypes (smallest cells first) at a time: an interrupted build covers them all

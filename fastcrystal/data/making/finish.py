@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.read import pack, reduced_formula
-from fastcrystal.relax import POTENTIALS
+from fastcrystal.relaxation.ase import POTENTIALS
 from fastcrystal.structure.canonical import Canonical, canonicalise_many
 
 #: polymorphs further apart than this in energy (eV/atom) are not compared: a relaxation stops within a few 0.01

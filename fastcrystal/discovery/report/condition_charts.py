@@ -7,9 +7,9 @@ from collections import Counter
 
 import numpy as np
 
-from fastcrystal.discovery.candidate import Candidate
 from fastcrystal.discovery.report.charts import BLUE, GREY, INK, ORANGE, Chart, axis, dots, figure, line, plain
 from fastcrystal.discovery.report.run_folder import RunFolder, measured
+from fastcrystal.relaxation.candidate import Candidate
 
 #: last space group of each crystal system
 SYSTEMS = {

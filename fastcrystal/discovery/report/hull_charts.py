@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from fastcrystal.discovery.candidate import Candidate
 from fastcrystal.discovery.report.charts import (
     BLUE,
     GREY,
@@ -20,6 +19,7 @@ from fastcrystal.discovery.report.charts import (
     plain,
 )
 from fastcrystal.discovery.report.run_folder import RunFolder, measured
+from fastcrystal.relaxation.candidate import Candidate
 
 #: eV/atom: a reference this near to the hull is one of its corners
 _ON = 1e-6

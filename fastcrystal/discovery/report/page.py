@@ -12,7 +12,6 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from fastcrystal.discovery.candidate import Candidate
 from fastcrystal.discovery.report import tables
 from fastcrystal.discovery.report.charts import Chart, plotly
 from fastcrystal.discovery.report.condition_charts import energy_chart, group_chart
@@ -20,6 +19,7 @@ from fastcrystal.discovery.report.hull_charts import hull_charts
 from fastcrystal.discovery.report.run_folder import FILES, RunFolder, measured, read_run
 from fastcrystal.discovery.report.training_charts import training_charts
 from fastcrystal.discovery.report.viewer import cif, scene
+from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.utils.files import file_sha256, to_disk
 
 #: the page, in the run folder

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.discovery.candidate import Candidate, read_candidates
+from fastcrystal.relaxation.candidate import Candidate, read_candidates
 
 #: folder of each stage that holds candidates, in order, and what it is called in the report
 STAGES = {

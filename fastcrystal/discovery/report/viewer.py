@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.discovery.candidate import Candidate
 from fastcrystal.features.elements import SYMBOLS
+from fastcrystal.relaxation.candidate import Candidate
 
 #: atoms this near to a face, edge or corner (fraction of the cell) are drawn on its copies too
 MARGIN = 0.03

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from fastcrystal.potentials import check_batched, check_potential
-from fastcrystal.relax import Cell
+from fastcrystal.relaxation.ase import Cell
+from fastcrystal.relaxation.potentials import check_batched, check_potential
 from fastcrystal.utils.serialization import Jsonable
 
 
@@ -63,6 +63,7 @@ class RelaxSettings(Jsonable):
         Raises
         ------
         ValueError, ImportError
-            As `fastcrystal.potentials.check_potential`, or as `check_batched` where crystals are relaxed in batches.
+            As `fastcrystal.relaxation.potentials.check_potential`, or as `check_batched` where crystals are relaxed in
+            batches.
         """
         (check_batched if self.batch > 1 else check_potential)(potential)

@@ -156,7 +156,7 @@ def check_potential(name: str) -> _Named | None:
 
 
 def check_batched(name: str) -> _Named | None:
-    """As `check_potential`, for `fastcrystal.torchsim_models.load_model`.
+    """As `check_potential`, for `fastcrystal.relaxation.torchsim_models.load_model`.
 
     Raises
     ------
@@ -241,7 +241,7 @@ def _function(name: str) -> Callable[[], Any]:
 
 
 def _custom(name: str) -> Any:
-    from fastcrystal.torchsim import as_calculator, is_model
+    from fastcrystal.relaxation.torchsim_states import as_calculator, is_model
 
     calculator = call_custom(name)
     if is_model(calculator):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastcrystal.potentials import call_custom, check_batched, load_potential, one_thread
-from fastcrystal.torchsim import is_model
+from fastcrystal.relaxation.potentials import call_custom, check_batched, load_potential, one_thread
+from fastcrystal.relaxation.torchsim_states import is_model
 
 
 def load_model(name: str, device: str = "cpu") -> Any:

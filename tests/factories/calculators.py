@@ -1,4 +1,4 @@
-"""Calculators that misbehave, by "tests.discovery.calculators:NAME"; workers import them by that name."""
+"""Calculators that misbehave, by "tests.factories.calculators:NAME"; workers import them by that name."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fastcrystal.discovery.candidate import Candidate
 from fastcrystal.features.elements import SYMBOLS
+from fastcrystal.relaxation.candidate import Candidate
 
 ENERGIES = ("e_fr_energy", "e_wo_entrp", "e_0_energy")
 

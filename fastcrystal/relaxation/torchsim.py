@@ -1,4 +1,5 @@
-"""Relaxation of several crystals in one batch by torch-sim: the course of `fastcrystal.relax.relax`, all at once."""
+"""Relaxation of several crystals in one batch by torch-sim: the course of `fastcrystal.relaxation.ase.relax`, all at
+once."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.relax import MAX_FORCE, Cell, Relaxed
-from fastcrystal.torchsim import as_state
+from fastcrystal.relaxation.ase import MAX_FORCE, Cell, Relaxed
+from fastcrystal.relaxation.torchsim_states import as_state
 
 if TYPE_CHECKING:
     import torch
@@ -37,11 +38,11 @@ def relax_together(
     Parameters
     ----------
     crystals : sequence of (species, frac, lattice)
-        As for `fastcrystal.relax.relax`.
+        As for `fastcrystal.relaxation.ase.relax`.
     model : torch_sim ModelInterface
-        From `fastcrystal.torchsim_models.load_model`.
+        From `fastcrystal.relaxation.torchsim_models.load_model`.
     steps, max_force, cell
-        As for `fastcrystal.relax.relax`; the threshold is on the same forces.
+        As for `fastcrystal.relaxation.ase.relax`; the threshold is on the same forces.
     time_limit : float
         Seconds, of all together, after which no further step is begun.
     max_volume_ratio : float
@@ -126,7 +127,7 @@ def _forces(state: Any, cell: Cell) -> tuple[torch.Tensor, torch.Tensor]:
 def _relax_volumes(
     state: Any, model: Any, deadline: float, evaluations: int = 7, tolerance: float = 0.03, most: float = 0.3
 ) -> None:
-    """`fastcrystal.relax._relax_volume` of all crystals in place: each has its own search in ln V."""
+    """`fastcrystal.relaxation.ase._relax_volume` of all crystals in place: each has its own search in ln V."""
     import torch
 
     cell, positions = state.cell, state.positions

@@ -1,6 +1,6 @@
 """One process that relaxes batches with torch-sim: `worker` for several crystals at a time.
 
-`batch` starts it as `python -m fastcrystal.discovery.relaxation.batch_worker NAME DEVICE FOLDER`.
+`batch` starts it as `python -m fastcrystal.relaxation.batch_worker NAME DEVICE FOLDER`.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from fastcrystal.discovery.relaxation.worker import answer_of, checked_volume
 from fastcrystal.parallel import worker
 from fastcrystal.parallel.worker import Judge
-from fastcrystal.relax_together import relax_together
-from fastcrystal.torchsim_models import load_model
+from fastcrystal.relaxation.torchsim import relax_together
+from fastcrystal.relaxation.torchsim_models import load_model
+from fastcrystal.relaxation.worker import answer_of, checked_volume
 
 
 def batch_relaxer(name: str, device: str) -> Judge:

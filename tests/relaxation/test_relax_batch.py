@@ -15,21 +15,21 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from fastcrystal.discovery.candidate import Candidate
+from fastcrystal.relax_options import settings_of
 from fastcrystal.discovery.commands import _unusual, add_discovery
 from fastcrystal.discovery.config import DiscoverConfig
 from fastcrystal.discovery.hull_commands import add_hull
 from fastcrystal.discovery.pipeline import _same_request
 from fastcrystal.discovery.references import _key
-from fastcrystal.discovery.relaxation import batch as relax_batch
-from fastcrystal.discovery.relaxation.candidates import relax_candidates
-from fastcrystal.discovery.relaxation.options import settings_of
-from fastcrystal.discovery.relaxation.settings import RelaxSettings
-from fastcrystal.potentials import scale_of
-from tests.discovery.crystals import made
-from tests.discovery.torchsim_models import EPSILON, lj
+from fastcrystal.relaxation import batch as relax_batch
+from fastcrystal.relaxation.candidate import Candidate
+from fastcrystal.relaxation.candidates import relax_candidates
+from fastcrystal.relaxation.potentials import scale_of
+from fastcrystal.relaxation.settings import RelaxSettings
+from tests.factories.candidates import made
+from tests.factories.torchsim_models import EPSILON, lj
 
-MODELS = "tests.discovery.torchsim_models"
+MODELS = "tests.factories.torchsim_models"
 RELAX, OPTIONS = ["relax", "a.cif", "--out", "o"], ["--batch", "8", "--relax-device", "cuda"]
 needs_torch_sim = pytest.mark.skipif(
     importlib.util.find_spec("torch_sim") is None, reason="needs torch-sim: pip install 'fastcrystal[torchsim]'"
@@ -183,9 +183,9 @@ def test_time_limit_keeps_what_there_is() -> None:
 
 @needs_torch_sim
 def test_volumes_are_searched_as_one_by_one() -> None:
-    from fastcrystal.relax import _relax_volume
-    from fastcrystal.relax_together import _relax_volumes
-    from fastcrystal.torchsim import as_calculator, as_state
+    from fastcrystal.relaxation.ase import _relax_volume
+    from fastcrystal.relaxation.torchsim import _relax_volumes
+    from fastcrystal.relaxation.torchsim_states import as_calculator, as_state
 
     model = lj()
     crystals = [bulk("Cu", "fcc", a=a, cubic=cubic) for a, cubic in ((3.3, True), (3.5, False), (4.6, True))]

@@ -1,4 +1,4 @@
-"""Relaxation with an interatomic potential (`fastcrystal.potentials`) through ASE."""
+"""Relaxation with an interatomic potential (`fastcrystal.relaxation.potentials`) through ASE."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.potentials import MISSING_EXTRA, POTENTIALS, load_potential
+from fastcrystal.relaxation.potentials import MISSING_EXTRA, POTENTIALS, load_potential
 
 __all__ = ["MISSING_EXTRA", "POTENTIALS", "Cell", "Relaxed", "load_potential", "relax", "single_point"]
 

@@ -1,6 +1,6 @@
 """One relaxing process: a potential loaded once, crystals in on stdin, relaxed ones out on stdout.
 
-`process` starts it as `python -m fastcrystal.discovery.relaxation.worker NAME DEVICE FOLDER`. What a calculator does in
+`process` starts it as `python -m fastcrystal.relaxation.worker NAME DEVICE FOLDER`. What a calculator does in
 compiled code cannot be interrupted from Python; a process of its own can be killed, and when it dies of a crash or of
 its memory limit, only the crystal that it had is lost.
 """
@@ -16,8 +16,8 @@ import numpy as np
 
 from fastcrystal.parallel import worker
 from fastcrystal.parallel.worker import Judge
-from fastcrystal.potentials import load_potential
-from fastcrystal.relax import Relaxed, relax
+from fastcrystal.relaxation.ase import Relaxed, relax
+from fastcrystal.relaxation.potentials import load_potential
 from fastcrystal.structure.distances import TOO_CLOSE, closeness
 
 #: cubic angstrom per atom below which a cell is no crystal, and neighbour lists have no end (diamond: 5.7)
@@ -27,8 +27,8 @@ MIN_VOLUME = 1.0
 def relaxer(name: str, device: str) -> Judge:
     """Load a potential and return the function that relaxes one crystal.
 
-    The request holds "crystal", [numbers, frac, lattice], and the settings of `fastcrystal.relax.relax`. The answer
-    holds the relaxed "frac" and "lattice" and what was measured, or the "reason" why there is none.
+    The request holds "crystal", [numbers, frac, lattice], and the settings of `fastcrystal.relaxation.ase.relax`. The
+    answer holds the relaxed "frac" and "lattice" and what was measured, or the "reason" why there is none.
     """
     potential = load_potential(name, device)
 

@@ -10,12 +10,12 @@ import functools
 import os
 from collections.abc import Iterable, Iterator
 
-from fastcrystal.discovery.candidate import Candidate
-from fastcrystal.discovery.relaxation.process import close, relax_one
-from fastcrystal.discovery.relaxation.settings import RelaxSettings
 from fastcrystal.parallel.map import map_parallel
-from fastcrystal.potentials import scale_of
-from fastcrystal.relax import Cell
+from fastcrystal.relaxation.ase import Cell
+from fastcrystal.relaxation.candidate import Candidate
+from fastcrystal.relaxation.potentials import scale_of
+from fastcrystal.relaxation.process import close, relax_one
+from fastcrystal.relaxation.settings import RelaxSettings
 
 
 def relax_candidates(
@@ -38,7 +38,7 @@ def relax_candidates(
     candidates : iterable of Candidate
         Those with a reason are passed on as they are.
     calculator_name : str
-        A name in `fastcrystal.potentials.POTENTIALS`, or "module:function".
+        A name in `fastcrystal.relaxation.potentials.POTENTIALS`, or "module:function".
     cell, steps, max_force, time_limit, max_volume_ratio, device, batch
         As in `RelaxSettings`. What a batch does not give, because it dies, hangs or runs out of memory, is relaxed one
         by one.
@@ -70,7 +70,7 @@ def _relaxed(
 ) -> Iterator[Candidate]:
     try:
         if settings.batch > 1:
-            from fastcrystal.discovery.relaxation.batch import relax_batches
+            from fastcrystal.relaxation.batch import relax_batches
 
             yield from relax_batches(candidates, name, settings, jobs)
         else:

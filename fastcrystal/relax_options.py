@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastcrystal.discovery.relaxation.settings import RelaxSettings
+    from fastcrystal.relaxation.settings import RelaxSettings
 
 
 def add_relaxation(p: Any) -> None:
@@ -35,7 +35,7 @@ def settings_of(args: argparse.Namespace) -> RelaxSettings:
     ValueError
         If one is out of range.
     """
-    from fastcrystal.discovery.relaxation.settings import RelaxSettings
+    from fastcrystal.relaxation.settings import RelaxSettings
 
     return RelaxSettings(
         args.cell,

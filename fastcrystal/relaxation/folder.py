@@ -9,10 +9,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from fastcrystal.discovery.candidate import Candidate, read_candidates, write_candidates
-from fastcrystal.discovery.relaxation.candidates import relax_candidates
-from fastcrystal.discovery.relaxation.settings import RelaxSettings
-from fastcrystal.potentials import scale_of
+from fastcrystal.relaxation.candidate import Candidate, read_candidates, write_candidates
+from fastcrystal.relaxation.candidates import relax_candidates
+from fastcrystal.relaxation.potentials import scale_of
+from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.utils.files import alone_in, cut_broken_line, write_json
 
 RELAXED, SETTINGS = "relaxed.jsonl", "relax.json"

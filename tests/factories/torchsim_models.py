@@ -1,4 +1,4 @@
-"""Models for torch-sim, by "tests.discovery.torchsim_models:NAME"; workers import them by that name."""
+"""Models for torch-sim, by "tests.factories.torchsim_models:NAME"; workers import them by that name."""
 
 from __future__ import annotations
 

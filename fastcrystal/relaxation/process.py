@@ -8,12 +8,12 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from fastcrystal.discovery.candidate import Candidate
-from fastcrystal.discovery.relaxation.settings import RelaxSettings
 from fastcrystal.parallel.pool import Worker as Process
 from fastcrystal.parallel.worker import encode
+from fastcrystal.relaxation.candidate import Candidate
+from fastcrystal.relaxation.settings import RelaxSettings
 
-WORKER = "fastcrystal.discovery.relaxation.worker"
+WORKER = "fastcrystal.relaxation.worker"
 #: a relaxation that does not come back is killed after twice its time limit and these seconds: a step is not cut short
 GRACE = 5.0
 #: the relaxing process of each thread of a worker (those of a Dask worker are threads)

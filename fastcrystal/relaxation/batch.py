@@ -9,15 +9,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from fastcrystal.discovery.candidate import Candidate
-from fastcrystal.discovery.relaxation.process import GRACE, ask, relax_one
-from fastcrystal.discovery.relaxation.settings import RelaxSettings
-from fastcrystal.discovery.stage import say
 from fastcrystal.parallel.map import map_parallel
 from fastcrystal.parallel.worker import encode
-from fastcrystal.potentials import scale_of
+from fastcrystal.relaxation.candidate import Candidate
+from fastcrystal.relaxation.potentials import scale_of
+from fastcrystal.relaxation.process import GRACE, ask, relax_one
+from fastcrystal.relaxation.settings import RelaxSettings
+from fastcrystal.utils.logging import say
 
-WORKER = "fastcrystal.discovery.relaxation.batch_worker"
+WORKER = "fastcrystal.relaxation.batch_worker"
 
 
 def relax_batches(

@@ -10,16 +10,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastcrystal.discovery.candidate import Candidate
-from fastcrystal.discovery.relaxation import process as relaxing
-from fastcrystal.discovery.relaxation.candidates import relax_candidates
-from fastcrystal.discovery.relaxation.settings import RelaxSettings
-from fastcrystal.discovery.relaxation.worker import displacement
-from fastcrystal.potentials import check_potential, load_potential, scale_of
-from tests.discovery.crystals import made
+from fastcrystal.relaxation import process as relaxing
+from fastcrystal.relaxation.candidate import Candidate
+from fastcrystal.relaxation.candidates import relax_candidates
+from fastcrystal.relaxation.potentials import check_potential, load_potential, scale_of
+from fastcrystal.relaxation.settings import RelaxSettings
+from fastcrystal.relaxation.worker import displacement
+from tests.factories.candidates import made
 
 EMT = "ase.calculators.emt:EMT"
-HERE = "tests.discovery.calculators"
+HERE = "tests.factories.calculators"
 
 
 def relaxed(*candidates: Candidate, name: str = EMT, **options: object) -> dict[str, Candidate]:

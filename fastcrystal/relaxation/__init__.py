@@ -1,0 +1,1 @@
+"""Relaxation of crystals with interatomic potentials."""
