@@ -12,9 +12,9 @@ from fastcrystal.options import add_jobs
 from fastcrystal.relax_options import add_relaxation, settings_of
 
 if TYPE_CHECKING:
-    from fastcrystal.discovery.hull import Hull, HullEntry
     from fastcrystal.relaxation.candidate import Candidate
     from fastcrystal.relaxation.settings import RelaxSettings
+    from fastcrystal.stability.hull import Hull, HullEntry
 
 CRYSTALS = "a CIF, a folder or archive of them, a store, or what another of these commands wrote"
 
@@ -71,7 +71,7 @@ def _add_references(p: Any) -> None:
 
 
 def _hull(args: argparse.Namespace) -> None:
-    from fastcrystal.discovery.hull import Hull, entry_of, one_scale
+    from fastcrystal.stability.hull import Hull, entry_of, one_scale
 
     candidates = _load(args.source, unplaced=True)
     running = [c for c in candidates if not c.reason]
@@ -80,13 +80,13 @@ def _hull(args: argparse.Namespace) -> None:
     scale = one_scale(entry_of(c) for c in running)
     elements = sorted({e.symbol for c in running for e in c.structure().composition})
     if args.entries:
-        from fastcrystal.discovery.entries import read_entries
+        from fastcrystal.stability.entries import read_entries
 
         hull = Hull(read_entries(args.entries, args.scale or ""))
         hull.check_terminals(elements)
     else:
-        from fastcrystal.discovery.references import reference_entries
         from fastcrystal.relaxation.potentials import scale_of
+        from fastcrystal.stability.references import reference_entries
 
         name = args.potential or _potential_of(args.source)
         if scale_of(name) != scale:
@@ -105,8 +105,8 @@ def _hull(args: argparse.Namespace) -> None:
 
 def write_placed(placed: Sequence[Candidate], hull: Hull, elements: Sequence[str], out: Path) -> str:
     """placed.jsonl, table.md and hull.json in a folder; returns the table."""
-    from fastcrystal.discovery.hull import best_per_formula, hull_data, table
     from fastcrystal.relaxation.candidate import write_candidates
+    from fastcrystal.stability.hull import best_per_formula, hull_data, table
     from fastcrystal.utils.files import write_json
 
     out.mkdir(parents=True, exist_ok=True)
@@ -138,7 +138,7 @@ def _vasp_inputs(args: argparse.Namespace) -> None:
     chosen = best(_load(args.source), args.count)
     references: list[Candidate] = []
     if args.with_references:
-        from fastcrystal.discovery.references import relaxed_references
+        from fastcrystal.stability.references import relaxed_references
 
         elements = sorted({e.symbol for c in chosen for e in c.structure().composition})
         name = args.potential or _potential_of(args.source)
@@ -169,7 +169,7 @@ def _vasp_results(args: argparse.Namespace) -> None:
     results = read_results(args.folder)
     entries: list[HullEntry] = []
     if args.entries:
-        from fastcrystal.discovery.entries import read_entries
+        from fastcrystal.stability.entries import read_entries
 
         entries = read_entries(args.entries, args.scale or "")
     write_candidates(args.folder / "results.jsonl", [*results.candidates, *results.references])

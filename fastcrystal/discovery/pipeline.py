@@ -30,12 +30,12 @@ from fastcrystal.discovery.conditions import plan, read_conditions, training_gro
 from fastcrystal.discovery.config import DiscoverConfig
 from fastcrystal.discovery.filtering import check_validity, drop_copies, drop_relaxed_copies, symmetrise
 from fastcrystal.discovery.generate import accuracy, generate, usable
-from fastcrystal.discovery.hull import Hull, HullEntry, best_per_formula, hull_data, table
 from fastcrystal.discovery.stage import Stage
 from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.relaxation.candidates import relax_candidates
 from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.sampling import Generator
+from fastcrystal.stability.hull import Hull, HullEntry, best_per_formula, hull_data, table
 from fastcrystal.utils.files import alone_in, write_json
 from fastcrystal.utils.logging import say
 
@@ -157,8 +157,8 @@ def _references(config: DiscoverConfig, run: Path, formulas: list[str], jobs: in
     """The hull, of the user's entries or of references relaxed with the potential."""
     from pymatgen.core import Composition
 
-    from fastcrystal.discovery.entries import read_entries
-    from fastcrystal.discovery.references import reference_entries
+    from fastcrystal.stability.entries import read_entries
+    from fastcrystal.stability.references import reference_entries
 
     folder = run / "0_references"
     folder.mkdir(exist_ok=True)

@@ -19,8 +19,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastcrystal.discovery.hull import Hull, HullEntry, entry_of
 from fastcrystal.relaxation.candidate import Candidate
+from fastcrystal.stability.hull import Hull, HullEntry, entry_of
 from fastcrystal.utils.files import write_json
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def write_inputs(
         Folder; new or empty.
     references : sequence of Candidate
         To be computed too, so that there is a hull on the same scale: the elements and their known compounds
-        (`fastcrystal.discovery.references.relaxed_references`).
+        (`fastcrystal.stability.references.relaxed_references`).
     scale : str
         What energies of these settings are called.
 

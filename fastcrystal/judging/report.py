@@ -157,7 +157,7 @@ def _conditions(s: dict[str, Any]) -> list[str]:
 
 def _stability(s: dict[str, Any], n_made: int) -> list[str]:
     """Energies above the hull, and what they are worth."""
-    from fastcrystal.discovery.hull import caveat
+    from fastcrystal.stability.hull import caveat
 
     lines = [
         f"- Relaxed with {s['scale']}: {s['n_placed']} of {n_made} have a place on the hull ({s['hull']}), "

@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.discovery.hull import ON_HULL, Hull
 from fastcrystal.judging.crystals import Crystals
 from fastcrystal.judging.pairs import Limits
 from fastcrystal.judging.rates import share
 from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.relaxation.settings import RelaxSettings
+from fastcrystal.stability.hull import ON_HULL, Hull
 
 #: eV/atom above the hull within which crystals are counted; 0 has the tolerance of `ON_HULL`
 WITHIN = (0.0, 0.1)
@@ -191,7 +191,7 @@ def _candidates(made: Crystals, valid: NDArray[np.bool_]) -> list[Candidate]:
 def _own_entries(potential: Potential) -> Hull | None:
     if potential.entries is None:
         return None
-    from fastcrystal.discovery.entries import read_entries
+    from fastcrystal.stability.entries import read_entries
 
     hull = Hull(read_entries(potential.entries, potential.scale))
     hull.check_scale(potential.entries, potential.name)
@@ -215,7 +215,7 @@ def _among_references(relaxed: list[Candidate], potential: Potential, limits: Li
 
 def _hull(system: frozenset[str], potential: Potential, limits: Limits) -> Hull | str:
     """The hull of a chemical system, or why there is none."""
-    from fastcrystal.discovery.references import reference_entries
+    from fastcrystal.stability.references import reference_entries
 
     try:
         return Hull(

@@ -1,7 +1,7 @@
 """ASE calculators by name: the potentials that have a pip extra, and anybody's as "module:function".
 
 Every energy belongs to a scale: the potential that it came from, and its version. Energies of two scales are not
-comparable; `scale_of` names the scale, and what uses energies (`fastcrystal.discovery.hull`) refuses to mix them.
+comparable; `scale_of` names the scale, and what uses energies (`fastcrystal.stability.hull`) refuses to mix them.
 """
 
 from __future__ import annotations

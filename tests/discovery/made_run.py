@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
-from fastcrystal.discovery.hull import Hull, HullEntry, hull_data
 from fastcrystal.features.elements import SYMBOLS, atomic_number
 from fastcrystal.relaxation.candidate import Candidate, write_candidates
+from fastcrystal.stability.hull import Hull, HullEntry, hull_data
 
 SCALE = "SevenNet-0 (11Jul2024)"
 #: folders of the stages, in order

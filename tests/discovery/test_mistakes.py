@@ -15,11 +15,11 @@ from fastcrystal.discovery.filtering import drop_copies
 from fastcrystal.discovery.generate import usable
 from fastcrystal.discovery.inputs import load_candidates, write_cifs
 from fastcrystal.discovery.pipeline import discover
-from fastcrystal.discovery.references import _is_final
 from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.relaxation.potentials import scale_of
 from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.sampling import Generator
+from fastcrystal.stability.references import _is_final
 from fastcrystal.utils.files import alone_in
 from tests.factories.candidates import made
 

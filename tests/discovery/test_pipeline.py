@@ -19,10 +19,10 @@ from pymatgen.core import Structure
 from fastcrystal.discovery.conditions import LADDERS, ladder, plan
 from fastcrystal.discovery.config import DiscoverConfig
 from fastcrystal.discovery.filtering import check_validity, drop_copies, drop_relaxed_copies, fingerprint, symmetrise
-from fastcrystal.discovery.hull import Hull, HullEntry
 from fastcrystal.discovery.pipeline import choose, discover, hull_energy
 from fastcrystal.relaxation.candidate import Candidate, read_candidates
 from fastcrystal.relaxation.potentials import scale_of
+from fastcrystal.stability.hull import Hull, HullEntry
 
 POTENTIAL = "tests.factories.calculators:spheres"
 

@@ -10,8 +10,8 @@ from ase.build import bulk
 
 from fastcrystal.data.datasets import prototypes
 from fastcrystal.data.making import build
-from fastcrystal.discovery.hull import HullEntry
 from fastcrystal.relaxation.candidate import Candidate
+from fastcrystal.stability.hull import HullEntry
 
 
 def made(name: str, formula: str, kind: str, a: float, **measured: Any) -> Candidate:

@@ -10,11 +10,11 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from fastcrystal.cli import main
-from fastcrystal.discovery.hull import HullEntry
 from fastcrystal.judging.evaluate import evaluate_files
 from fastcrystal.judging.stability import Potential
 from fastcrystal.relaxation.candidate import read_candidates
 from fastcrystal.relaxation.potentials import scale_of
+from fastcrystal.stability.hull import HullEntry
 from tests.factories.candidates import made
 from tests.judging.made import write
 
@@ -90,7 +90,7 @@ def test_a_system_without_references_costs_its_own(
             raise ValueError("no reference for Au")
         return [HullEntry("Cu", {"Cu": 1}, -0.5, scale_of(EMT))]
 
-    monkeypatch.setattr("fastcrystal.discovery.references.reference_entries", references)
+    monkeypatch.setattr("fastcrystal.stability.references.reference_entries", references)
     result = evaluate_files(alloys, potential=Potential(EMT), jobs=1, progress=False)
     columns = dict(zip(result.crystals["name"], result.crystals["no_energy"], strict=True))
     assert columns["cu"] is None

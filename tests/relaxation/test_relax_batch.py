@@ -20,12 +20,12 @@ from fastcrystal.discovery.commands import _unusual, add_discovery
 from fastcrystal.discovery.config import DiscoverConfig
 from fastcrystal.discovery.hull_commands import add_hull
 from fastcrystal.discovery.pipeline import _same_request
-from fastcrystal.discovery.references import _key
 from fastcrystal.relaxation import batch as relax_batch
 from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.relaxation.candidates import relax_candidates
 from fastcrystal.relaxation.potentials import scale_of
 from fastcrystal.relaxation.settings import RelaxSettings
+from fastcrystal.stability.references import _key
 from tests.factories.candidates import made
 from tests.factories.torchsim_models import EPSILON, lj
 

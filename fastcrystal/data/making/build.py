@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from fastcrystal.data.datasets.prototypes import Candidate, candidates, default_formulas, library
 from fastcrystal.parallel.map import map_parallel
-from fastcrystal.relaxation.ase import MISSING_EXTRA, POTENTIALS, load_potential, relax, single_point
+from fastcrystal.relaxation.ase import POTENTIALS, load_potential, relax, single_point
+from fastcrystal.stability.elemental import elemental_references
 from fastcrystal.utils.files import cut_broken_line
 
 #: formulas take turns, this many prototypes (smallest cells first) at a time: an interrupted build covers them all
@@ -103,37 +104,6 @@ def read_records(work: Path) -> Iterator[dict[str, Any]]:
         text = path.read_text(encoding="utf-8")
         for line in text[: text.rfind("\n") + 1].splitlines():
             yield json.loads(line)
-
-
-def elemental_references(formulas: Sequence[str]) -> list[Candidate]:
-    """Ground states of the elements in `formulas` (PBE, from matcalc), to be relaxed like everything else.
-
-    Raises
-    ------
-    ImportError
-        If matcalc is not installed.
-    """
-    import gzip
-    from importlib import resources
-
-    from pymatgen.core import Composition, Structure
-
-    try:
-        path = resources.files("matcalc").joinpath("elemental_refs/MP-PBE-Element-Refs.json.gz")
-    except ModuleNotFoundError:
-        raise ImportError(MISSING_EXTRA) from None
-    table = json.loads(gzip.decompress(path.read_bytes()))
-    elements = sorted({e.symbol for f in formulas for e in Composition(f).elements})
-    out = []
-    for symbol in elements:
-        # several structures an element, in no order: the lowest in PBE is the reference
-        structures, energies = table[symbol]["structure"], table[symbol]["energy_per_atom"]
-        lowest = structures[int(np.argmin(energies))] if isinstance(structures, list) else structures
-        s = Structure.from_dict(lowest).get_primitive_structure()
-        out.append(
-            Candidate(symbol, "reference", list(s.atomic_numbers), s.frac_coords.tolist(), s.lattice.matrix.tolist())
-        )
-    return out
 
 
 #: the potential of each thread of a worker (those of a Dask worker are threads): loaded once, and not to be shared

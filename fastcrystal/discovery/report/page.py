@@ -114,7 +114,7 @@ class _Page:
         shown = [(str(row["kept"]), row["stage"]) for row in self.run.counts()]
         placed = self.run.placed
         if placed:
-            from fastcrystal.discovery.hull import ON_HULL
+            from fastcrystal.stability.hull import ON_HULL
 
             far = [float(c.measured["e_above_hull"]) for c in placed]
             best = tables.shown(1000 * min(far), tables.Column("", "", 1, signed=True))
@@ -126,7 +126,7 @@ class _Page:
         scale = self.run.scale
         if not scale:
             return "Energies come from a potential, not from DFT."
-        from fastcrystal.discovery.hull import caveat
+        from fastcrystal.stability.hull import caveat
 
         return caveat(scale)
 
@@ -143,7 +143,7 @@ class _Page:
         if not charts:
             why = "No candidate has been placed on a hull: the run has not come that far, or all were dropped."
             return _section("hull", "The hull", _missing(why))
-        from fastcrystal.discovery.hull import best_per_formula
+        from fastcrystal.stability.hull import best_per_formula
 
         # a stage may leave the decomposition out; the table shows a dash then
         latest = [

@@ -91,7 +91,7 @@ class RunFolder:
         """Known crystals of the hull: "formula", "source", "formation_energy" and "e_above_hull" (eV/atom or None)."""
         hull = self.hull or {}
         rows = hull.get("references")
-        if rows is None:  # as `fastcrystal.discovery.hull.hull_data` has them
+        if rows is None:  # as `fastcrystal.stability.hull.hull_data` has them
             rows = [p for p in hull.get("points") or () if p.get("kind") == "reference"]
         return [
             {

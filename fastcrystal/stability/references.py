@@ -28,12 +28,13 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fastcrystal.discovery.hull import MAX_ELEMENTS, HullEntry, entry_of
 from fastcrystal.features.elements import SYMBOLS
 from fastcrystal.relaxation.candidate import Candidate, read_candidates
 from fastcrystal.relaxation.candidates import relax_candidates
 from fastcrystal.relaxation.potentials import scale_of
 from fastcrystal.relaxation.settings import RelaxSettings
+from fastcrystal.stability.elemental import elemental_references
+from fastcrystal.stability.hull import MAX_ELEMENTS, HullEntry, entry_of
 from fastcrystal.utils.files import cut_broken_line
 from fastcrystal.utils.logging import say
 
@@ -173,8 +174,6 @@ def references(elements: Iterable[str], per_formula: int = 4) -> list[Candidate]
             raise ValueError(f"no element {symbol!r}")
     if not 1 <= len(symbols) <= MAX_ELEMENTS:
         raise ValueError(f"a chemical system has 1..{MAX_ELEMENTS} elements, got {len(symbols)}")
-    from fastcrystal.data.making.build import elemental_references
-
     out = [
         Candidate(f"{r.formula}:{r.prototype}", r.formula, r.species, r.frac, r.lattice)
         for r in elemental_references(symbols)

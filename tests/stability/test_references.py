@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastcrystal.discovery import references as module
-from fastcrystal.discovery.hull import Hull
-from fastcrystal.discovery.references import default_cache, reference_entries, references
 from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.relaxation.candidates import relax_candidates
 from fastcrystal.relaxation.settings import RelaxSettings
+from fastcrystal.stability import references as module
+from fastcrystal.stability.hull import Hull
+from fastcrystal.stability.references import default_cache, reference_entries, references
 from tests.factories.candidates import without_matcalc
 
 EMT = "ase.calculators.emt:EMT"
@@ -80,7 +80,7 @@ def test_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_references_leave_saddle_points() -> None:
     """Displaced alike every time, by the same length in any cell, and no two structures alike."""
-    from fastcrystal.discovery.references import DISPLACEMENT, _shipped, displaced
+    from fastcrystal.stability.references import DISPLACEMENT, _shipped, displaced
 
     made = _shipped(["W", "Ta", "B"], 4)
     assert len(made) > 10

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.discovery.hull import HullEntry
 from fastcrystal.features.elements import SYMBOLS
+from fastcrystal.stability.hull import HullEntry
 
 #: keys and columns that hold an energy in eV/atom, the first that is there counts; "uncorrected" before "corrected"
 PER_ATOM = ("uncorrected_energy_per_atom", "energy_per_atom", "energy_atom", "enthalpy_atom")

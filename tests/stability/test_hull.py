@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fastcrystal.discovery.entries import read_entries
-from fastcrystal.discovery.hull import Hull, best_per_formula, entry_of, hull_data, table
 from fastcrystal.relaxation.candidate import Candidate
+from fastcrystal.stability.entries import read_entries
+from fastcrystal.stability.hull import Hull, best_per_formula, entry_of, hull_data, table
 from tests.factories.candidates import entry, made
 
 # Cu and Au at -1 and -2, CuAu at -1.7: 0.2 eV/atom below the line between them

@@ -1,0 +1,1 @@
+"""Stability: the convex hull of formation energies and its reference structures."""
