@@ -15,12 +15,12 @@ import torch
 
 from benchmarks.plain import PlainTrainer, recorded_noise
 from benchmarks.timing import DEVICE, paired
-from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import EXTRA_ROWS
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import CrystalUNet
 from fastcrystal.sampling import Generator
 from fastcrystal.testing import fill_zero_layers, random_batch
+from fastcrystal.training.config import TrainConfig
 
 pytestmark = pytest.mark.timeout(600)
 #: preset, L, crystals, Euler steps: those of the paper on a GPU, fewer on a CPU, where the paper's network is too slow

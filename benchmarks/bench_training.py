@@ -16,8 +16,8 @@ import torch
 
 from benchmarks.plain import PlainTrainer
 from benchmarks.timing import DEVICE, paired, wait
-from fastcrystal.config import TrainConfig
-from fastcrystal.training import Trainer
+from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.trainer import Trainer
 
 pytestmark = pytest.mark.timeout(600)
 #: the paper's network takes minutes a step on a CPU

@@ -27,16 +27,16 @@ from torch import Tensor
 
 from benchmarks.gpu_check import arguments, machine, write
 from benchmarks.plain import PlainTrainer
-from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
 from fastcrystal.model.config import UNetConfig
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import Condition, CrystalUNet
-from fastcrystal.objective import Example, Objective
 from fastcrystal.process import Process
-from fastcrystal.process.build import make_process
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.testing import random_batch
+from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.objective import Example, Objective
+from fastcrystal.training.process import make_process
 from fastcrystal.utils.device import compile_network, compile_step
 
 
@@ -173,7 +173,7 @@ def train(
     recipe: TrainConfig,
     half: bool,
 ) -> tuple[list[float], float]:
-    """What a step of fastcrystal.training does; the losses, and the seconds of a step after the first tenth."""
+    """What a step of fastcrystal.training.trainer does; the losses, and the seconds of a step after the first tenth."""
     device = data.device.type
     optimiser = torch.optim.Adam(model.parameters(), lr=recipe.lr, fused=True)
     scaler = torch.amp.GradScaler(device, enabled=half)

@@ -3,8 +3,8 @@
 Eager PyTorch throughout; each crystal's conditions are written out densely by a Dataset, item by item, collated by a
 DataLoader and copied to the device at every step; Adam as it comes, a Python loop over the averaged weights,
 `loss.item()` at every step, and a sampler that encodes the conditions anew at every step. The mathematics is the fast
-path's (`fastcrystal.training`, `fastcrystal.process.flow`): from the same weights and the same generator the losses
-agree to rounding, which tests/test_plain_recipe.py checks.
+path's (`fastcrystal.training.trainer`, `fastcrystal.process.flow`): from the same weights and the same generator the
+losses agree to rounding, which tests/test_plain_recipe.py checks.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.plain_unet import Dense, PlainUNet
-from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
 from fastcrystal.features.elements import element_features
 from fastcrystal.features.space_groups import space_group_table
 from fastcrystal.model.channels import row_mask
 from fastcrystal.model.config import UNetConfig
 from fastcrystal.model.scaling import LatticeScaling
-from fastcrystal.process.build import make_process
 from fastcrystal.process.flow import FlowMatching
+from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.process import make_process
 
 
 class DenseCrystals(Dataset[Dense]):
@@ -130,7 +130,7 @@ def sample(model: PlainUNet, flow: FlowMatching, batch: Dense, x_0: Tensor, step
 
 
 class PlainTrainer:
-    """Training and sampling, step by step as `fastcrystal.training.Trainer` and `Generator` do them.
+    """Training and sampling, step by step as `fastcrystal.training.trainer.Trainer` and `Generator` do them.
 
     Parameters
     ----------

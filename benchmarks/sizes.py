@@ -27,12 +27,12 @@ import torch
 
 from benchmarks.gpu_check import machine, write
 from benchmarks.gpu_train import peak, reset_peak, synchronise
-from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.testing import random_batch
-from fastcrystal.training import Trainer
+from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.trainer import Trainer
 
 #: L; that of the shipped data set
 LENGTH = 16
@@ -114,7 +114,7 @@ def seconds(run: Callable[[], object], device: str, rounds: int = 9, limit: floa
 
 
 def data_set_row(size: int, device: str) -> Row:
-    """What `fastcrystal.tasks.GenerateTask` does with a data set, once and at every step."""
+    """What `fastcrystal.training.tasks.GenerateTask` does with a data set, once and at every step."""
     data = packed(random_batch(size, LENGTH - EXTRA_ROWS))
     scaling = LatticeScaling.fit(data.batch(), 12**0.5, 0.5)
     held: list[tuple[CrystalBatch, torch.Tensor]] = []

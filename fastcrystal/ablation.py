@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 
-from fastcrystal.config import TrainConfig
 from fastcrystal.metrics.evaluate import wilson
 from fastcrystal.runs import finish_training, is_judged, judge
-from fastcrystal.tasks import prepare
+from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.tasks import prepare
 from fastcrystal.utils.files import write_json
 
 #: row -> what differs from the recipe; the first row is the recipe itself

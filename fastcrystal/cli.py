@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import fastcrystal
-from fastcrystal.config import (
+from fastcrystal.data.commands import add_data
+from fastcrystal.discovery.commands import add_discovery
+from fastcrystal.discovery.hull_commands import add_hull
+from fastcrystal.discovery.report_commands import add_report
+from fastcrystal.judging.command import add_files, check_arguments, judge_files
+from fastcrystal.options import add_jobs
+from fastcrystal.training.config import (
     ALGORITHMS,
     GRADIENT_HOOKS,
     LATTICES,
@@ -23,13 +29,7 @@ from fastcrystal.config import (
     TASKS,
     TrainConfig,
 )
-from fastcrystal.data.commands import add_data
-from fastcrystal.discovery.commands import add_discovery
-from fastcrystal.discovery.hull_commands import add_hull
-from fastcrystal.discovery.report_commands import add_report
-from fastcrystal.judging.command import add_files, check_arguments, judge_files
-from fastcrystal.options import add_jobs
-from fastcrystal.stopping import Stopped
+from fastcrystal.training.signals import Stopped
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -155,8 +155,8 @@ def _add_train(commands: Any) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from fastcrystal.checkpoint import read_config
     from fastcrystal.runs import train_and_evaluate
+    from fastcrystal.training.checkpoint import read_config
 
     given = {k: v for k, v in vars(args).items() if k in TrainConfig.__dataclass_fields__ and v is not None}
     if args.resume and args.out is not None:
@@ -220,8 +220,8 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.path is not None:
         print(judge_files(args))
         return
-    from fastcrystal.checkpoint import run_folder
     from fastcrystal.runs import evaluate_run
+    from fastcrystal.training.checkpoint import run_folder
 
     result = evaluate_run(
         args.checkpoint,
@@ -269,7 +269,7 @@ def _add_largest_batch(commands: Any) -> None:
 
 
 def _largest_batch(args: argparse.Namespace) -> None:
-    from fastcrystal.memory import largest_batch
+    from fastcrystal.training.batch_size import largest_batch
     from fastcrystal.utils.device import pick_device
 
     fit = largest_batch(

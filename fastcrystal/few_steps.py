@@ -11,7 +11,7 @@ import torch
 
 from fastcrystal.sampling import Generator
 from fastcrystal.structure.match import match_many
-from fastcrystal.tasks import prepare, trial
+from fastcrystal.training.tasks import prepare, trial
 from fastcrystal.utils.files import write_json
 
 #: sampler -> steps that are tried; Heun and midpoint call the network twice a step

@@ -266,7 +266,7 @@ def draw_two_views(crystal: CrystalDataset, path: Path, *, displacement: float =
 
 def _sets_of_runs(runs: Sequence[Path]) -> dict[str, CrystalDataset]:
     """The test crystals that the runs share, then the generated crystals of each."""
-    from fastcrystal.checkpoint import run_folder
+    from fastcrystal.training.checkpoint import run_folder
 
     folders = [run_folder(Path(run).resolve()) for run in runs]
     if len(set(folders)) < len(folders):

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 import fastcrystal
-from fastcrystal.config import TrainConfig
 from fastcrystal.runs import finish_training, is_judged, judge
 from fastcrystal.sampling import Generator
-from fastcrystal.tasks import prepare
-from fastcrystal.training import Trainer
+from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.tasks import prepare
+from fastcrystal.training.trainer import Trainer
 from fastcrystal.utils.files import write_json
 
 #: share of the budget that trains; the rest samples and matches

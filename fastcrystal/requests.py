@@ -21,7 +21,7 @@ from fastcrystal.sampling import Generator
 from fastcrystal.structure.canonical import species_order
 from fastcrystal.structure.formula import parse_formula
 from fastcrystal.symmetry.symmetrize import space_group_of
-from fastcrystal.training import anonymise
+from fastcrystal.training.trainer import anonymise
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from fastcrystal.checkpoint import list_checkpoints, read_config, run_folder
-from fastcrystal.config import TrainConfig
-from fastcrystal.journal import read_metrics
 from fastcrystal.metrics.evaluate import evaluate
 from fastcrystal.metrics.evaluation import Evaluation
 from fastcrystal.parallel.distributed import Ranks, joined
 from fastcrystal.process.flow import Method
 from fastcrystal.sampling import Generator
-from fastcrystal.tasks import Prepared, prepare, trial
-from fastcrystal.training import Trainer, new_run_folder
+from fastcrystal.training.checkpoint import list_checkpoints, read_config, run_folder
+from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.logger import read_metrics
+from fastcrystal.training.tasks import Prepared, prepare, trial
+from fastcrystal.training.trainer import Trainer, new_run_folder
 from fastcrystal.utils.files import write_json
 
 #: training crystals whose labels are checked for repeats at the end of a run: half a minute's matching

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from fastcrystal.checkpoint import find_checkpoint, load_weights, read_config, read_state, read_tensors, run_folder
-from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
 from fastcrystal.model.config import UNetConfig
 from fastcrystal.model.scaling import LatticeScaling
@@ -22,8 +20,17 @@ from fastcrystal.model.unet import Condition, CrystalUNet
 from fastcrystal.parallel.distributed import Ranks
 from fastcrystal.pretrained import resolve
 from fastcrystal.process import Process
-from fastcrystal.process.build import live_rows, make_process
 from fastcrystal.process.flow import Method
+from fastcrystal.training.checkpoint import (
+    find_checkpoint,
+    load_weights,
+    read_config,
+    read_state,
+    read_tensors,
+    run_folder,
+)
+from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.process import live_rows, make_process
 from fastcrystal.utils.device import compile_network, compile_step, half_precision, pick_device
 from fastcrystal.utils.random import step_seed
 

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from fastcrystal.ablation import ROWS, ablate
 from fastcrystal.cli import run_guarded
-from fastcrystal.config import ALGORITHMS, TASKS, TrainConfig
 from fastcrystal.options import add_jobs
 from fastcrystal.parallel.map import backend
+from fastcrystal.training.config import ALGORITHMS, TASKS, TrainConfig
 
 
 def main() -> None:

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 from fastcrystal.cli import run_guarded
-from fastcrystal.config import RECIPES, TrainConfig
 from fastcrystal.options import add_jobs
 from fastcrystal.parallel.map import backend
+from fastcrystal.training.config import RECIPES, TrainConfig
 
 
 def main() -> None:

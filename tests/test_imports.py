@@ -11,7 +11,7 @@ from fastcrystal.relaxation import ase as relax
 MODULES = [
     "fastcrystal",
     "fastcrystal.cli",
-    "fastcrystal.config",
+    "fastcrystal.training.config",
     "fastcrystal.loss",
     "fastcrystal.ops.masked_l1",
     "fastcrystal.crystal",
@@ -53,10 +53,10 @@ MODULES = [
     "fastcrystal.data.curation.summary",
     "fastcrystal.data.curation.summary_page",
     "fastcrystal.data.datasets.synthetic",
-    "fastcrystal.tasks",
-    "fastcrystal.checkpoint",
+    "fastcrystal.training.tasks",
+    "fastcrystal.training.checkpoint",
     "fastcrystal.sampling",
-    "fastcrystal.training",
+    "fastcrystal.training.trainer",
 ]
 HEAVY = [
     *("ase", "dask", "distributed", "joblib", "matcalc", "matplotlib", "mendeleev", "numba", "pandas"),

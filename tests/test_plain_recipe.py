@@ -12,15 +12,15 @@ from torch import Tensor
 from benchmarks import plain
 from benchmarks.plain_unet import Dense, PlainUNet
 from benchmarks.timing import paired
-from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
 from fastcrystal.model.config import PRESETS, UNetConfig
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import CrystalUNet
-from fastcrystal.objective import Example
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.testing import fill_zero_layers, random_batch
-from fastcrystal.training import Trainer
+from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.objective import Example
+from fastcrystal.training.trainer import Trainer
 from tests.tiny import TINY_NETWORK, shrink_networks, tiny_config
 
 LENGTH = 16

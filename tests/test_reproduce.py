@@ -12,7 +12,6 @@ import torch
 
 from fastcrystal import reproduce as r
 from fastcrystal.ablation import ablate, rows_of, settings
-from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.load import load_dataset
 from fastcrystal.figures import make_figures
@@ -20,8 +19,9 @@ from fastcrystal.model.unet import Condition
 from fastcrystal.process.flow import Method
 from fastcrystal.runs import evaluate_run
 from fastcrystal.sampling import Generator
-from fastcrystal.tasks import prepare, trial
 from fastcrystal.testing import fill_zero_layers
+from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.tasks import prepare, trial
 from tests.tiny import match_in_process, shrink_networks, tiny_config
 
 

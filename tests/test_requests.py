@@ -12,11 +12,11 @@ import ase.io
 import pytest
 from pymatgen.core import Composition, Structure
 
-from fastcrystal.checkpoint import FORMAT, list_checkpoints
 from fastcrystal.requests import Request, conditions, generate, obtained_group
 from fastcrystal.sampling import Generator
 from fastcrystal.structure.formula import parse_formula
 from fastcrystal.structure.validity import REASONS
+from fastcrystal.training.checkpoint import FORMAT, list_checkpoints
 from tests.factories.crystals import crystal
 
 

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from fastcrystal.config import TrainConfig
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.read import pack
 from fastcrystal.model.config import PRESETS, UNetConfig
 from fastcrystal.structure.canonical import canonicalise
+from fastcrystal.training.config import TrainConfig
 from tests.factories.crystals import crystal
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
 from fastcrystal.data.store import Store
 from fastcrystal.data.store.writer import StoreWriter
 from fastcrystal.data.streaming import Streamed
-from fastcrystal.journal import read_metrics
-from fastcrystal.tasks import prepare
-from fastcrystal.training import Trainer
+from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.logger import read_metrics
+from fastcrystal.training.tasks import prepare
+from fastcrystal.training.trainer import Trainer
 from tests.tiny import tiny_config
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fastcrystal.data.load import load_dataset
-from fastcrystal.journal import read_metrics
 from fastcrystal.parallel.distributed import Ranks
+from fastcrystal.training.logger import read_metrics
 from fastcrystal.utils import random as draws
 from tests.tiny import TINY, run_command
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from fastcrystal import memory
 from fastcrystal.cli import main
+from fastcrystal.training import batch_size as memory
 
 
 def pretend(monkeypatch: pytest.MonkeyPatch, peak: Any) -> list[int]:

@@ -18,7 +18,16 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import fastcrystal
-from fastcrystal.checkpoint import (
+from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.data.load import in_memory
+from fastcrystal.data.store import Store
+from fastcrystal.features.elements import SYMBOLS
+from fastcrystal.model.config import UNetConfig
+from fastcrystal.model.scaling import LatticeScaling
+from fastcrystal.model.unet import CrystalUNet
+from fastcrystal.parallel.distributed import Ranks
+from fastcrystal.sampling import Generator
+from fastcrystal.training.checkpoint import (
     latest_checkpoint,
     load_weights,
     read_config,
@@ -27,21 +36,12 @@ from fastcrystal.checkpoint import (
     save_checkpoint,
     write_config,
 )
-from fastcrystal.config import TrainConfig
-from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.data.load import in_memory
-from fastcrystal.data.store import Store
-from fastcrystal.features.elements import SYMBOLS
-from fastcrystal.journal import Journal
-from fastcrystal.model.config import UNetConfig
-from fastcrystal.model.scaling import LatticeScaling
-from fastcrystal.model.unet import CrystalUNet
-from fastcrystal.objective import Averaged, Example, Objective
-from fastcrystal.parallel.distributed import Ranks
-from fastcrystal.process.build import make_process
-from fastcrystal.sampling import Generator
-from fastcrystal.stopping import Stopped, StopRequest
-from fastcrystal.tasks import GenerateTask, ModifyTask, prepare
+from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.logger import Journal
+from fastcrystal.training.objective import Averaged, Example, Objective
+from fastcrystal.training.process import make_process
+from fastcrystal.training.signals import Stopped, StopRequest
+from fastcrystal.training.tasks import GenerateTask, ModifyTask, prepare
 from fastcrystal.utils.device import compile_network, half_precision, pick_device
 from fastcrystal.utils.random import BatchGenerator, step_seed
 

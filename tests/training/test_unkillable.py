@@ -19,14 +19,20 @@ from typing import Any
 import pytest
 import torch
 
-from fastcrystal.checkpoint import best_checkpoint, latest_checkpoint, list_checkpoints, read_state, read_tensors
 from fastcrystal.cli import run_guarded
-from fastcrystal.config import TrainConfig
-from fastcrystal.journal import read_metrics
-from fastcrystal.objective import Example
 from fastcrystal.ops import row_windows
-from fastcrystal.stopping import Stopped, StopRequest
-from fastcrystal.training import Trainer
+from fastcrystal.training.checkpoint import (
+    best_checkpoint,
+    latest_checkpoint,
+    list_checkpoints,
+    read_state,
+    read_tensors,
+)
+from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.logger import read_metrics
+from fastcrystal.training.objective import Example
+from fastcrystal.training.signals import Stopped, StopRequest
+from fastcrystal.training.trainer import Trainer
 from tests.tiny import tiny_config
 
 pytestmark = [

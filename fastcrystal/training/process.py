@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import EXTRA_ROWS
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.process import Process
 from fastcrystal.process.diffusion import Diffusion
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.process.regression import Regression
+from fastcrystal.training.config import TrainConfig
 
 
 def make_process(config: TrainConfig, scaling: LatticeScaling) -> Process:

@@ -120,7 +120,7 @@ def free_memory(device: str) -> float:
 def _peak_elsewhere(preset: str, length: int, device: str, precision: str, recompute: bool, batch: int) -> float | None:
     """`_peak_here` in a process of its own; None where it ran out of memory."""
     options = [preset, str(length), device, precision, str(int(recompute)), str(batch)]
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     env = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
@@ -140,13 +140,13 @@ def _peak_here(preset: str, length: int, device: str, precision: str, recompute:
     """Most memory in two training steps on random crystals, GiB: of the process on a CPU, of the GPU's allocator."""
     import torch
 
-    from fastcrystal.config import TrainConfig
     from fastcrystal.crystal import EXTRA_ROWS
     from fastcrystal.model.scaling import LatticeScaling
     from fastcrystal.model.unet import CrystalUNet
-    from fastcrystal.objective import Example, Objective
-    from fastcrystal.process.build import make_process
     from fastcrystal.testing import random_batch
+    from fastcrystal.training.config import TrainConfig
+    from fastcrystal.training.objective import Example, Objective
+    from fastcrystal.training.process import make_process
     from fastcrystal.utils.device import half_precision
 
     config = TrainConfig.from_preset(preset, precision=precision, device=device)

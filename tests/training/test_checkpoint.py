@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from fastcrystal.checkpoint import (
+from fastcrystal.training.checkpoint import (
     CONFIG_PARTS,
     FORMAT,
     KEEP,
@@ -75,7 +75,7 @@ def test_a_kill_while_writing_leaves_the_last_one(tmp_path: Path, monkeypatch: p
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fastcrystal.checkpoint.write_json", killed)
+    monkeypatch.setattr("fastcrystal.training.checkpoint.write_json", killed)
     with pytest.raises(KeyboardInterrupt):
         save(tmp_path, 2)
     assert latest_checkpoint(tmp_path).name == "step_00000001"

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from fastcrystal.config import ALGORITHMS, NOISES_OF, TASKS, TrainConfig
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.model.scaling import LatticeScaling
-from fastcrystal.tasks import GenerateTask, ModifyTask, prepare, trial
-from fastcrystal.training import Trainer
+from fastcrystal.training.config import ALGORITHMS, NOISES_OF, TASKS, TrainConfig
+from fastcrystal.training.tasks import GenerateTask, ModifyTask, prepare, trial
+from fastcrystal.training.trainer import Trainer
 from tests.tiny import shrink_networks, tiny_config, tiny_dataset
 
 CPU = torch.device("cpu")

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.model.condition_dropout import drop_conditions
 from fastcrystal.model.unet import CrystalUNet
 from fastcrystal.process import Process
-from fastcrystal.process.build import live_rows
+from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.process import live_rows
 from fastcrystal.utils import random as draws
 
 

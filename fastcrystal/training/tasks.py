@@ -16,7 +16,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fastcrystal.config import TrainConfig
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch, matrix_length
 from fastcrystal.data.augment import Shifts, allowed_shifts, random_order, shift_origin
 from fastcrystal.data.dataset import CrystalDataset
@@ -27,8 +26,9 @@ from fastcrystal.data.splits import Split, split_by_formula
 from fastcrystal.data.store import Store, is_store, open_store
 from fastcrystal.data.streaming import Streamed
 from fastcrystal.model.scaling import LatticeScaling
-from fastcrystal.objective import Example
 from fastcrystal.parallel.distributed import Ranks
+from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.objective import Example
 from fastcrystal.utils import random as draws
 
 #: shares of train, validation and test, by formula

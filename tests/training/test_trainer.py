@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from fastcrystal.checkpoint import latest_checkpoint, list_checkpoints, read_tensors
-from fastcrystal.config import TrainConfig
 from fastcrystal.data.load import load_dataset
 from fastcrystal.runs import draw_curves, evaluate_run, train_and_evaluate
 from fastcrystal.sampling import Generator
-from fastcrystal.tasks import GenerateTask, prepare
-from fastcrystal.training import Trainer, anonymise, formula_units, new_run_folder
+from fastcrystal.training.checkpoint import latest_checkpoint, list_checkpoints, read_tensors
+from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.tasks import GenerateTask, prepare
+from fastcrystal.training.trainer import Trainer, anonymise, formula_units, new_run_folder
 from fastcrystal.utils.device import pick_device
 from tests.tiny import tiny_config, tiny_dataset
 

@@ -1,0 +1,1 @@
+"""Training: configuration, batches, objective, loop, checkpoints."""
