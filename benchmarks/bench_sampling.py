@@ -18,7 +18,7 @@ from benchmarks.timing import DEVICE, paired
 from fastcrystal.crystal import EXTRA_ROWS
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import CrystalUNet
-from fastcrystal.sampling import Generator
+from fastcrystal.sampling.generator import Generator
 from fastcrystal.testing import fill_zero_layers, random_batch
 from fastcrystal.training.config import TrainConfig
 

@@ -213,7 +213,7 @@ def sample(
     half: bool,
     compiled: bool = False,
 ) -> tuple[float, tuple[Tensor, Tensor]]:
-    """Seconds a crystal, and coordinates and lattices, as fastcrystal.sampling makes them."""
+    """Seconds a crystal, and coordinates and lattices, as fastcrystal.sampling.generator makes them."""
     transform = compile_step(torch.device(conditions.device)) if compiled else None
     species, n = conditions.species, conditions.num_sites
     device = conditions.device.type

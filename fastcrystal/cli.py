@@ -193,7 +193,7 @@ def _add_sampler(p: Any) -> None:
 
 
 def _sample(args: argparse.Namespace) -> None:
-    from fastcrystal.requests import Request, generate
+    from fastcrystal.sampling.request import Request, generate
 
     request = Request(args.formula, args.space_group, args.energy, args.count, args.formula_units)
     out = args.out or Path("samples") / f"{args.formula}_{args.space_group or 'any'}"

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fastcrystal.sampling import Generator
+from fastcrystal.sampling.generator import Generator
 from fastcrystal.structure.match import match_many
 from fastcrystal.training.tasks import prepare, trial
 from fastcrystal.utils.files import write_json

@@ -21,7 +21,7 @@ import torch
 
 import fastcrystal
 from fastcrystal.runs import finish_training, is_judged, judge
-from fastcrystal.sampling import Generator
+from fastcrystal.sampling.generator import Generator
 from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.tasks import prepare
 from fastcrystal.training.trainer import Trainer

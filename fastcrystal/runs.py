@@ -15,7 +15,7 @@ from fastcrystal.metrics.evaluate import evaluate
 from fastcrystal.metrics.evaluation import Evaluation
 from fastcrystal.parallel.distributed import Ranks, joined
 from fastcrystal.process.flow import Method
-from fastcrystal.sampling import Generator
+from fastcrystal.sampling.generator import Generator
 from fastcrystal.training.checkpoint import list_checkpoints, read_config, run_folder
 from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.logger import read_metrics

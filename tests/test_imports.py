@@ -55,7 +55,7 @@ MODULES = [
     "fastcrystal.data.datasets.synthetic",
     "fastcrystal.training.tasks",
     "fastcrystal.training.checkpoint",
-    "fastcrystal.sampling",
+    "fastcrystal.sampling.generator",
     "fastcrystal.training.trainer",
 ]
 HEAVY = [

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import fastcrystal
-from fastcrystal.pretrained import MODELS
+from fastcrystal.sampling.pretrained import MODELS
 
 ROOT = Path(__file__).resolve().parents[1]
 checkout = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="an sdist holds a copy in place of the link")

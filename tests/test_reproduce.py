@@ -18,7 +18,7 @@ from fastcrystal.figures import make_figures
 from fastcrystal.model.unet import Condition
 from fastcrystal.process.flow import Method
 from fastcrystal.runs import evaluate_run
-from fastcrystal.sampling import Generator
+from fastcrystal.sampling.generator import Generator
 from fastcrystal.testing import fill_zero_layers
 from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.tasks import prepare, trial

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from fastcrystal.sampling import Generator
+from fastcrystal.sampling.generator import Generator
 from fastcrystal.utils.files import write_lines
 
 

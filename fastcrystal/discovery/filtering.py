@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.relaxation.candidate import Candidate
-from fastcrystal.requests import obtained_group
+from fastcrystal.sampling.request import obtained_group
 from fastcrystal.structure import validity
 from fastcrystal.structure.distances import closeness
 from fastcrystal.structure.match import match_pairs

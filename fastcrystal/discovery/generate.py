@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.discovery.conditions import Condition
-from fastcrystal.pretrained import resolve
 from fastcrystal.relaxation.candidate import Candidate, read_candidates
-from fastcrystal.requests import Request
-from fastcrystal.requests import conditions as conditions_of
-from fastcrystal.sampling import Generator
+from fastcrystal.sampling.generator import Generator
+from fastcrystal.sampling.pretrained import resolve
+from fastcrystal.sampling.request import Request
+from fastcrystal.sampling.request import conditions as conditions_of
 from fastcrystal.structure.formula import parse_formula
 from fastcrystal.utils.files import cut_broken_line
 from fastcrystal.utils.random import step_seed

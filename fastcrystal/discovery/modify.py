@@ -16,8 +16,8 @@ from fastcrystal.discovery.ranking import with_group
 from fastcrystal.relaxation.candidate import Candidate, write_candidates
 from fastcrystal.relaxation.candidates import relax_candidates
 from fastcrystal.relaxation.settings import RelaxSettings
-from fastcrystal.requests import check_elements, obtained_group
-from fastcrystal.sampling import Generator
+from fastcrystal.sampling.generator import Generator
+from fastcrystal.sampling.request import check_elements, obtained_group
 from fastcrystal.structure.canonical import canonicalise
 from fastcrystal.structure.match import match_pairs
 

@@ -34,7 +34,7 @@ from fastcrystal.discovery.stage import Stage
 from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.relaxation.candidates import relax_candidates
 from fastcrystal.relaxation.settings import RelaxSettings
-from fastcrystal.sampling import Generator
+from fastcrystal.sampling.generator import Generator
 from fastcrystal.stability.hull import Hull, HullEntry, best_per_formula, hull_data, table
 from fastcrystal.utils.files import alone_in, write_json
 from fastcrystal.utils.logging import say

@@ -10,7 +10,7 @@ from typing import Any
 
 from fastcrystal.discovery.filtering import SYMPREC
 from fastcrystal.relaxation.candidate import Candidate
-from fastcrystal.requests import obtained_group
+from fastcrystal.sampling.request import obtained_group
 from fastcrystal.utils.logging import say
 
 COLUMNS = (

@@ -19,7 +19,7 @@ from fastcrystal.judging.crystals import Crystals, kind_of_reject, read_crystals
 from fastcrystal.judging.pairs import Index, Limits, endless, match, representatives, same_formula
 from fastcrystal.judging.report import FilesEvaluation
 from fastcrystal.judging.worker import CHARGE_RULES
-from fastcrystal.requests import SYMPRECS
+from fastcrystal.sampling.request import SYMPRECS
 from fastcrystal.structure import validity
 from fastcrystal.structure.match import TOLERANCES
 

@@ -26,7 +26,7 @@ from fastcrystal.model.config import UNetConfig
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import CrystalUNet
 from fastcrystal.parallel.distributed import Ranks
-from fastcrystal.sampling import Generator
+from fastcrystal.sampling.generator import Generator
 from fastcrystal.training.checkpoint import (
     latest_checkpoint,
     load_weights,

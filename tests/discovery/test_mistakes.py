@@ -18,7 +18,7 @@ from fastcrystal.discovery.pipeline import discover
 from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.relaxation.potentials import scale_of
 from fastcrystal.relaxation.settings import RelaxSettings
-from fastcrystal.sampling import Generator
+from fastcrystal.sampling.generator import Generator
 from fastcrystal.stability.references import _is_final
 from fastcrystal.utils.files import alone_in
 from tests.factories.candidates import made

@@ -16,7 +16,7 @@ from fastcrystal.discovery.modify import Modification, modify
 from fastcrystal.relaxation.candidate import read_candidates
 from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.runs import finish_training
-from fastcrystal.sampling import Generator
+from fastcrystal.sampling.generator import Generator
 from tests.tiny import shrink_networks, tiny_config
 
 POTENTIAL = "ase.calculators.lj:LennardJones"

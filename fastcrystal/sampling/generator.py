@@ -18,9 +18,9 @@ from fastcrystal.model.config import UNetConfig
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import Condition, CrystalUNet
 from fastcrystal.parallel.distributed import Ranks
-from fastcrystal.pretrained import resolve
 from fastcrystal.process import Process
 from fastcrystal.process.flow import Method
+from fastcrystal.sampling.pretrained import resolve
 from fastcrystal.training.checkpoint import (
     find_checkpoint,
     load_weights,

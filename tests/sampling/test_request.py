@@ -12,8 +12,8 @@ import ase.io
 import pytest
 from pymatgen.core import Composition, Structure
 
-from fastcrystal.requests import Request, conditions, generate, obtained_group
-from fastcrystal.sampling import Generator
+from fastcrystal.sampling.generator import Generator
+from fastcrystal.sampling.request import Request, conditions, generate, obtained_group
 from fastcrystal.structure.formula import parse_formula
 from fastcrystal.structure.validity import REASONS
 from fastcrystal.training.checkpoint import FORMAT, list_checkpoints

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
 
-from fastcrystal import sampling
 from fastcrystal.data.load import load_dataset
 from fastcrystal.process.flow import Method
-from fastcrystal.sampling import Generator
+from fastcrystal.sampling import generator as sampling
+from fastcrystal.sampling.generator import Generator
 from fastcrystal.utils import device as devices
 
 

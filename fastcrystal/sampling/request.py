@@ -17,7 +17,7 @@ from fastcrystal.crystal import CrystalBatch
 from fastcrystal.features.elements import SYMBOLS
 from fastcrystal.parallel.distributed import Ranks
 from fastcrystal.process.flow import Method
-from fastcrystal.sampling import Generator
+from fastcrystal.sampling.generator import Generator
 from fastcrystal.structure.canonical import species_order
 from fastcrystal.structure.formula import parse_formula
 from fastcrystal.symmetry.symmetrize import space_group_of
@@ -154,7 +154,7 @@ def generate(
     out : Path
         Folder: 000.cif ..., crystals.extxyz, crystals.csv, crystals.json, crystals.png.
     steps, seed, device, guidance, method, sampler, eta, precision, compile
-        As for `fastcrystal.sampling.Generator.sample`.
+        As for `fastcrystal.sampling.generator.Generator.sample`.
 
     Returns
     -------

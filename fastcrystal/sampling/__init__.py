@@ -1,0 +1,1 @@
+"""Sampling: conditions in, crystals out."""
