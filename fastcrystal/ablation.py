@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from fastcrystal.metrics.evaluate import wilson
+from fastcrystal.evaluation.test_set import wilson
 from fastcrystal.runs import finish_training, is_judged, judge
 from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.tasks import prepare

@@ -13,7 +13,7 @@ from fastcrystal.data.commands import add_data
 from fastcrystal.discovery.commands import add_discovery
 from fastcrystal.discovery.hull_commands import add_hull
 from fastcrystal.discovery.report_commands import add_report
-from fastcrystal.judging.command import add_files, check_arguments, judge_files
+from fastcrystal.evaluation.command import add_files, check_arguments, judge_files
 from fastcrystal.options import add_jobs
 from fastcrystal.training.config import (
     ALGORITHMS,

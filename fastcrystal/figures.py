@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
+from fastcrystal.evaluation.coordinates import AXES, BINS, coordinate_density, coordinate_distances
 from fastcrystal.loss import l1_loss, pbc_loss
-from fastcrystal.metrics.coordinates import AXES, BINS, coordinate_density, coordinate_distances
 from fastcrystal.structure.lattice import wrap
 from fastcrystal.utils.plotting import draw_cell
 
@@ -67,7 +67,7 @@ class Figures:
     paths : list of Path
         The PNGs.
     distances : dict of str to dict
-        For each run, `fastcrystal.metrics.coordinates.coordinate_distances` of its crystals from the data.
+        For each run, `fastcrystal.evaluation.coordinates.coordinate_distances` of its crystals from the data.
     views : TwoViews
         The crystal of figure 4.
     """

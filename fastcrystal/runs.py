@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from fastcrystal.metrics.evaluate import evaluate
-from fastcrystal.metrics.evaluation import Evaluation
+from fastcrystal.evaluation.result import Evaluation
+from fastcrystal.evaluation.test_set import evaluate
 from fastcrystal.parallel.distributed import Ranks, joined
 from fastcrystal.process.flow import Method
 from fastcrystal.sampling.generator import Generator

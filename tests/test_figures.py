@@ -10,6 +10,7 @@ import pytest
 
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
+from fastcrystal.evaluation.coordinates import coordinate_distances
 from fastcrystal.figures import (
     crystal_on_faces,
     draw_coordinate_distributions,
@@ -17,7 +18,6 @@ from fastcrystal.figures import (
     two_views,
 )
 from fastcrystal.loss import l1_loss, pbc_loss
-from fastcrystal.metrics.coordinates import coordinate_distances
 from fastcrystal.utils.plotting import draw_crystals
 
 DATA = load_dataset()

@@ -23,7 +23,7 @@ import numpy as np
 
 from fastcrystal.data.readers.entry import Reject
 from fastcrystal.data.readers.text import label
-from fastcrystal.judging.rates import share
+from fastcrystal.evaluation.rates import share
 
 #: the table of `fastcrystal sample`
 TABLE = "crystals.csv"

@@ -1,6 +1,6 @@
 """`fastcrystal evaluate FOLDER_OR_FILE`: crystals from any model, judged as files (docs/evaluation.md).
 
-    from fastcrystal.judging.evaluate import evaluate_files
+    from fastcrystal.evaluation.evaluate import evaluate_files
 
     result = evaluate_files("my_cifs/", reference="test.npz")
     print(result.table())

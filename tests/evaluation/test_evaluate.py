@@ -17,15 +17,15 @@ from pymatgen.core import Structure
 
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
-from fastcrystal.judging import single
-from fastcrystal.judging.evaluate import evaluate_files
-from fastcrystal.judging.pairs import Limits
-from fastcrystal.judging.report import FilesEvaluation
-from fastcrystal.judging.single import charge_balance
+from fastcrystal.evaluation import single
+from fastcrystal.evaluation.evaluate import evaluate_files
+from fastcrystal.evaluation.pairs import Limits
+from fastcrystal.evaluation.report import FilesEvaluation
+from fastcrystal.evaluation.single import charge_balance
 from fastcrystal.parallel import pool
 from tests.factories.crystals import crystal
+from tests.factories.judged import needle, salts, write
 from tests.factories.shared_data import dft_file
-from tests.judging.made import needle, salts, write
 from tests.tiny import match_in_process
 
 
@@ -34,7 +34,7 @@ def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Matching, spglib and smact in this process: the pool has its own tests."""
     import io
 
-    from fastcrystal.judging.worker import make_judge
+    from fastcrystal.evaluation.worker import make_judge
     from fastcrystal.parallel.worker import read_message
 
     match_in_process(monkeypatch)

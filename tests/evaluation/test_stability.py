@@ -10,13 +10,13 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from fastcrystal.cli import main
-from fastcrystal.judging.evaluate import evaluate_files
-from fastcrystal.judging.stability import Potential
+from fastcrystal.evaluation.evaluate import evaluate_files
+from fastcrystal.evaluation.stability import Potential
 from fastcrystal.relaxation.candidate import read_candidates
 from fastcrystal.relaxation.potentials import scale_of
 from fastcrystal.stability.hull import HullEntry
 from tests.factories.candidates import made
-from tests.judging.made import write
+from tests.factories.judged import write
 
 EMT = "ase.calculators.emt:EMT"
 

@@ -11,8 +11,8 @@ from typing import Any
 
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.metrics import baselines
-from fastcrystal.metrics.evaluation import Evaluation
+from fastcrystal.evaluation import baselines
+from fastcrystal.evaluation.result import Evaluation
 from fastcrystal.structure import validity
 from fastcrystal.structure.match import TOLERANCES, MatchResult, match_many
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastcrystal.data.load import load_dataset
-from fastcrystal.metrics.coordinates import BINS, circle_distance, coordinate_density, coordinate_distances
+from fastcrystal.evaluation.coordinates import BINS, circle_distance, coordinate_density, coordinate_distances
 
 
 def test_density_integrates_to_one_and_peaks_where_the_atoms_are() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pymatgen.core import Lattice, Structure
 
-from fastcrystal.judging.crystals import Crystals, read_crystals
+from fastcrystal.evaluation.crystals import Crystals, read_crystals
 from tests.factories.crystals import crystal
 
 

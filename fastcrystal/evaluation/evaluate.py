@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.judging import rates, requested, single, stability
-from fastcrystal.judging.against import KEYS, compare_all, judge_against, novelty
-from fastcrystal.judging.crystals import Crystals, kind_of_reject, read_crystals
-from fastcrystal.judging.pairs import Index, Limits, endless, match, representatives, same_formula
-from fastcrystal.judging.report import FilesEvaluation
-from fastcrystal.judging.worker import CHARGE_RULES
+from fastcrystal.evaluation import rates, requested, single, stability
+from fastcrystal.evaluation.against import KEYS, compare_all, judge_against, novelty
+from fastcrystal.evaluation.crystals import Crystals, kind_of_reject, read_crystals
+from fastcrystal.evaluation.pairs import Index, Limits, endless, match, representatives, same_formula
+from fastcrystal.evaluation.report import FilesEvaluation
+from fastcrystal.evaluation.worker import CHARGE_RULES
 from fastcrystal.sampling.request import SYMPRECS
 from fastcrystal.structure import validity
 from fastcrystal.structure.match import TOLERANCES
@@ -53,11 +53,11 @@ def evaluate_files(
     reference : str or Path, optional
         True crystals, of any such kind or a data set's name: for the match rate, METRe, novelty and chance.
     pairwise : bool
-        The match rate compares crystals of one name; without it, it is METRe (`fastcrystal.judging.rates`).
+        The match rate compares crystals of one name; without it, it is METRe (`fastcrystal.evaluation.rates`).
     train : str or Path, optional
         Data set or store that the model was trained on: for retrieval and for novelty to it.
     table : str or Path, optional
-        Requests and energies by name (`fastcrystal.judging.requested`); crystals.csv in the folder `path` where
+        Requests and energies by name (`fastcrystal.evaluation.requested`); crystals.csv in the folder `path` where
         not given.
     potential : Potential, optional
         Relaxes the valid crystals and places them on the hull: energies above the hull.

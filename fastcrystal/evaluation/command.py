@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastcrystal.judging.stability import Potential
+    from fastcrystal.evaluation.stability import Potential
 
 #: options that are for files only, and for runs only, as argparse names them
 FOR_FILES = (
@@ -54,7 +54,7 @@ def _potential(args: argparse.Namespace) -> Potential | None:
         if relaxation or others:
             raise ValueError("options of energies above the hull, but no --potential: give one, for example sevennet-0")
         return None
-    from fastcrystal.judging.stability import Potential
+    from fastcrystal.evaluation.stability import Potential
     from fastcrystal.relaxation.settings import RelaxSettings
 
     if others.get("per_formula", 1) < 1:
@@ -88,7 +88,7 @@ def judge_files(args: argparse.Namespace) -> str:
 
 
 def _judged(args: argparse.Namespace, folder: Path, potential: Potential | None) -> str:
-    from fastcrystal.judging.evaluate import evaluate_files
+    from fastcrystal.evaluation.evaluate import evaluate_files
     from fastcrystal.parallel.distributed import Ranks
 
     result = evaluate_files(

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.metrics.baselines import chance
-from fastcrystal.metrics.evaluate import evaluate, wilson
-from fastcrystal.metrics.evaluation import Evaluation
+from fastcrystal.evaluation.baselines import chance
+from fastcrystal.evaluation.result import Evaluation
+from fastcrystal.evaluation.test_set import evaluate, wilson
 from tests.factories.crystals import KINDS, crystal, pack, space_group
 
 

@@ -1,6 +1,6 @@
 """One process that looks at one crystal, or one formula, at a time: space groups by spglib, charge balance by smact.
 
-Started by `fastcrystal.parallel.pool` as `python -m fastcrystal.judging.worker`, because neither library can be
+Started by `fastcrystal.parallel.pool` as `python -m fastcrystal.evaluation.worker`, because neither library can be
 interrupted: spglib is one call of compiled code, and smact tries all combinations of oxidation states, whose number is
 exponential in that of the elements. Nothing here imports torch.
 """

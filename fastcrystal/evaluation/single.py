@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.judging.crystals import Crystals
-from fastcrystal.judging.pairs import Limits, parts
+from fastcrystal.evaluation.crystals import Crystals
+from fastcrystal.evaluation.pairs import Limits, parts
 from fastcrystal.structure import validity
 
 #: how a worker is started; a test replaces it by one that hangs
-WORKER = ("-m", "fastcrystal.judging.worker")
+WORKER = ("-m", "fastcrystal.evaluation.worker")
 #: the extra that brings smact
 EXTRA = "pip install 'fastcrystal[smact]'"
 

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.judging.crystals import Crystals
-from fastcrystal.judging.pairs import Limits
-from fastcrystal.judging.rates import share
+from fastcrystal.evaluation.crystals import Crystals
+from fastcrystal.evaluation.pairs import Limits
+from fastcrystal.evaluation.rates import share
 from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.stability.hull import ON_HULL, Hull

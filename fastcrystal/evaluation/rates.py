@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.load import load_dataset
-from fastcrystal.judging.crystals import Crystals
-from fastcrystal.judging.pairs import Index, Job
-from fastcrystal.metrics import baselines
-from fastcrystal.metrics.evaluate import wilson
+from fastcrystal.evaluation import baselines
+from fastcrystal.evaluation.crystals import Crystals
+from fastcrystal.evaluation.pairs import Index, Job
+from fastcrystal.evaluation.test_set import wilson
 from fastcrystal.parallel.worker import RMS_TOLERANCES
 from fastcrystal.structure.match import MatchResult
 
@@ -183,7 +183,7 @@ def chance(reference: Crystals, tries: NDArray[np.integer], seed: int) -> tuple[
 
 
 def retrieval(train: str, reference: Crystals, tries: NDArray[np.integer], seed: int) -> tuple[Index, Job]:
-    """`fastcrystal.metrics.baselines.retrieve` for the reference crystals that are compared, one try each.
+    """`fastcrystal.evaluation.baselines.retrieve` for the reference crystals that are compared, one try each.
 
     A crystal without a template is in no pair.
 

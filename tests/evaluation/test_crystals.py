@@ -10,9 +10,9 @@ import torch
 from pymatgen.core import Structure
 
 from fastcrystal.data.read import read_structures
-from fastcrystal.judging.crystals import kind_of_reject, read_crystals
+from fastcrystal.evaluation.crystals import kind_of_reject, read_crystals
 from tests.factories.crystals import crystal
-from tests.judging.made import salts, write
+from tests.factories.judged import salts, write
 
 
 def test_every_digit_of_a_file(tmp_path: Path) -> None:

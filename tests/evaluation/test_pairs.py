@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
-from fastcrystal.judging import pairs
-from fastcrystal.judging.pairs import Limits, endless, match, parts, representatives, same_formula
-from tests.judging.made import in_memory, needle, salts
+from fastcrystal.evaluation import pairs
+from fastcrystal.evaluation.pairs import Limits, endless, match, parts, representatives, same_formula
+from tests.factories.judged import in_memory, needle, salts
 from tests.tiny import match_in_process
 
 QUIET = Limits(jobs=2, seconds=60, progress=False)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastcrystal.cli import main
-from tests.judging.made import salts, write
+from tests.factories.judged import salts, write
 from tests.tiny import run_command
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrystal.crystal import CrystalBatch
-from fastcrystal.judging.crystals import Crystals
+from fastcrystal.evaluation.crystals import Crystals
 from fastcrystal.structure.match import MatchResult, match_many
 
 #: sites, padding included, of the crystals that are in memory at once: some 100 MB

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.judging import rates
-from fastcrystal.judging.crystals import Crystals
-from fastcrystal.judging.pairs import Index, Limits, endless, job, judge, match, same_formula
-from fastcrystal.judging.rates import Cross, Rates, share
+from fastcrystal.evaluation import rates
+from fastcrystal.evaluation.crystals import Crystals
+from fastcrystal.evaluation.pairs import Index, Limits, endless, job, judge, match, same_formula
+from fastcrystal.evaluation.rates import Cross, Rates, share
 
 #: columns of the summary that the comparison fills; None without one
 KEYS = (

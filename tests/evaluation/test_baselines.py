@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fastcrystal.metrics.baselines import LEVELS, chance, retrieval, retrieve, self_match
+from fastcrystal.evaluation.baselines import LEVELS, chance, retrieval, retrieve, self_match
 from fastcrystal.structure.match import match_pairs
 from tests.factories.crystals import crystal, pack, space_group
 

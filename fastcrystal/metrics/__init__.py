@@ -1,1 +1,0 @@
-"""Generated crystals against true ones, and against chance and lookup."""
