@@ -155,7 +155,7 @@ def _add_train(commands: Any) -> None:
 
 
 def _train(args: argparse.Namespace) -> None:
-    from fastcrystal.runs import train_and_evaluate
+    from fastcrystal.experiments.run import train_and_evaluate
     from fastcrystal.training.checkpoint import read_config
 
     given = {k: v for k, v in vars(args).items() if k in TrainConfig.__dataclass_fields__ and v is not None}
@@ -220,7 +220,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.path is not None:
         print(judge_files(args))
         return
-    from fastcrystal.runs import evaluate_run
+    from fastcrystal.experiments.run import evaluate_run
     from fastcrystal.training.checkpoint import run_folder
 
     result = evaluate_run(
@@ -251,7 +251,7 @@ def _add_figures(commands: Any) -> None:
 
 
 def _figures(args: argparse.Namespace) -> None:
-    from fastcrystal.figures import make_figures
+    from fastcrystal.experiments.figures import make_figures
 
     print(make_figures(args.checkpoint, args.data, args.out))
 

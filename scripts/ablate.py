@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from fastcrystal.ablation import ROWS, ablate
 from fastcrystal.cli import run_guarded
+from fastcrystal.experiments.ablation import ROWS, ablate
 from fastcrystal.options import add_jobs
 from fastcrystal.parallel.map import backend
 from fastcrystal.training.config import ALGORITHMS, TASKS, TrainConfig

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from fastcrystal.cli import run_guarded
-from fastcrystal.few_steps import few_steps
+from fastcrystal.experiments.few_steps import few_steps
 
 
 def main() -> None:

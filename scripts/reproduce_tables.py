@@ -30,7 +30,7 @@ def main() -> None:
     add_jobs(p, "processes that match crystals (all cores)")
     args = p.parse_args()
 
-    from fastcrystal.reproduce import reproduce
+    from fastcrystal.experiments.reproduce import reproduce
 
     own = ("budget", "out", "preset", "jobs", "backend")
     given = {k: v for k, v in vars(args).items() if k not in own and v is not None}

@@ -47,7 +47,7 @@ def tiny_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny_run(tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a training of 12 steps with a tiny network. Do not write to it."""
-    from fastcrystal.runs import train_and_evaluate
+    from fastcrystal.experiments.run import train_and_evaluate
     from tests.tiny import shrink_networks, tiny_config
 
     run = tmp_path_factory.mktemp("tiny-run") / "run"

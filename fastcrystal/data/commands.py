@@ -53,7 +53,7 @@ def add_data(commands: Any) -> None:
 
 
 def _data_build(args: argparse.Namespace) -> None:
-    from fastcrystal.data.making.build import BuildConfig, build
+    from fastcrystal.experiments.default_data.build import BuildConfig, build
 
     given = {k: v for k in ("max_sites", "max_prototypes") if (v := getattr(args, k)) is not None}
     print(build(args.work, args.out, BuildConfig(**given), args.formula, args.jobs, finish_only=args.finish_only))

@@ -13,9 +13,9 @@ from pymatgen.core import Lattice, Structure
 from fastcrystal.cli import main
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.discovery.modify import Modification, modify
+from fastcrystal.experiments.run import finish_training
 from fastcrystal.relaxation.candidate import read_candidates
 from fastcrystal.relaxation.settings import RelaxSettings
-from fastcrystal.runs import finish_training
 from fastcrystal.sampling.generator import Generator
 from tests.tiny import shrink_networks, tiny_config
 

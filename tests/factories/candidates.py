@@ -9,7 +9,7 @@ import pytest
 from ase.build import bulk
 
 from fastcrystal.data.datasets import prototypes
-from fastcrystal.data.making import build
+from fastcrystal.experiments.default_data import build
 from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.stability.hull import HullEntry
 

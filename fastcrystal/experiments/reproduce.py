@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 import fastcrystal
-from fastcrystal.runs import finish_training, is_judged, judge
+from fastcrystal.experiments.run import finish_training, is_judged, judge
 from fastcrystal.sampling.generator import Generator
 from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.tasks import prepare

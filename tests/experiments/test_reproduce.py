@@ -10,14 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from fastcrystal import reproduce as r
-from fastcrystal.ablation import ablate, rows_of, settings
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.load import load_dataset
-from fastcrystal.figures import make_figures
+from fastcrystal.experiments import reproduce as r
+from fastcrystal.experiments.ablation import ablate, rows_of, settings
+from fastcrystal.experiments.figures import make_figures
+from fastcrystal.experiments.run import evaluate_run
 from fastcrystal.model.unet import Condition
 from fastcrystal.process.flow import Method
-from fastcrystal.runs import evaluate_run
 from fastcrystal.sampling.generator import Generator
 from fastcrystal.testing import fill_zero_layers
 from fastcrystal.training.config import TrainConfig

@@ -191,11 +191,11 @@ def build(
     Raises
     ------
     ValueError, ImportError
-        As `relax_all` and `fastcrystal.data.making.finish.finish`.
+        As `relax_all` and `fastcrystal.experiments.default_data.finish.finish`.
     """
     from importlib.metadata import version
 
-    from fastcrystal.data.making.finish import card, finish
+    from fastcrystal.experiments.default_data.finish import card, finish
 
     if not finish_only:
         relax_all(work, config, formulas or main_formulas(), jobs)

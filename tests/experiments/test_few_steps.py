@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastcrystal import few_steps
+from fastcrystal.experiments import few_steps
 from tests.tiny import match_in_process
 
 

@@ -11,7 +11,7 @@ import pytest
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
 from fastcrystal.evaluation.coordinates import coordinate_distances
-from fastcrystal.figures import (
+from fastcrystal.experiments.figures import (
     crystal_on_faces,
     draw_coordinate_distributions,
     make_figures,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fastcrystal.evaluation.test_set import wilson
-from fastcrystal.runs import finish_training, is_judged, judge
+from fastcrystal.experiments.run import finish_training, is_judged, judge
 from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.tasks import prepare
 from fastcrystal.utils.files import write_json

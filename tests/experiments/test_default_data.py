@@ -15,15 +15,15 @@ from ase.calculators.emt import EMT
 from pymatgen.core import Composition, Lattice, Structure
 
 from fastcrystal.data.datasets.prototypes import Candidate, candidates, default_formulas, library
-from fastcrystal.data.making import build
-from fastcrystal.data.making.build import (
+from fastcrystal.experiments.default_data import build
+from fastcrystal.experiments.default_data.build import (
     BuildConfig,
     elemental_references,
     main_formulas,
     read_records,
     relax_all,
 )
-from fastcrystal.data.making.finish import Finished, card, finish, formation_energy
+from fastcrystal.experiments.default_data.finish import Finished, card, finish, formation_energy
 from fastcrystal.features.elements import covalent_radius
 from fastcrystal.relaxation.ase import POTENTIALS, load_potential, relax, single_point
 from fastcrystal.utils.files import cut_broken_line
