@@ -2,7 +2,7 @@
 
 import sys
 
-from fastcrystal.cli import main
+from fastcrystal.cli.app import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -6,9 +6,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from fastcrystal.cli import run_guarded
+from fastcrystal.cli.app import run_guarded
+from fastcrystal.cli.options import add_jobs
 from fastcrystal.experiments.ablation import ROWS, ablate
-from fastcrystal.options import add_jobs
 from fastcrystal.parallel.map import backend
 from fastcrystal.training.config import ALGORITHMS, TASKS, TrainConfig
 

@@ -2,7 +2,7 @@
 
 import sys
 
-from fastcrystal.cli import script
+from fastcrystal.cli.app import script
 
 if __name__ == "__main__":
     sys.exit(script("discover"))

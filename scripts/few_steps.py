@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from fastcrystal.cli import run_guarded
+from fastcrystal.cli.app import run_guarded
 from fastcrystal.experiments.few_steps import few_steps
 
 

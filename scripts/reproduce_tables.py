@@ -6,8 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from fastcrystal.cli import run_guarded
-from fastcrystal.options import add_jobs
+from fastcrystal.cli.app import run_guarded
+from fastcrystal.cli.options import add_jobs
 from fastcrystal.parallel.map import backend
 from fastcrystal.training.config import RECIPES, TrainConfig
 

@@ -38,8 +38,8 @@ def poison() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data set of 60 binaries; see `tests.tiny`. Do not write to it."""
-    from tests.tiny import tiny_dataset
+    """A data set of 60 binaries; see `tests.factories.tiny`. Do not write to it."""
+    from tests.factories.tiny import tiny_dataset
 
     return tiny_dataset().save(tmp_path_factory.mktemp("tiny") / "tiny.npz")
 
@@ -48,7 +48,7 @@ def tiny_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_run(tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a training of 12 steps with a tiny network. Do not write to it."""
     from fastcrystal.experiments.run import train_and_evaluate
-    from tests.tiny import shrink_networks, tiny_config
+    from tests.factories.tiny import shrink_networks, tiny_config
 
     run = tmp_path_factory.mktemp("tiny-run") / "run"
     with pytest.MonkeyPatch.context() as patch:
@@ -60,7 +60,7 @@ def tiny_run(tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def tiny_network(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let "slim" be the tiny network, on one thread, for the length of a test."""
-    from tests.tiny import shrink_networks
+    from tests.factories.tiny import shrink_networks
 
     shrink_networks(monkeypatch)
     threads = torch.get_num_threads()

@@ -10,7 +10,7 @@ from fastcrystal.relaxation import ase as relax
 
 MODULES = [
     "fastcrystal",
-    "fastcrystal.cli",
+    "fastcrystal.cli.app",
     "fastcrystal.training.config",
     "fastcrystal.loss",
     "fastcrystal.ops.masked_l1",

@@ -16,7 +16,7 @@ from fastcrystal.ops import pbc as ops
 from fastcrystal.ops.pbc import BOUNDARY, Layout, Metric, pbc_reference
 from fastcrystal.testing import DTYPES, random_sites
 from tests.factories.shared_data import dft_file
-from tests.tiny import ROOT, run_command
+from tests.factories.tiny import ROOT, run_command
 
 ORDERS = [-12.0, -3.0, -math.inf]
 CASES = settings(max_examples=40, deadline=None, derandomize=True)

@@ -21,7 +21,7 @@ from fastcrystal.testing import fill_zero_layers, random_batch
 from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.objective import Example
 from fastcrystal.training.trainer import Trainer
-from tests.tiny import TINY_NETWORK, shrink_networks, tiny_config
+from tests.factories.tiny import TINY_NETWORK, shrink_networks, tiny_config
 
 LENGTH = 16
 

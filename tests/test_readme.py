@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fastcrystal.cli import build_parser
-from tests.tiny import ROOT, run_command
+from fastcrystal.cli.app import build_parser
+from tests.factories.tiny import ROOT, run_command
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 SHIPPED = ROOT / "fastcrystal" / "data" / "prototypes.npz"

@@ -8,7 +8,7 @@ import matplotlib.image
 import pytest
 
 from benchmarks import sizes
-from tests.tiny import shrink_networks
+from tests.factories.tiny import shrink_networks
 
 
 def test_quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

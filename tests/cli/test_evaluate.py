@@ -7,16 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from fastcrystal.cli import main
+from fastcrystal.cli.app import main
 from tests.factories.judged import salts, write
-from tests.tiny import run_command
+from tests.factories.tiny import run_command
 
 
 @pytest.mark.slow
 def test_json_is_all_of_stdout(tmp_path: Path) -> None:
     write(tmp_path / "made", salts())
     write(tmp_path / "true", {k: v for k, v in salts().items() if k in "ac"})
-    done = run_command("-m", "fastcrystal.cli", "evaluate", "made", "--reference", "true", "--json", cwd=tmp_path)
+    done = run_command("-m", "fastcrystal.cli.app", "evaluate", "made", "--reference", "true", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert {"match_rate_fit", "match_rate_rms", "n_structures", "n_rejected"} <= result.keys()
@@ -61,7 +61,7 @@ def test_results_of_other_crystals_stay(
 def test_two_processes_share_one_evaluation(tmp_path: Path) -> None:
     """What leaves the result holds its folder; the other must not be told that somebody is at work there."""
     write(tmp_path / "made", {k: v for k, v in salts().items() if k in "ac"})
-    command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fastcrystal.cli")
+    command = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "fastcrystal.cli.app")
     done = run_command(*command, "evaluate", "made", "--jobs", "1", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     assert json.loads(done.stdout)["n_structures"] == 2

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastcrystal.cli import main
+from fastcrystal.cli.app import main
+from fastcrystal.cli.databases import add_databases
 from fastcrystal.data.databases.aflow import AfluxQuery, download, entries
-from fastcrystal.data.databases.commands import add_databases
 from fastcrystal.data.databases.download import USER_AGENT
 from fastcrystal.data.readers.entry import Entry, Reject, Sites
 from fastcrystal.structure.lattice import lattice_parameters
@@ -132,8 +132,9 @@ OFFLINE = """
 import socket, sys
 def refuse(*a, **k): raise SystemExit("network!")
 socket.socket.connect = refuse
-from fastcrystal.data.databases import aflow, commands, optimade
-import fastcrystal.cli
+from fastcrystal.data.databases import aflow, optimade
+from fastcrystal.cli import databases as commands
+import fastcrystal.cli.app
 for heavy in ("requests", "optimade", "urllib3", "pydantic"):
     assert heavy not in sys.modules, heavy
 print(sum(1 for _ in fastcrystal.data.databases.aflow.entries(sys.argv[1])))

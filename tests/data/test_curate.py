@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastcrystal.cli import main
+from fastcrystal.cli.app import main
 from fastcrystal.data.curation.curate import Curated, Curation, Step, curate
 from fastcrystal.data.curation.duplicates import repeated
 from fastcrystal.data.store import Store, open_store

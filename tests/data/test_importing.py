@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastcrystal.cli import main
+from fastcrystal.cli.app import main
 from fastcrystal.data.import_report import ImportReport, Tally, kind_of
 from fastcrystal.data.importing import import_store, import_structures
 from fastcrystal.data.readers import open_source
@@ -22,7 +22,7 @@ from fastcrystal.data.store import open_store
 from fastcrystal.data.store.format import read_manifest
 from tests.factories.shared_data import data_folder
 from tests.factories.sources_made import CRYSTALS, rows, write, write_csv
-from tests.tiny import ROOT
+from tests.factories.tiny import ROOT
 
 
 def rejects_of(store: Path) -> list[dict[str, str]]:

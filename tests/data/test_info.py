@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastcrystal.cli import main
+from fastcrystal.cli.app import main
 from fastcrystal.data.info import describe
 from fastcrystal.data.store import Store
 from tests.factories.made_up import make

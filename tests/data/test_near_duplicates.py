@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastcrystal.cli import main
+from fastcrystal.cli.app import main
 from fastcrystal.data.curation.near_duplicates import NearDuplicates, choose_pairs, find_near_duplicates
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.store import Store, open_store

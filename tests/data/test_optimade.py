@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastcrystal.cli import main
+from fastcrystal.cli.app import main
 from fastcrystal.data.databases import optimade
 from fastcrystal.data.databases.download import DownloadError, Politeness
 from fastcrystal.data.databases.optimade import OptimadeQuery, download, entries, find_provider, make_filter

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from fastcrystal.cli import main
+from fastcrystal.cli.app import main
 from fastcrystal.data.databases.download import DownloadError, Politeness
 from fastcrystal.data.datasets.fetch import RECORD, fetch
 from fastcrystal.data.datasets.registry import DATASETS, RemoteFile, named_dataset

@@ -302,7 +302,7 @@ def test_many_rows_by_way_of_mapped_memory(
 def test_the_commands_overwrite_nothing_and_name_what_is_wrong(
     data: CrystalDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from fastcrystal.cli import main
+    from fastcrystal.cli.app import main
 
     write(tmp_path / "s", data)
     store, there = str(tmp_path / "s"), tmp_path / "there"

@@ -20,7 +20,7 @@ from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.logger import read_metrics
 from fastcrystal.training.tasks import prepare
 from fastcrystal.training.trainer import Trainer
-from tests.tiny import tiny_config
+from tests.factories.tiny import tiny_config
 
 
 @pytest.fixture(scope="module")

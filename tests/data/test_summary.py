@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastcrystal.cli import main
+from fastcrystal.cli.app import main
 from fastcrystal.data.curation.summary import as_markdown, summarise
 from fastcrystal.data.curation.summary_page import PANELS, SYSTEMS, table_place, write_summary
 from fastcrystal.data.store import Store

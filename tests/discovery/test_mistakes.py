@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastcrystal.cli import main
+from fastcrystal.cli.app import main
 from fastcrystal.discovery import pipeline
 from fastcrystal.discovery.config import DiscoverConfig
 from fastcrystal.discovery.filtering import drop_copies

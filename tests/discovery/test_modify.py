@@ -10,14 +10,14 @@ import pytest
 import torch
 from pymatgen.core import Lattice, Structure
 
-from fastcrystal.cli import main
+from fastcrystal.cli.app import main
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.discovery.modify import Modification, modify
 from fastcrystal.experiments.run import finish_training
 from fastcrystal.relaxation.candidate import read_candidates
 from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.sampling.generator import Generator
-from tests.tiny import shrink_networks, tiny_config
+from tests.factories.tiny import shrink_networks, tiny_config
 
 POTENTIAL = "ase.calculators.lj:LennardJones"
 

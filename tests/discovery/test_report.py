@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastcrystal.cli import main
+from fastcrystal.cli.app import main
 from fastcrystal.discovery.report import write_report
 from fastcrystal.discovery.report.run_folder import read_run
 from fastcrystal.discovery.report.viewer import scene
 from fastcrystal.relaxation.candidate import Candidate, read_candidates, write_candidates
-from tests.discovery.made_run import SCALE, STAGES, made_run
-from tests.discovery.report_pages import Page
+from tests.factories.made_run import SCALE, STAGES, made_run
+from tests.factories.report_pages import Page
 
 pytest.importorskip("plotly", reason="the report needs the extra [report]")
 SECTIONS = ("stages", "hull", "ranking", "conditions", "training", "provenance")

@@ -19,8 +19,8 @@ import pytest
 
 from fastcrystal.discovery.report import write_report
 from fastcrystal.relaxation.candidate import read_candidates, write_candidates
-from tests.discovery.made_run import made_run
 from tests.discovery.test_report import EVIL, SECTIONS
+from tests.factories.made_run import made_run
 
 pytest.importorskip("plotly", reason="the report needs the extra [report]")
 playwright = pytest.importorskip("playwright.sync_api", reason="no playwright")

@@ -26,7 +26,7 @@ from fastcrystal.parallel import pool
 from tests.factories.crystals import crystal
 from tests.factories.judged import needle, salts, write
 from tests.factories.shared_data import dft_file
-from tests.tiny import match_in_process
+from tests.factories.tiny import match_in_process
 
 
 @pytest.fixture

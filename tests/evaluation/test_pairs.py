@@ -13,7 +13,7 @@ from pymatgen.analysis.structure_matcher import StructureMatcher
 from fastcrystal.evaluation import pairs
 from fastcrystal.evaluation.pairs import Limits, endless, match, parts, representatives, same_formula
 from tests.factories.judged import in_memory, needle, salts
-from tests.tiny import match_in_process
+from tests.factories.tiny import match_in_process
 
 QUIET = Limits(jobs=2, seconds=60, progress=False)
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from pymatgen.core import Lattice, Structure
 
-from fastcrystal.cli import main
+from fastcrystal.cli.app import main
 from fastcrystal.evaluation.evaluate import evaluate_files
 from fastcrystal.evaluation.stability import Potential
 from fastcrystal.relaxation.candidate import read_candidates

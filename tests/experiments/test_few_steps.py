@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastcrystal.experiments import few_steps
-from tests.tiny import match_in_process
+from tests.factories.tiny import match_in_process
 
 
 def test_a_flow(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

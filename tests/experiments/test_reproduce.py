@@ -22,7 +22,7 @@ from fastcrystal.sampling.generator import Generator
 from fastcrystal.testing import fill_zero_layers
 from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.tasks import prepare, trial
-from tests.tiny import match_in_process, shrink_networks, tiny_config
+from tests.factories.tiny import match_in_process, shrink_networks, tiny_config
 
 
 @pytest.fixture(scope="module")

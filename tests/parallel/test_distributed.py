@@ -13,7 +13,7 @@ from fastcrystal.data.load import load_dataset
 from fastcrystal.parallel.distributed import Ranks
 from fastcrystal.training.logger import read_metrics
 from fastcrystal.utils import random as draws
-from tests.tiny import TINY, run_command
+from tests.factories.tiny import TINY, run_command
 
 
 def options(run: Path, data: Path) -> list[str | Path]:
@@ -30,7 +30,7 @@ def runs(tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, 
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = {}
     for name, start in (("one", []), ("two", torchrun)):
-        command = [*start, "-m", "tests.tiny_cli", *options(root / name, tiny_npz)]
+        command = [*start, "-m", "tests.factories.tiny_cli", *options(root / name, tiny_npz)]
         result = run_command(*command, cwd=Path(__file__).resolve().parents[2])
         assert result.returncode == 0, result.stderr
         assert result.stdout.count("run folder:") == 1

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastcrystal.cli import main
+from fastcrystal.cli.app import main
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.augment import allowed_shifts
 from fastcrystal.parallel import map as parallel

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from fastcrystal.relax_options import settings_of
-from fastcrystal.discovery.commands import _unusual, add_discovery
+from fastcrystal.cli.discovery import _unusual, add_discovery
+from fastcrystal.cli.hull import add_hull
+from fastcrystal.cli.relax_options import settings_of
 from fastcrystal.discovery.config import DiscoverConfig
-from fastcrystal.discovery.hull_commands import add_hull
 from fastcrystal.discovery.pipeline import _same_request
 from fastcrystal.relaxation import batch as relax_batch
 from fastcrystal.relaxation.candidate import Candidate

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fastcrystal.cli import main
+from fastcrystal.cli.app import main
 from fastcrystal.training import batch_size as memory
 
 

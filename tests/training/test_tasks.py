@@ -15,7 +15,7 @@ from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.training.config import ALGORITHMS, NOISES_OF, TASKS, TrainConfig
 from fastcrystal.training.tasks import GenerateTask, ModifyTask, prepare, trial
 from fastcrystal.training.trainer import Trainer
-from tests.tiny import shrink_networks, tiny_config, tiny_dataset
+from tests.factories.tiny import shrink_networks, tiny_config, tiny_dataset
 
 CPU = torch.device("cpu")
 

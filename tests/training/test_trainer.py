@@ -21,7 +21,7 @@ from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.tasks import GenerateTask, prepare
 from fastcrystal.training.trainer import Trainer, anonymise, formula_units, new_run_folder
 from fastcrystal.utils.device import pick_device
-from tests.tiny import tiny_config, tiny_dataset
+from tests.factories.tiny import tiny_config, tiny_dataset
 
 pytestmark = pytest.mark.usefixtures("tiny_network")
 

@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastcrystal.cli import run_guarded
+from fastcrystal.cli.app import run_guarded
 from fastcrystal.ops import row_windows
 from fastcrystal.training.checkpoint import (
     best_checkpoint,
@@ -33,7 +33,7 @@ from fastcrystal.training.logger import read_metrics
 from fastcrystal.training.objective import Example
 from fastcrystal.training.signals import Stopped, StopRequest
 from fastcrystal.training.trainer import Trainer
-from tests.tiny import tiny_config
+from tests.factories.tiny import tiny_config
 
 pytestmark = [
     pytest.mark.usefixtures("tiny_network", "no_numba"),

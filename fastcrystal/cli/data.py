@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.data.curation.commands import add_curation
-from fastcrystal.data.databases.commands import add_databases
-from fastcrystal.data.store_commands import add_stores
-from fastcrystal.options import add_jobs
+from fastcrystal.cli.curation import add_curation
+from fastcrystal.cli.databases import add_databases
+from fastcrystal.cli.options import add_jobs
+from fastcrystal.cli.stores import add_stores
 
 
 def add_data(commands: Any) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fastcrystal.cli import main
+from fastcrystal.cli.app import main
 from fastcrystal.discovery.inputs import load_candidates, write_cifs
 from fastcrystal.relaxation.candidate import read_candidates
 from tests.factories.candidates import made, without_matcalc

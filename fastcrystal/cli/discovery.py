@@ -6,8 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastcrystal.options import add_jobs
-from fastcrystal.relax_options import add_relaxation, settings_of
+from fastcrystal.cli.options import add_jobs
+from fastcrystal.cli.relax_options import add_relaxation, settings_of
 
 if TYPE_CHECKING:
     from fastcrystal.relaxation.settings import RelaxSettings

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import fastcrystal
-from fastcrystal.data.commands import add_data
-from fastcrystal.discovery.commands import add_discovery
-from fastcrystal.discovery.hull_commands import add_hull
-from fastcrystal.discovery.report_commands import add_report
-from fastcrystal.evaluation.command import add_files, check_arguments, judge_files
-from fastcrystal.options import add_jobs
+from fastcrystal.cli.data import add_data
+from fastcrystal.cli.discovery import add_discovery
+from fastcrystal.cli.evaluate_files import add_files, check_arguments, judge_files
+from fastcrystal.cli.hull import add_hull
+from fastcrystal.cli.options import add_jobs
+from fastcrystal.cli.report import add_report
 from fastcrystal.training.config import (
     ALGORITHMS,
     GRADIENT_HOOKS,

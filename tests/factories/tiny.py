@@ -20,7 +20,7 @@ from fastcrystal.structure.canonical import canonicalise
 from fastcrystal.training.config import TrainConfig
 from tests.factories.crystals import crystal
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CATIONS = ("Li", "Na", "K", "Rb", "Mg", "Ca")
 ANIONS = ("F", "Cl", "Br", "O", "S")
 KINDS = ("rocksalt", "caesium")

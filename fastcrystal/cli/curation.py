@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.options import add_jobs
+from fastcrystal.cli.options import add_jobs
 
 
 def add_curation(kinds: Any) -> None:

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from pymatgen.core import Composition, Structure
 
-from fastcrystal.cli import main
+from fastcrystal.cli.app import main
 from tests.factories.crystals import crystal
-from tests.tiny import ROOT, run_command
+from tests.factories.tiny import ROOT, run_command
 
 TRAIN = ("--max-steps", "2", "--batch-size", "4", "--sampling-steps", "1", "--max-test", "2", "--jobs", "1")
 
@@ -142,7 +142,7 @@ def test_status_and_streams_of_a_process(tmp_path: Path) -> None:
 
 def test_help_and_version_are_light(tmp_path: Path) -> None:
     code = (
-        "import sys; from fastcrystal.cli import build_parser; build_parser().format_help(); "
+        "import sys; from fastcrystal.cli.app import build_parser; build_parser().format_help(); "
         "print(*[m for m in ('torch', 'pymatgen', 'ase', 'matplotlib') if m in sys.modules])"
     )
     done = run_command("-c", code, cwd=tmp_path)

@@ -1,0 +1,1 @@
+"""The command `fastcrystal`: one file a command."""
