@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 from pathlib import Path
@@ -24,6 +25,7 @@ def check_pin(path: Path, value: Any) -> None:
         path.write_text(as_text(value), encoding="utf-8")
         return
     assert path.is_file(), f"no {path}: {UPDATE}=1 writes it"
-    pinned = json.loads(path.read_text(encoding="utf-8"))
-    hint = f"{path.relative_to(FIXTURES.parent)} says otherwise; if this is meant, {UPDATE}=1 rewrites it"
-    assert as_text(value).splitlines() == as_text(pinned).splitlines(), hint
+    pinned = as_text(json.loads(path.read_text(encoding="utf-8")))
+    # pytest explains comparisons in test files alone
+    changes = "\n".join(difflib.unified_diff(pinned.splitlines(), as_text(value).splitlines(), "pinned", "now", n=2))
+    assert not changes, f"{path.name} is not what it was; if this is meant, {UPDATE}=1 rewrites it:\n{changes}"
