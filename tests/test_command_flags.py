@@ -7,8 +7,8 @@ import json
 import sys
 from collections.abc import Iterator
 
-from fastcrystal.cli import build_parser
-from tests.pins import FIXTURES, check_pin
+from fastcrystal.cli.app import build_parser
+from tests.factories.pins import FIXTURES, check_pin
 
 
 def commands(parser: argparse.ArgumentParser, name: str = "") -> Iterator[tuple[str, list[argparse.Action]]]:

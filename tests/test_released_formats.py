@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from pymatgen.core import Composition, Lattice, Structure
 
 from fastcrystal import load_dataset
-from fastcrystal.cli import main
-from fastcrystal.sampling import Generator
-from tests.pins import FIXTURES
-from tests.tiny import ROOT, match_in_process
+from fastcrystal.cli.app import main
+from fastcrystal.sampling.generator import Generator
+from tests.factories.pins import FIXTURES
+from tests.factories.tiny import ROOT, match_in_process
 
 RELEASED = FIXTURES / "released" / "0.1"
 DATA = ("tiny.npz", "tiny.store")

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from fastcrystal.cli import main
-from tests.pins import FIXTURES, check_pin
-from tests.tiny import TINY, match_in_process
+from fastcrystal.cli.app import main
+from tests.factories.pins import FIXTURES, check_pin
+from tests.factories.tiny import TINY, match_in_process
 
 RUNS = [
     ("generate", "cfm", "uniform"),
