@@ -50,10 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from fastcrystal.parallel.distributed import joined
+    from fastcrystal.parallel.distributed import process_group
     from fastcrystal.parallel.map import backend
 
-    with backend(getattr(args, "backend", "loky")), joined(getattr(args, "device", None) or "auto"):
+    with backend(getattr(args, "backend", "loky")), process_group(getattr(args, "device", None) or "auto"):
         args.run_command(args)
 
 

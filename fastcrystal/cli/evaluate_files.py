@@ -72,24 +72,24 @@ def judge_files(args: argparse.Namespace) -> str:
     """
     from contextlib import nullcontext
 
-    from fastcrystal.parallel.distributed import Ranks
+    from fastcrystal.parallel.distributed import DistributedContext
     from fastcrystal.utils.files import alone_in
 
     potential = _potential(args)
-    ranks = Ranks.current()
-    if potential is not None and not ranks.alone:
+    ranks = DistributedContext.current()
+    if potential is not None and not ranks.is_single_process:
         raise ValueError(f"--potential is for one process, got {ranks.world}: leave out torchrun, --jobs has all cores")
     folder = args.out or Path("evaluations") / _name_of(args.path)
     if args.out is None:
         _check_own(folder, args.path)
     # before hours of work: whether the result can be left there, by the one process that leaves it
-    with alone_in(folder) if ranks.leads else nullcontext():
+    with alone_in(folder) if ranks.is_main_process else nullcontext():
         return _judged(args, folder, potential)
 
 
 def _judged(args: argparse.Namespace, folder: Path, potential: Potential | None) -> str:
     from fastcrystal.evaluation.evaluate import evaluate_files
-    from fastcrystal.parallel.distributed import Ranks
+    from fastcrystal.parallel.distributed import DistributedContext
 
     result = evaluate_files(
         args.path,
@@ -103,7 +103,7 @@ def _judged(args: argparse.Namespace, folder: Path, potential: Potential | None)
         time_limit=10.0 if args.time_limit is None else args.time_limit,
         seed=args.seed,
     )
-    if not Ranks.current().leads:
+    if not DistributedContext.current().is_main_process:
         return ""
     result.save(folder)
     if args.json:

@@ -80,7 +80,7 @@ def modify(
     steps, seed, device
         As for `Generator.sample`.
     potential : str, optional
-        Ranks by relaxed energy; without one proposals are only listed.
+        DistributedContext by relaxed energy; without one proposals are only listed.
     relax : RelaxSettings, optional
     jobs : int, optional
         Processes; all cores where not given.

@@ -13,7 +13,7 @@ import numpy as np
 
 from fastcrystal.evaluation.result import Evaluation
 from fastcrystal.evaluation.test_set import evaluate
-from fastcrystal.parallel.distributed import Ranks, joined
+from fastcrystal.parallel.distributed import DistributedContext, process_group
 from fastcrystal.process.flow import Method
 from fastcrystal.sampling.generator import Generator
 from fastcrystal.training.checkpoint import list_checkpoints, read_config, run_folder
@@ -57,25 +57,25 @@ def train_and_evaluate(config: TrainConfig, out: Path | None, *, resume: bool = 
     started = time.perf_counter()
     if resume and out is None:
         raise ValueError("--resume needs --out: the run folder to go on with")
-    with joined(config.device) as ranks:
+    with process_group(config.device) as ranks:
         return _train_and_evaluate(config, out, resume, jobs, ranks, started)
 
 
 def _train_and_evaluate(
-    config: TrainConfig, out: Path | None, resume: bool, jobs: int | None, ranks: Ranks, started: float
+    config: TrainConfig, out: Path | None, resume: bool, jobs: int | None, ranks: DistributedContext, started: float
 ) -> str:
     if out is None:  # one name for all processes, whose clocks differ
-        out = new_run_folder(config, began=ranks.most(time.time()))
+        out = new_run_folder(config, began=ranks.all_reduce_max(time.time()))
     run = out
     if not resume and list_checkpoints(run):
         raise FileExistsError(f"{run} holds a run already: add --resume to go on, or give another --out")
     trainer = Trainer(config, run, ranks)
     if resume:
         trainer.resume()
-    if ranks.leads:
+    if ranks.is_main_process:
         _say(_opening(trainer))
     trainer.fit()
-    if ranks.leads:
+    if ranks.is_main_process:
         draw_curves(run)
     result = judge(trainer.sampler(), trainer.prepared, config, run, jobs)
     minutes = (time.perf_counter() - started) / 60
@@ -177,7 +177,7 @@ def judge(
     asked = trial(prepared, config)
     started = time.perf_counter()
     initial = None if asked.initial is None else asked.initial.batch()
-    leads = Ranks.current().leads
+    leads = DistributedContext.current().is_main_process
     generated = sampler.sample(
         asked.conditions,
         initial=initial,

@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Ranks:
+class DistributedContext:
     """Which of how many processes this is.
 
     Attributes
@@ -33,23 +33,23 @@ class Ranks:
     local_world: int = 1
 
     @classmethod
-    def here(cls) -> Ranks:
+    def from_environment(cls) -> DistributedContext:
         """What torchrun's environment says; one process where nothing started this one."""
         names = {"rank": "RANK", "world": "WORLD_SIZE", "local": "LOCAL_RANK", "local_world": "LOCAL_WORLD_SIZE"}
         return cls(**{k: int(os.environ[name]) for k, name in names.items() if name in os.environ})
 
     @classmethod
-    def current(cls) -> Ranks:
+    def current(cls) -> DistributedContext:
         """The processes joined at present; one where none are."""
-        return cls.here() if dist.is_available() and dist.is_initialized() else cls()
+        return cls.from_environment() if dist.is_available() and dist.is_initialized() else cls()
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this process writes the files and speaks."""
         return self.rank == 0
 
     @property
-    def alone(self) -> bool:
+    def is_single_process(self) -> bool:
         """Whether there is no other."""
         return self.world == 1
 
@@ -68,9 +68,9 @@ class Ranks:
         """Which of `n` things are this process's: as many as any other's, or one more."""
         return range(self.rank * n // self.world, (self.rank + 1) * n // self.world)
 
-    def mean(self, values: Tensor) -> Tensor:
+    def all_reduce_mean(self, values: Tensor) -> Tensor:
         """The mean over all processes, elementwise."""
-        if self.alone:
+        if self.is_single_process:
             return values
         total = values.clone()
         dist.all_reduce(total)
@@ -79,11 +79,11 @@ class Ranks:
     @property
     def device(self) -> torch.device:
         """Where tensors must be to be sent."""
-        return torch.device("cuda" if not self.alone and dist.get_backend() == "nccl" else "cpu")
+        return torch.device("cuda" if not self.is_single_process and dist.get_backend() == "nccl" else "cpu")
 
-    def most(self, value: float) -> float:
+    def all_reduce_max(self, value: float) -> float:
         """The largest `value` of any process."""
-        if self.alone:
+        if self.is_single_process:
             return value
         largest = torch.tensor(value, device=self.device, dtype=torch.float64)
         dist.all_reduce(largest, dist.ReduceOp.MAX)
@@ -91,7 +91,7 @@ class Ranks:
 
     def gather_rows(self, part: Tensor) -> Tensor:
         """The rows of all processes, one after the other, on the CPU; each may have another number of them."""
-        if self.alone:
+        if self.is_single_process:
             return part.cpu()
         counts = [torch.zeros(1, dtype=torch.int64, device=self.device) for _ in range(self.world)]
         dist.all_gather(counts, torch.tensor([len(part)], device=self.device))
@@ -104,7 +104,7 @@ class Ranks:
 
     def gather_objects(self, part: Sequence[Any]) -> list[Any]:
         """The JSON-able objects of all processes, one after the other."""
-        if self.alone:
+        if self.is_single_process:
             return list(part)
         text = "".join(json.dumps(value) + "\n" for value in part).encode()
         everything = self.gather_rows(torch.frombuffer(bytearray(text or b"\n"), dtype=torch.uint8))
@@ -112,7 +112,7 @@ class Ranks:
 
 
 @contextmanager
-def joined(device: str) -> Iterator[Ranks]:
+def process_group(device: str) -> Iterator[DistributedContext]:
     """The processes of this run, joined by NCCL (gloo on a CPU) for as long as the context lasts.
 
     Parameters
@@ -125,8 +125,8 @@ def joined(device: str) -> Iterator[Ranks]:
     ValueError
         If there are more processes on this machine than GPUs.
     """
-    ranks = Ranks.here()
-    if ranks.alone or dist.is_initialized():
+    ranks = DistributedContext.from_environment()
+    if ranks.is_single_process or dist.is_initialized():
         yield ranks
         return
     if device == "cpu" or not torch.cuda.is_available():
@@ -139,7 +139,7 @@ def joined(device: str) -> Iterator[Ranks]:
             )
         torch.cuda.set_device(ranks.local)
         dist.init_process_group("nccl", device_id=torch.device("cuda", ranks.local))
-    if not ranks.leads:
+    if not ranks.is_main_process:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 (until the process ends)
     try:
         yield ranks

@@ -17,7 +17,7 @@ from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
 from fastcrystal.model.config import UNetConfig
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import Condition, CrystalUNet
-from fastcrystal.parallel.distributed import Ranks
+from fastcrystal.parallel.distributed import DistributedContext
 from fastcrystal.process import Process
 from fastcrystal.process.flow import Method
 from fastcrystal.sampling.pretrained import resolve
@@ -157,7 +157,7 @@ class Generator:
         process, half = self._process(sampler, eta), half_precision(precision, self.device)
         steps = self.config.sampling_steps if steps is None else steps
         frac, lattice = [conditions.frac[:0]], [conditions.lattice[:0]]
-        ranks = Ranks.current()
+        ranks = DistributedContext.current()
         own = ranks.part(math.ceil(len(conditions) / batch_size))
         count = len(range(len(conditions))[own.start * batch_size : own.stop * batch_size])
         bar = tqdm(total=count, desc="sampling", unit="crystal", disable=not progress, file=sys.stderr)

@@ -15,7 +15,7 @@ import torch
 
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.features.elements import SYMBOLS
-from fastcrystal.parallel.distributed import Ranks
+from fastcrystal.parallel.distributed import DistributedContext
 from fastcrystal.process.flow import Method
 from fastcrystal.sampling.generator import Generator
 from fastcrystal.structure.canonical import species_order
@@ -196,7 +196,7 @@ def generate(
         }
         for i, s in enumerate(structures)
     ]
-    if not Ranks.current().leads:
+    if not DistributedContext.current().is_main_process:
         return ""
     out.mkdir(parents=True, exist_ok=True)
     _remove_former(out)

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrystal.crystal import MAX_SITES, PAPER_LENGTH, CrystalBatch
-from fastcrystal.parallel.distributed import Ranks
+from fastcrystal.parallel.distributed import DistributedContext
 from fastcrystal.parallel.worker import FIT_TOLERANCES, RMS_TOLERANCES
 
 #: how a worker is started; a test replaces it by one that hangs or crashes
@@ -166,12 +166,17 @@ def match_many(
         left, right, i = where[k]
         return encode({"time_limit": time_limit, "generated": left.crystal(i), "true": right.crystal(i)})
 
-    ranks = Ranks.current()
+    ranks = DistributedContext.current()
     own = ranks.part(len(where))
-    if jobs is None and not ranks.alone:  # those of one machine share its cores
+    if jobs is None and not ranks.is_single_process:  # those of one machine share its cores
         jobs = max(1, available_cores() // ranks.local_world)
     judged = run_tasks(
-        lambda k: task(own[k]), len(own), WORKER, jobs=jobs, time_limit=time_limit, progress=progress and ranks.leads
+        lambda k: task(own[k]),
+        len(own),
+        WORKER,
+        jobs=jobs,
+        time_limit=time_limit,
+        progress=progress and ranks.is_main_process,
     )
     answers = iter(ranks.gather_objects(judged))
     lost = {"timeout": time_limit}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcrystal.parallel.distributed import Ranks
+from fastcrystal.parallel.distributed import DistributedContext
 
 
 class Journal:
@@ -25,14 +25,14 @@ class Journal:
     run : Path
     step : int
         Optimiser steps done; lines after it, of a run that died later, are dropped.
-    ranks : Ranks
+    ranks : DistributedContext
         Losses are averaged over all processes; the leading one writes.
     """
 
-    def __init__(self, run: Path, step: int, ranks: Ranks) -> None:
+    def __init__(self, run: Path, step: int, ranks: DistributedContext) -> None:
         self.run, self.ranks = run, ranks
         self._waiting: list[tuple[dict[str, Any], Tensor]] = []
-        if not ranks.leads:
+        if not ranks.is_main_process:
             return
         from torch.utils.tensorboard import SummaryWriter
 
@@ -47,7 +47,7 @@ class Journal:
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
         if kind is None:
             self.flush()
-        if self.ranks.leads:
+        if self.ranks.is_main_process:
             self._file.close()
             self._board.close()
 
@@ -65,7 +65,7 @@ class Journal:
         """
         if not self._waiting:
             return []
-        losses = self.ranks.mean(torch.stack([loss for _, loss in self._waiting])).tolist()
+        losses = self.ranks.all_reduce_mean(torch.stack([loss for _, loss in self._waiting])).tolist()
         bad = []
         for k, ((record, _), loss) in enumerate(zip(self._waiting, losses, strict=True)):
             finite = math.isfinite(loss)
@@ -74,12 +74,12 @@ class Journal:
             values = {"step": record["step"], "loss": loss if finite else None, "lr": record["lr"]}
             self._write({**values, **(last if k == len(losses) - 1 else {})})
         self._waiting.clear()
-        if self.ranks.leads:
+        if self.ranks.is_main_process:
             self._file.flush()
         return bad
 
     def _write(self, record: dict[str, Any]) -> None:
-        if not self.ranks.leads:
+        if not self.ranks.is_main_process:
             return
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         for name, value in record.items():

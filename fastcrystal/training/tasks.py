@@ -26,7 +26,7 @@ from fastcrystal.data.splits import Split, split_by_formula
 from fastcrystal.data.store import Store, is_store, open_store
 from fastcrystal.data.streaming import Streamed
 from fastcrystal.model.scaling import LatticeScaling
-from fastcrystal.parallel.distributed import Ranks
+from fastcrystal.parallel.distributed import DistributedContext
 from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.objective import Example
 from fastcrystal.utils import random as draws
@@ -166,7 +166,7 @@ class GenerateTask:
     config : TrainConfig
     scaling : LatticeScaling
     device : torch.device
-    ranks : Ranks, optional
+    ranks : DistributedContext, optional
         Of `batch_size` crystals each process gets its share.
 
     Raises
@@ -181,9 +181,9 @@ class GenerateTask:
         config: TrainConfig,
         scaling: LatticeScaling,
         device: torch.device,
-        ranks: Ranks | None = None,
+        ranks: DistributedContext | None = None,
     ) -> None:
-        ranks = Ranks.current() if ranks is None else ranks
+        ranks = DistributedContext.current() if ranks is None else ranks
         self.prepared, self.config, self.scaling = prepared, config, scaling
         self.share = ranks.share(config.batch_size)
         self.device = device
@@ -238,7 +238,7 @@ class ModifyTask:
     config : TrainConfig
     scaling : LatticeScaling
     device : torch.device
-    ranks : Ranks, optional
+    ranks : DistributedContext, optional
         Of `batch_size` pairs each process gets its share.
 
     Raises
@@ -253,9 +253,9 @@ class ModifyTask:
         config: TrainConfig,
         scaling: LatticeScaling,
         device: torch.device,
-        ranks: Ranks | None = None,
+        ranks: DistributedContext | None = None,
     ) -> None:
-        ranks = Ranks.current() if ranks is None else ranks
+        ranks = DistributedContext.current() if ranks is None else ranks
         self.prepared, self.config, self.scaling = prepared, config, scaling
         self.rows = ranks.rows(config.batch_size)
         data, split = in_memory(prepared.data), prepared.split

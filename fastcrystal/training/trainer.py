@@ -25,7 +25,7 @@ from fastcrystal.features.elements import SYMBOLS
 from fastcrystal.model.config import UNetConfig
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import CrystalUNet
-from fastcrystal.parallel.distributed import Ranks
+from fastcrystal.parallel.distributed import DistributedContext
 from fastcrystal.sampling.generator import Generator
 from fastcrystal.training.checkpoint import (
     latest_checkpoint,
@@ -70,13 +70,13 @@ class Trainer:
     config : TrainConfig
     run : Path
         Run folder; made if absent. A folder with checkpoints is resumed only by `resume`.
-    ranks : Ranks, optional
+    ranks : DistributedContext, optional
         The processes that train together, `batch_size` crystals a step in all; those joined where not given.
     """
 
-    def __init__(self, config: TrainConfig, run: Path, ranks: Ranks | None = None) -> None:
+    def __init__(self, config: TrainConfig, run: Path, ranks: DistributedContext | None = None) -> None:
         self.config, self.run = config, run
-        self.ranks = Ranks.current() if ranks is None else ranks
+        self.ranks = DistributedContext.current() if ranks is None else ranks
         self.device = pick_device(config.device)
         self.prepared = prepare(config)
         self.scaling = self._fit_scaling()
@@ -104,7 +104,7 @@ class Trainer:
         self.bad_steps: list[int] = []
 
     def _for_all_ranks(self, loss: torch.nn.Module) -> torch.nn.Module:
-        if self.ranks.alone:
+        if self.ranks.is_single_process:
             return loss
         together = DistributedDataParallel(loss, gradient_as_bucket_view=True)
         if self.config.gradient_hook == "bf16":
@@ -150,7 +150,7 @@ class Trainer:
             If the folder cannot be written to.
         """
         self.run.mkdir(parents=True, exist_ok=True)
-        if self.ranks.leads:
+        if self.ranks.is_main_process:
             write_config(self.run, self.description())
         bar = tqdm(
             total=self.config.max_steps * self.config.batch_size,
@@ -160,7 +160,7 @@ class Trainer:
             unit_scale=True,
             file=sys.stderr,
             mininterval=1.0,
-            disable=not self.ranks.leads,
+            disable=not self.ranks.is_main_process,
         )
         with StopRequest() as request, Journal(self.run, self.step, self.ranks) as journal, bar:
             while self.step < self.config.max_steps:
@@ -180,7 +180,7 @@ class Trainer:
                     self.save(**validated)
                 bar.update(self.config.batch_size)
                 # all processes must agree, which takes a message: not after every step where there are several
-                if self.ranks.alone or self._due(FETCH_EVERY):
+                if self.ranks.is_single_process or self._due(FETCH_EVERY):
                     self._leave_if_asked(request, journal, saved=save)
 
     def _due(self, every: int) -> bool:
@@ -189,7 +189,7 @@ class Trainer:
     def _count_bad(self, steps: Sequence[int]) -> None:
         """Remember steps whose loss was not finite; FloatingPointError when they are too many."""
         self.bad_steps = [s for s in (*self.bad_steps, *steps) if s > self.step - BAD_WINDOW]
-        if steps and self.ranks.leads:
+        if steps and self.ranks.is_main_process:
             tqdm.write(
                 f"the loss was not finite at step {', '.join(map(str, steps))}: skipped, the weights are as before "
                 f"({len(self.bad_steps)} of the last {BAD_WINDOW} steps)",
@@ -203,7 +203,7 @@ class Trainer:
 
     def _leave_if_asked(self, request: StopRequest, journal: Journal, saved: bool) -> None:
         """Save and raise Stopped where this or another process was told to end."""
-        if self.step == self.config.max_steps or not self.ranks.most(request.signal is not None):
+        if self.step == self.config.max_steps or not self.ranks.all_reduce_max(request.signal is not None):
             return
         if not saved:
             self._count_bad(journal.flush())
@@ -290,7 +290,7 @@ class Trainer:
 
     def save(self, **measured: float) -> Path | None:
         """Write a checkpoint of the present step; only the leading process does."""
-        if not self.ranks.leads:
+        if not self.ranks.is_main_process:
             return None
         moments = self.optimiser.state_dict()["state"]
         tensors = {

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-FIXTURES = Path(__file__).resolve().parent / "fixtures"
+FIXTURES = Path(__file__).resolve().parents[1] / "fixtures"
 #: set to 1, the committed files are rewritten with what the code says now: look at the diff before you commit it
 UPDATE = "FASTCRYSTAL_UPDATE_PINS"
 

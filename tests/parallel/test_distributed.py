@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastcrystal.data.load import load_dataset
-from fastcrystal.parallel.distributed import Ranks
+from fastcrystal.parallel.distributed import DistributedContext
 from fastcrystal.training.logger import read_metrics
 from fastcrystal.utils import random as draws
 from tests.factories.tiny import TINY, run_command
@@ -82,17 +82,17 @@ def test_seeds_of_steps_differ() -> None:
 def test_parts_cover_everything() -> None:
     for world in (1, 2, 3, 7):
         for n in (0, 1, 5, 14):
-            parts = [list(Ranks(rank, world).part(n)) for rank in range(world)]
+            parts = [list(DistributedContext(rank, world).part(n)) for rank in range(world)]
             assert [i for part in parts for i in part] == list(range(n))
             assert max(map(len, parts)) - min(map(len, parts)) <= 1
-    assert Ranks(1, 2).rows(8) == slice(4, 8)
+    assert DistributedContext(1, 2).rows(8) == slice(4, 8)
     with pytest.raises(ValueError, match="batch_size must be a multiple of the 3 processes, got 8"):
-        Ranks(0, 3).share(8)
+        DistributedContext(0, 3).share(8)
 
 
 def test_torchruns_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (("RANK", 3), ("WORLD_SIZE", 4), ("LOCAL_RANK", 1), ("LOCAL_WORLD_SIZE", 2)):
         monkeypatch.setenv(name, str(value))
-    assert Ranks.here() == Ranks(3, 4, 1, 2)
-    assert not Ranks.here().leads
-    assert Ranks.current().alone  # nothing is joined
+    assert DistributedContext.from_environment() == DistributedContext(3, 4, 1, 2)
+    assert not DistributedContext.from_environment().is_main_process
+    assert DistributedContext.current().is_single_process  # nothing is joined
