@@ -17,7 +17,7 @@ from torch import Tensor
 from fastcrystal.parallel.distributed import DistributedContext
 
 
-class Journal:
+class MetricLogger:
     """metrics.jsonl and TensorBoard events of a run folder.
 
     Parameters
@@ -41,7 +41,7 @@ class Journal:
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(str(run / "tensorboard"), purge_step=step)
 
-    def __enter__(self) -> Journal:
+    def __enter__(self) -> MetricLogger:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:

@@ -37,7 +37,7 @@ from fastcrystal.training.checkpoint import (
     write_config,
 )
 from fastcrystal.training.config import TrainConfig
-from fastcrystal.training.logger import Journal
+from fastcrystal.training.logger import MetricLogger
 from fastcrystal.training.objective import Averaged, Example, Objective
 from fastcrystal.training.process import make_process
 from fastcrystal.training.signals import Stopped, StopRequest
@@ -162,12 +162,12 @@ class Trainer:
             mininterval=1.0,
             disable=not self.ranks.is_main_process,
         )
-        with StopRequest() as request, Journal(self.run, self.step, self.ranks) as journal, bar:
+        with StopRequest() as request, MetricLogger(self.run, self.step, self.ranks) as metric_logger, bar:
             while self.step < self.config.max_steps:
                 lr = self.learning_rate(self.step)
                 loss = self.train_step(lr)
                 self.step += 1
-                journal.add(self.step, loss, lr)
+                metric_logger.add(self.step, loss, lr)
                 save = self._due(self.config.checkpoint_every)
                 validated: dict[str, float] = {}
                 if self.val is not None and (save or self._due(self.config.validate_every)):
@@ -175,13 +175,13 @@ class Trainer:
                     bar.set_postfix(loss=f"{float(loss):.3f}", val=f"{value:.3f}", refresh=False)
                     validated = {"val_loss": value} if math.isfinite(value) else {}
                 if save or self._due(self.config.validate_every) or self._due(FETCH_EVERY):
-                    self._count_bad(journal.flush(**validated))
+                    self._count_bad(metric_logger.flush(**validated))
                 if save:
                     self.save(**validated)
                 bar.update(self.config.batch_size)
                 # all processes must agree, which takes a message: not after every step where there are several
                 if self.ranks.is_single_process or self._due(FETCH_EVERY):
-                    self._leave_if_asked(request, journal, saved=save)
+                    self._leave_if_asked(request, metric_logger, saved=save)
 
     def _due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.config.max_steps
@@ -201,12 +201,12 @@ class Trainer:
                 f"{self.bad_steps[-1]}: lower --lr and begin anew, or resume from the last checkpoint"
             )
 
-    def _leave_if_asked(self, request: StopRequest, journal: Journal, saved: bool) -> None:
+    def _leave_if_asked(self, request: StopRequest, metric_logger: MetricLogger, saved: bool) -> None:
         """Save and raise Stopped where this or another process was told to end."""
         if self.step == self.config.max_steps or not self.ranks.all_reduce_max(request.signal is not None):
             return
         if not saved:
-            self._count_bad(journal.flush())
+            self._count_bad(metric_logger.flush())
             self.save()
         name = request.signal.name if request.signal else "a signal to another process"
         raise Stopped(
