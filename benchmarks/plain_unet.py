@@ -261,7 +261,7 @@ class SiteChannels(nn.Module):
         return torch.cat([species, kind], dim=2)
 
 
-class PlaceChannels(nn.Module):
+class SitePositionEmbedding(nn.Module):
     """Which site of its kind a row is: (B, N) -> (B, L, 16)."""
 
     def __init__(self, length: int) -> None:
@@ -303,7 +303,7 @@ class PlainUNet(nn.Module):
         self.time = TimeEmbedding(config.model_channels, config.embed_dim, config.time_scale)
         self.conditions = Conditions(config)
         self.site_channels = SiteChannels(config.species_channels) if config.site_species else None
-        self.place_channels = PlaceChannels(config.length) if config.place_channels else None
+        self.place_channels = SitePositionEmbedding(config.length) if config.place_channels else None
         channels = 3 + 6 * config.site_waves + PLACE_CHANNELS * config.place_channels
         self.unet = UNet(channels + (config.species_channels + 4) * config.site_species, config)
 

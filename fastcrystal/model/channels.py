@@ -14,7 +14,7 @@ from fastcrystal.crystal import EXTRA_ROWS, MAX_ATOMIC_NUMBER
 ELEMENT_FEATURES = 125
 #: the one-hot part of an element's row
 NAMES = MAX_ATOMIC_NUMBER
-#: channels of `PlaceChannels`
+#: channels of `SitePositionEmbedding`
 PLACE_CHANNELS = 16
 #: kinds of species in a cell that `stoichiometry` tells apart; the rest count together
 MAX_KINDS = 8
@@ -66,7 +66,7 @@ class SiteChannels(nn.Module):
         return sites + lattice
 
 
-class PlaceChannels(nn.Module):
+class SitePositionEmbedding(nn.Module):
     """Where a row stands: learned channels that add up over what its site is to the formula, (B, N) -> (B, L, 16).
 
     Rank of its species, index among the sites of its species, their number, and the row itself. In a canonical order

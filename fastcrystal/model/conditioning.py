@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from fastcrystal.crystal import EXTRA_ROWS, MAX_ATOMIC_NUMBER
 from fastcrystal.model.channels import ELEMENT_FEATURES, MAX_KINDS, row_mask, stoichiometry, without_names
-from fastcrystal.model.layers import RowConv
+from fastcrystal.model.layers import ChannelsLastConv1d
 
 #: numbers of the space groups, 0 (unknown) included
 NUM_SPACE_GROUPS = 231
@@ -90,7 +90,7 @@ class ElementCNN(nn.Module):
         self.pool, self.length = pool, length
         sizes = [ELEMENT_FEATURES, *channels]
         same = 1 if pool == "mean" else 0
-        self.convs = nn.ModuleList(RowConv(i, o, 3, padding=same) for i, o in pairwise(sizes))
+        self.convs = nn.ModuleList(ChannelsLastConv1d(i, o, 3, padding=same) for i, o in pairwise(sizes))
         rows = length - 2 * len(channels)
         if pool == "flatten" and rows < 1:
             raise ValueError(f"length must be at least {2 * len(channels) + 1} to flatten, got {length}")

@@ -9,7 +9,7 @@ from fastcrystal.ops.row_norm import row_norm
 from fastcrystal.ops.row_windows import row_windows
 
 
-class RowConv(nn.Conv1d):
+class ChannelsLastConv1d(nn.Conv1d):
     """nn.Conv1d (kernel 1, or 3) along the rows of (B, L, C), as one matrix product; its weights."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int = 0) -> None:

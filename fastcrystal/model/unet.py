@@ -22,15 +22,15 @@ from torch.utils.checkpoint import checkpoint
 
 from fastcrystal.model.channels import (
     PLACE_CHANNELS,
-    PlaceChannels,
     SiteChannels,
+    SitePositionEmbedding,
     initial_channels,
     row_mask,
     site_waves,
 )
 from fastcrystal.model.conditioning import ConditionBlock, TimeEmbedding
 from fastcrystal.model.config import PRESETS, UNetConfig
-from fastcrystal.model.layers import RowConv, RowNorm
+from fastcrystal.model.layers import ChannelsLastConv1d, RowNorm
 from fastcrystal.ops.row_attention import row_attention
 
 #: lengths L must be multiples of this: three halvings
@@ -51,12 +51,12 @@ class ResBlock(nn.Module):
         super().__init__()
         self.scale_shift = config.scale_shift
         self.norm1 = RowNorm(config.norm_groups, channels)
-        self.conv1 = RowConv(channels, out_channels, 3, padding=1)
+        self.conv1 = ChannelsLastConv1d(channels, out_channels, 3, padding=1)
         self.embed = nn.Linear(config.embed_dim, out_channels * (2 if config.scale_shift else 1))
         self.norm2 = RowNorm(config.norm_groups, out_channels)
         self.dropout = nn.Dropout(config.dropout)
-        self.conv2 = zero(RowConv(out_channels, out_channels, 3, padding=1))
-        self.skip = nn.Identity() if channels == out_channels else RowConv(channels, out_channels, 1)
+        self.conv2 = zero(ChannelsLastConv1d(out_channels, out_channels, 3, padding=1))
+        self.skip = nn.Identity() if channels == out_channels else ChannelsLastConv1d(channels, out_channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """`embedding` comes through SiLU already: once for all blocks."""
@@ -79,8 +79,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = config.num_heads
         self.norm = RowNorm(config.norm_groups, channels)
-        self.qkv = RowConv(channels, 3 * channels, 1)
-        self.out = zero(RowConv(channels, channels, 1))
+        self.qkv = ChannelsLastConv1d(channels, 3 * channels, 1)
+        self.out = zero(ChannelsLastConv1d(channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         qkv = self.qkv(self.norm(x, silu=False))
@@ -106,7 +106,7 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = RowConv(channels, channels, 3, padding=1)
+        self.conv = ChannelsLastConv1d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.conv(x.repeat_interleave(2, dim=1))
@@ -128,7 +128,7 @@ class UNet(nn.Module):
         c = config.model_channels
         attend = [2**level in config.attention_resolutions for level in range(len(config.channel_mult))]
         last = len(config.channel_mult) - 1
-        self.stem = RowConv(in_channels, c, 3, padding=1)
+        self.stem = ChannelsLastConv1d(in_channels, c, 3, padding=1)
         self.down = nn.ModuleList()
         skips = [c]
         for level, mult in enumerate(config.channel_mult):
@@ -137,7 +137,7 @@ class UNet(nn.Module):
                 c = mult * config.model_channels
                 skips.append(c)
             if level != last:
-                self.down.append(RowConv(c, c, 3, stride=2, padding=1))
+                self.down.append(ChannelsLastConv1d(c, c, 3, stride=2, padding=1))
                 skips.append(c)
         self.middle = nn.ModuleList([Stage(c, c, True, config), ResBlock(c, c, config)])
         self.up = nn.ModuleList()
@@ -148,7 +148,7 @@ class UNet(nn.Module):
             if level:
                 self.up.append(Upsample(c))
         self.norm = RowNorm(config.norm_groups, c)
-        self.out = zero(RowConv(c, 3, 3, padding=1))
+        self.out = zero(ChannelsLastConv1d(c, 3, 3, padding=1))
         #: keep nothing inside the residual blocks for the backward pass, which computes it again
         self.recompute = False
 
@@ -237,7 +237,7 @@ class CrystalUNet(nn.Module):
             space_group_table=space_group_table,
         )
         self.site_channels = SiteChannels(config.species_channels) if config.site_species else None
-        self.place_channels = PlaceChannels(config.length) if config.place_channels else None
+        self.place_channels = SitePositionEmbedding(config.length) if config.place_channels else None
         channels = 3 + 4 * config.initial + 6 * config.site_waves + PLACE_CHANNELS * config.place_channels
         if self.site_channels is not None:
             channels += self.site_channels.width

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fastcrystal.model.layers import RowConv, RowNorm
+from fastcrystal.model.layers import ChannelsLastConv1d, RowNorm
 from fastcrystal.testing import fill_zero_layers
 
 
 @pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2)])
 def test_row_convolution_is_conv1d(kernel: int, stride: int) -> None:
-    conv = RowConv(6, 10, kernel, stride=stride, padding=kernel // 2)
+    conv = ChannelsLastConv1d(6, 10, kernel, stride=stride, padding=kernel // 2)
     x = torch.randn(3, 16, 6)
     plain = torch.nn.functional.conv1d(x.mT, conv.weight, conv.bias, stride, kernel // 2).mT
     torch.testing.assert_close(conv(x), plain)
@@ -19,7 +19,7 @@ def test_row_convolution_is_conv1d(kernel: int, stride: int) -> None:
 
 @pytest.mark.parametrize("padding", [0, 1])
 def test_row_convolution_of_a_table_is_that_of_its_rows(padding: int) -> None:
-    conv, table = RowConv(6, 10, 3, padding=padding), torch.randn(9, 6, dtype=torch.float64)
+    conv, table = ChannelsLastConv1d(6, 10, 3, padding=padding), torch.randn(9, 6, dtype=torch.float64)
     conv, table[0] = conv.double(), 0.0
     index = torch.randint(9, (4, 7))
     plain = torch.nn.functional.conv1d(table[index].mT, conv.weight, conv.bias, 1, padding).mT
