@@ -39,9 +39,9 @@ STORED = 50_000
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batch(benchmark: Any, workers: int, tmp_path: Path) -> None:
     trainer = Trainer(TrainConfig.from_preset("slim", batch_size=BATCH, device=DEVICE), tmp_path / "run")
-    task, prepared = trainer.task, trainer.prepared
-    crystals = prepared.load(prepared.split.train).batch()
-    dense = DenseCrystals(crystals, trainer.scaling, prepared.length)
+    task, splits = trainer.task, trainer.splits
+    crystals = splits.load(splits.indices.train).batch()
+    dense = DenseCrystals(crystals, trainer.scaling, splits.length)
     batches = iter(loader(dense, BATCH, torch.Generator().manual_seed(0), workers))
     generator = torch.Generator().manual_seed(0)
     ours = task.batch(0, generator)

@@ -30,7 +30,7 @@ WORKERS = 4 if DEVICE == "cuda" else 0
 def test_training_step(benchmark: Any, preset: str, tmp_path: Path) -> None:
     config = TrainConfig.from_preset(preset, device=DEVICE)
     ours = Trainer(config, tmp_path / "run")
-    train = ours.prepared.load(ours.prepared.split.train).batch()
+    train = ours.splits.load(ours.splits.indices.train).batch()
     plain = PlainTrainer(config, train, ours.scaling, ours.model.config, ours.device, WORKERS)
     plain.load(ours.model.state_dict())
 
@@ -42,7 +42,7 @@ def test_training_step(benchmark: Any, preset: str, tmp_path: Path) -> None:
     found = paired(step, lambda: plain.train_step(config.lr / 100), rounds=25, limit=30)
     benchmark.pedantic(step, rounds=5)
     benchmark.extra_info.update(
-        title=f"training step, {preset}, batch {config.batch_size}, {ours.prepared.length} rows",
+        title=f"training step, {preset}, batch {config.batch_size}, {ours.splits.length} rows",
         times_plain=found.ratio,
         steps_per_second=1 / found.ours,
         plain_steps_per_second=1 / found.theirs,

@@ -35,7 +35,7 @@ from fastcrystal.process import Process
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.testing import random_batch
 from fastcrystal.training.config import TrainConfig
-from fastcrystal.training.objective import Example, Objective
+from fastcrystal.training.objective import Objective, TrainingBatch
 from fastcrystal.training.process import make_process
 from fastcrystal.utils.device import compile_network, compile_step
 
@@ -189,7 +189,7 @@ def train(
             start = time.perf_counter()
         index = torch.randint(len(data), (case.batch,), generator=generator, device=device)
         with torch.autocast(device, torch.float16, enabled=half):
-            loss = objective(model, Example(data[index], x_1[index]), generator)
+            loss = objective(model, TrainingBatch(data[index], x_1[index]), generator)
         optimiser.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.step(optimiser)

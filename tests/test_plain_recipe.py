@@ -19,7 +19,7 @@ from fastcrystal.model.unet import CrystalUNet
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.testing import fill_zero_layers, random_batch
 from fastcrystal.training.config import TrainConfig
-from fastcrystal.training.objective import Example
+from fastcrystal.training.objective import TrainingBatch
 from fastcrystal.training.trainer import Trainer
 from tests.factories.tiny import TINY_NETWORK, shrink_networks, tiny_config
 
@@ -137,7 +137,7 @@ def trainers(npz: Path, tmp_path: Path, patch: pytest.MonkeyPatch) -> tuple[Trai
     shrink_networks(patch)
     config = tiny_config(npz, dropout=0.0)
     fast = Trainer(config, tmp_path / "run")
-    train = fast.prepared.data.select(fast.prepared.split.train).batch()
+    train = fast.splits.data.select(fast.splits.indices.train).batch()
     slow = plain.PlainTrainer(config, train, fast.scaling, fast.model.config, "cpu")
     slow.load(fast.model.state_dict())
     return fast, slow
@@ -147,7 +147,7 @@ def test_training(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     fast, slow = trainers(tiny_npz, tmp_path, monkeypatch)
     draw = fast.task.batch
 
-    def draw_for_both(step: int, generator: torch.Generator) -> Example:
+    def draw_for_both(step: int, generator: torch.Generator) -> TrainingBatch:
         slow.generator.set_state(generator.get_state())  # from here on both draw the same numbers
         return draw(step, generator)
 
@@ -166,7 +166,7 @@ def test_crystals(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     fill_zero_layers(fast.model)
     fast.average = {k: v.detach().clone() for k, v in fast.model.state_dict().items()}
     slow.load(fast.average)
-    conditions = fast.prepared.data.select(range(10)).batch()
+    conditions = fast.splits.data.select(range(10)).batch()
     with plain.recorded_noise() as noise:
         wanted = fast.sampler().sample(conditions, steps=4, batch_size=6)
     got = slow.sample(conditions, 4, torch.cat(noise), batch_size=6)

@@ -54,27 +54,27 @@ def _range(text: str) -> tuple[int, int]:
 
 def _aflow(args: argparse.Namespace) -> None:
     from fastcrystal.data.databases.aflow import BASE_URL, AfluxQuery, download
-    from fastcrystal.data.databases.download import Politeness
+    from fastcrystal.data.databases.download import RetryPolicy
 
     query = AfluxQuery(
         tuple(args.elements), args.nspecies, args.natoms, args.catalog, not args.without_energy, args.page_size
     )
-    polite = Politeness(delay=args.delay, attempts=args.attempts)
+    polite = RetryPolicy(delay=args.delay, attempts=args.attempts)
     base_url = args.base_url or BASE_URL
-    done = download(query, args.out, base_url=base_url, politeness=polite, max_entries=args.max_entries)
+    done = download(query, args.out, base_url=base_url, retry_policy=polite, max_entries=args.max_entries)
     _report(done, "energies: enthalpy_formation_atom, eV/atom, as AFLOW gives them")
 
 
 def _optimade(args: argparse.Namespace) -> None:
-    from fastcrystal.data.databases.download import Politeness
+    from fastcrystal.data.databases.download import RetryPolicy
     from fastcrystal.data.databases.optimade import OptimadeQuery, download, find_provider, make_filter
 
     provider = find_provider(args.provider)
     wanted = make_filter(tuple(args.elements), args.nelements, args.nsites, args.filter)
     energy, group = args.energy_field or provider.energy_field, args.group_field or provider.group_field
     query = OptimadeQuery(wanted, energy, group, args.page_size)
-    polite = Politeness(delay=args.delay, attempts=args.attempts)
-    done = download(query, args.out, base_url=provider.base_url, politeness=polite, max_entries=args.max_entries)
+    polite = RetryPolicy(delay=args.delay, attempts=args.attempts)
+    done = download(query, args.out, base_url=provider.base_url, retry_policy=polite, max_entries=args.max_entries)
     if energy:
         _report(done, f"energies: {energy}, eV/atom, as the provider gives them")
     else:

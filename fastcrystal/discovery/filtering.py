@@ -63,7 +63,7 @@ def check_validity(candidates: Sequence[Candidate]) -> list[Candidate]:
     return out
 
 
-def drop_copies(candidates: Sequence[Candidate], *, jobs: int | None = None, progress: bool = True) -> list[Candidate]:
+def deduplicate(candidates: Sequence[Candidate], *, jobs: int | None = None, progress: bool = True) -> list[Candidate]:
     """One of each group of candidates that pymatgen's StructureMatcher calls the same; the others get a reason.
 
     Of alike ones that stays whose space group is the requested one, then the first. "copies" counts all it stands for.
@@ -119,7 +119,7 @@ def drop_relaxed_copies(
     candidates : sequence of Candidate
         Relaxed; those with a reason are passed on.
     jobs, progress
-        As for `drop_copies`.
+        As for `deduplicate`.
     """
     kinds: dict[tuple[str, ...], list[int]] = defaultdict(list)
     for i, c in enumerate(candidates):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from fastcrystal.crystal import CrystalBatch
-from fastcrystal.discovery.filtering import SYMPREC, as_batch, check_validity, drop_copies
+from fastcrystal.discovery.filtering import SYMPREC, as_batch, check_validity, deduplicate
 from fastcrystal.discovery.ranking import with_group
 from fastcrystal.relaxation.candidate import Candidate, write_candidates
 from fastcrystal.relaxation.candidates import relax_candidates
@@ -129,7 +129,7 @@ def modify(
         )
         for i in range(count)
     ]
-    proposals = drop_copies(check_validity(proposals), jobs=jobs, progress=False)
+    proposals = deduplicate(check_validity(proposals), jobs=jobs, progress=False)
     energy: float | None = None
     if potential is not None:
         how = (relax or RelaxSettings()).to_dict()

@@ -15,7 +15,7 @@ import torch
 from fastcrystal.evaluation.test_set import wilson
 from fastcrystal.experiments.run import finish_training, is_judged, judge
 from fastcrystal.training.config import TrainConfig
-from fastcrystal.training.tasks import prepare
+from fastcrystal.training.tasks import make_splits
 from fastcrystal.utils.files import write_json
 
 #: row -> what differs from the recipe; the first row is the recipe itself
@@ -103,7 +103,7 @@ def ablate(
             run = out / f"{row.replace(' ', '-').replace(',', '')}-{seed}"
             trainer = finish_training(config, run)
             if not is_judged(config, run):
-                judge(trainer.sampler(), prepare(config), config, run, jobs)
+                judge(trainer.sampler(), make_splits(config), config, run, jobs)
             done.setdefault(row, []).append(json.loads((run / "result.json").read_text("utf-8")))
     about = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",

@@ -11,7 +11,7 @@ import torch
 
 from fastcrystal.sampling.generator import Generator
 from fastcrystal.structure.match import match_many
-from fastcrystal.training.tasks import prepare, trial
+from fastcrystal.training.tasks import draw_test_set, make_splits
 from fastcrystal.utils.files import write_json
 
 #: sampler -> steps that are tried; Heun and midpoint call the network twice a step
@@ -52,7 +52,7 @@ def few_steps(run: Path, out: Path, max_test: int = 400, device: str = "auto", j
     config = replace(trained.config, max_test=max_test)
     if config.algo == "regression":
         raise ValueError(f"{run} is a regression: it takes one step in any case")
-    asked = trial(prepare(config), config)
+    asked = draw_test_set(make_splits(config), config)
     initial = None if asked.initial is None else asked.initial.batch()
     name, tried = ("sampler", DIFFUSION_STEPS) if config.diffuses else ("method", FLOW_STEPS)
     # threads and caches before the first timing

@@ -23,7 +23,7 @@ import fastcrystal
 from fastcrystal.experiments.run import finish_training, is_judged, judge
 from fastcrystal.sampling.generator import Generator
 from fastcrystal.training.config import TrainConfig
-from fastcrystal.training.tasks import prepare
+from fastcrystal.training.tasks import make_splits
 from fastcrystal.training.trainer import Trainer
 from fastcrystal.utils.files import write_json
 
@@ -167,7 +167,7 @@ def judge_model(out: Path, model: Model, base: TrainConfig, jobs: int | None) ->
     config = config_of(model, base)
     trained = Generator.from_run(out / (model.weights_of or model.name), config.device)
     (out / model.name).mkdir(exist_ok=True)
-    judge(trained, prepare(config), config, out / model.name, jobs)
+    judge(trained, make_splits(config), config, out / model.name, jobs)
 
 
 def tables(results: dict[str, dict[str, Any]], about: dict[str, Any]) -> str:

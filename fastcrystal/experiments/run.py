@@ -19,7 +19,7 @@ from fastcrystal.sampling.generator import Generator
 from fastcrystal.training.checkpoint import list_checkpoints, read_config, run_folder
 from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.logger import read_metrics
-from fastcrystal.training.tasks import Prepared, prepare, trial
+from fastcrystal.training.tasks import DataSplits, draw_test_set, make_splits
 from fastcrystal.training.trainer import Trainer, new_run_folder
 from fastcrystal.utils.files import write_json
 
@@ -77,7 +77,7 @@ def _train_and_evaluate(
     trainer.fit()
     if ranks.is_main_process:
         draw_curves(run)
-    result = judge(trainer.sampler(), trainer.prepared, config, run, jobs)
+    result = judge(trainer.sampler(), trainer.splits, config, run, jobs)
     minutes = (time.perf_counter() - started) / 60
     return f"{result.table()}\n\nrun folder: {run}  ({minutes:.1f} min in all)"
 
@@ -127,8 +127,8 @@ def evaluate_run(
         If `run` has no usable checkpoint, its data set is gone or has changed, or an option does not suit it.
     """
     trained = Generator.from_run(run, device)
-    prepared = prepare(trained.config)
-    if prepared.data.fingerprint() != trained.run["data"]["sha256"]:
+    splits = make_splits(trained.config)
+    if splits.data.fingerprint() != trained.run["data"]["sha256"]:
         raise ValueError(
             f"{trained.config.data} has changed since {run} was trained: its test formulas are no longer known"
         )
@@ -138,12 +138,12 @@ def evaluate_run(
             raise ValueError(f"sampler {sampler} is for diffusion; {run} was trained with {trained.config.algo}")
         asked |= {"algo": sampler, "eta": eta or 0.0}
     config = replace(trained.config, **{k: v for k, v in asked.items() if v is not None})
-    return judge(trained, prepared, config, run_folder(run), jobs, seed, method, precision, compile)
+    return judge(trained, splits, config, run_folder(run), jobs, seed, method, precision, compile)
 
 
 def judge(
     sampler: Generator,
-    prepared: Prepared,
+    splits: DataSplits,
     config: TrainConfig,
     run: Path,
     jobs: int | None,
@@ -157,7 +157,7 @@ def judge(
     Parameters
     ----------
     sampler : Generator
-    prepared : Prepared
+    splits : DataSplits
     config : TrainConfig
         Says how many test crystals, and how to sample.
     run : Path
@@ -174,7 +174,7 @@ def judge(
     ValueError
         If an option does not suit the algorithm.
     """
-    asked = trial(prepared, config)
+    asked = draw_test_set(splits, config)
     started = time.perf_counter()
     initial = None if asked.initial is None else asked.initial.batch()
     leads = DistributedContext.current().is_main_process
@@ -202,7 +202,7 @@ def judge(
     result = evaluate(
         generated,
         asked.target,
-        prepared.load(prepared.split.train),
+        splits.load(splits.indices.train),
         initial=initial,
         jobs=jobs,
         seed=seed,

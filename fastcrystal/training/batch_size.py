@@ -145,7 +145,7 @@ def _peak_here(preset: str, length: int, device: str, precision: str, recompute:
     from fastcrystal.model.unet import CrystalUNet
     from fastcrystal.testing import random_batch
     from fastcrystal.training.config import TrainConfig
-    from fastcrystal.training.objective import Example, Objective
+    from fastcrystal.training.objective import Objective, TrainingBatch
     from fastcrystal.training.process import make_process
     from fastcrystal.utils.device import half_precision
 
@@ -161,7 +161,7 @@ def _peak_here(preset: str, length: int, device: str, precision: str, recompute:
     objective = Objective(make_process(config, scaling), config, length)
     generator = torch.Generator(device)
     data = data.to(device)
-    example = Example(data, scaling.encode(data, length))
+    example = TrainingBatch(data, scaling.encode(data, length))
     for _ in range(2):
         with torch.autocast(device, half, enabled=half is not None):
             loss: Any = objective(model, example, generator)

@@ -18,7 +18,7 @@ from fastcrystal.utils import random as draws
 
 
 @dataclass(frozen=True)
-class Example:
+class TrainingBatch:
     """A batch ready for the network.
 
     Attributes
@@ -57,7 +57,7 @@ class Objective:
     def __call__(
         self,
         model: CrystalUNet | Averaged,
-        example: Example,
+        example: TrainingBatch,
         generator: torch.Generator,
         regularise: bool = True,
     ) -> Tensor:
@@ -93,7 +93,7 @@ class _Bound(nn.Module):
         super().__init__()
         self.objective, self.model = objective, model
 
-    def forward(self, example: Example, generator: torch.Generator) -> Tensor:
+    def forward(self, example: TrainingBatch, generator: torch.Generator) -> Tensor:
         return self.objective(self.model, example, generator)
 
 

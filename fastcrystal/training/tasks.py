@@ -28,7 +28,7 @@ from fastcrystal.data.streaming import Streamed
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.parallel.distributed import DistributedContext
 from fastcrystal.training.config import TrainConfig
-from fastcrystal.training.objective import Example
+from fastcrystal.training.objective import TrainingBatch
 from fastcrystal.utils import random as draws
 
 #: shares of train, validation and test, by formula
@@ -36,14 +36,14 @@ FRACTIONS = (0.8, 0.05, 0.15)
 
 
 @dataclass(frozen=True)
-class Prepared:
+class DataSplits:
     """A data set, split and ready to train on.
 
     Attributes
     ----------
     data : CrystalDataset or Store
         A store where the crystals are streamed from one.
-    split : Split
+    indices : Split
     length : int
         L of the crystal matrix.
     left_out : dict of str to int
@@ -51,7 +51,7 @@ class Prepared:
     """
 
     data: CrystalDataset | Store
-    split: Split
+    indices: Split
     length: int
     left_out: dict[str, int]
 
@@ -60,7 +60,7 @@ class Prepared:
         return in_memory(self.data.select(index))
 
 
-def prepare(config: TrainConfig) -> Prepared:
+def make_splits(config: TrainConfig) -> DataSplits:
     """Open the data set of `config`, leave out what cannot be used, and split it by formula.
 
     Raises
@@ -97,7 +97,7 @@ def prepare(config: TrainConfig) -> Prepared:
     for side in ("train", "test"):  # validation only draws a curve: a small set may do without
         if not len(getattr(split, side)):
             raise ValueError(f"{config.data}: too few formulas to split, none is left for {side}")
-    return Prepared(data, split, length, left_out)
+    return DataSplits(data, split, length, left_out)
 
 
 def _open(config: TrainConfig) -> CrystalDataset | Store:
@@ -108,7 +108,7 @@ def _open(config: TrainConfig) -> CrystalDataset | Store:
 
 
 @dataclass(frozen=True)
-class Trial:
+class TestSet:
     """What a model is judged on.
 
     Attributes
@@ -126,7 +126,7 @@ class Trial:
     initial: CrystalDataset | None = None
 
 
-def trial(prepared: Prepared, config: TrainConfig) -> Trial:
+def draw_test_set(splits: DataSplits, config: TrainConfig) -> TestSet:
     """The test crystals of a run, or `max_test` of them drawn with the seed; in modification the lowest-energy pairs.
 
     Raises
@@ -134,13 +134,13 @@ def trial(prepared: Prepared, config: TrainConfig) -> Trial:
     ValueError
         If the task is modification and the test formulas have no two polymorphs.
     """
-    data, test = prepared.data, prepared.split.test
+    data, test = splits.data, splits.indices.test
     if config.task == "generate":
-        target = prepared.load(_some(test, config))
-        return Trial(target, target.batch())
+        target = splits.load(_some(test, config))
+        return TestSet(target, target.batch())
     first, second = _some(find_pairs(in_memory(data), test).lowest, config).T
-    initial, target = prepared.load(first), prepared.load(second)
-    return Trial(target, _changes(initial.batch(), target.batch()), initial)
+    initial, target = splits.load(first), splits.load(second)
+    return TestSet(target, _changes(initial.batch(), target.batch()), initial)
 
 
 def _some(index: NDArray[np.int64], config: TrainConfig) -> NDArray[np.int64]:
@@ -162,7 +162,7 @@ class GenerateTask:
 
     Parameters
     ----------
-    prepared : Prepared
+    splits : DataSplits
     config : TrainConfig
     scaling : LatticeScaling
     device : torch.device
@@ -177,21 +177,21 @@ class GenerateTask:
 
     def __init__(
         self,
-        prepared: Prepared,
+        splits: DataSplits,
         config: TrainConfig,
         scaling: LatticeScaling,
         device: torch.device,
         ranks: DistributedContext | None = None,
     ) -> None:
         ranks = DistributedContext.current() if ranks is None else ranks
-        self.prepared, self.config, self.scaling = prepared, config, scaling
+        self.splits, self.config, self.scaling = splits, config, scaling
         self.share = ranks.share(config.batch_size)
         self.device = device
-        train = prepared.data.select(prepared.split.train)
+        train = splits.data.select(splits.indices.train)
         self.streamed = Streamed(train, self._drawn, device) if config.stream else None
         if self.streamed is None:
             self.train = train.batch().to(device)
-            self.x_1 = scaling.encode(self.train, prepared.length)
+            self.x_1 = scaling.encode(self.train, splits.length)
         self.count, self.seed, self.ranks = len(train), config.seed, ranks
         self.shifts: Shifts | None = allowed_shifts(in_memory(train)).to(device) if config.origin_shifts else None
 
@@ -202,14 +202,14 @@ class GenerateTask:
         generator.manual_seed(draws.step_seed(self.seed, step))
         return draws.integers(self.count, self.share, generator, self.device)
 
-    def batch(self, step: int, generator: torch.Generator) -> Example:
+    def batch(self, step: int, generator: torch.Generator) -> TrainingBatch:
         """The training batch of a step, drawn by `generator`, which is seeded with `step_seed(seed, step)`."""
         index = draws.integers(self.count, self.share, generator, self.device)
         if self.streamed is None:
             crystals, x_1 = self.train[index], self.x_1[index]
         else:
             crystals = self.streamed.batch(step)
-            x_1 = self.scaling.encode(crystals, self.prepared.length)
+            x_1 = self.scaling.encode(crystals, self.splits.length)
         if self.shifts is not None:
             shift = self.shifts.draw(index, generator)
             crystals = replace(crystals, frac=shift_origin(crystals.frac, shift, crystals.num_sites))
@@ -218,15 +218,15 @@ class GenerateTask:
             crystals = replace(crystals, frac=_reordered(crystals.frac, order))
         if self.shifts is not None or self.config.site_order == "random":
             x_1 = _with_sites(x_1, crystals, self.scaling)
-        return Example(crystals, x_1)
+        return TrainingBatch(crystals, x_1)
 
-    def validation(self, size: int) -> Example | None:
+    def validation(self, size: int) -> TrainingBatch | None:
         """The first `size` crystals of the validation formulas; None where there are none."""
-        index = self.prepared.split.val[:size]
+        index = self.splits.indices.val[:size]
         if not len(index):
             return None
-        crystals = self.prepared.load(index).batch().to(self.device)
-        return Example(crystals, self.scaling.encode(crystals, self.prepared.length))
+        crystals = self.splits.load(index).batch().to(self.device)
+        return TrainingBatch(crystals, self.scaling.encode(crystals, self.splits.length))
 
 
 class ModifyTask:
@@ -234,7 +234,7 @@ class ModifyTask:
 
     Parameters
     ----------
-    prepared : Prepared
+    splits : DataSplits
     config : TrainConfig
     scaling : LatticeScaling
     device : torch.device
@@ -249,21 +249,21 @@ class ModifyTask:
 
     def __init__(
         self,
-        prepared: Prepared,
+        splits: DataSplits,
         config: TrainConfig,
         scaling: LatticeScaling,
         device: torch.device,
         ranks: DistributedContext | None = None,
     ) -> None:
         ranks = DistributedContext.current() if ranks is None else ranks
-        self.prepared, self.config, self.scaling = prepared, config, scaling
+        self.splits, self.config, self.scaling = splits, config, scaling
         self.rows = ranks.rows(config.batch_size)
-        data, split = in_memory(prepared.data), prepared.split
+        data, split = in_memory(splits.data), splits.indices
         self.data = data
         self.pairs = find_pairs(data, split.train)
         self.sampler = PairSampler(self.pairs, config.pairs_per_group, config.seed)
         self.crystals = data.batch().to(device)
-        self.x = scaling.encode(self.crystals, prepared.length)
+        self.x = scaling.encode(self.crystals, splits.length)
         self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
         if config.pairing == "listed":
             _check_listed(data, find_pairs(data).lowest)  # all sides; a group is alike if each is like its lowest
@@ -274,7 +274,7 @@ class ModifyTask:
         energy: Tensor = self.crystals.energy[pairs]
         return energy[:, 1] - energy[:, 0]
 
-    def batch(self, step: int, generator: torch.Generator) -> Example:
+    def batch(self, step: int, generator: torch.Generator) -> TrainingBatch:
         """The training batch of a step: the same pairs however often the run was interrupted before it."""
         example = self._example(self.sampler.batch(step, self.config.batch_size)[self.rows])
         if self.config.site_order == "canonical" or example.initial is None:
@@ -286,15 +286,15 @@ class ModifyTask:
             example, crystals=replace(crystals, frac=_reordered(crystals.frac, order)), x_1=x_1, initial=initial
         )
 
-    def validation(self, size: int) -> Example | None:
+    def validation(self, size: int) -> TrainingBatch | None:
         """The first `size` lowest-energy pairs of the validation formulas; None where there are none."""
         try:
-            pairs = find_pairs(self.data, self.prepared.split.val).lowest
+            pairs = find_pairs(self.data, self.splits.indices.val).lowest
         except ValueError:  # a small set may do without
             return None
         return self._example(pairs[:size])
 
-    def _example(self, pairs: NDArray[np.int64]) -> Example:
+    def _example(self, pairs: NDArray[np.int64]) -> TrainingBatch:
         initial, target = torch.from_numpy(pairs.T.copy()).to(self.x.device)
         crystals = _changes(self.crystals[initial], self.crystals[target])
         x_1 = self.x[target]
@@ -302,7 +302,7 @@ class ModifyTask:
             order = torch.from_numpy(self._nearest(pairs)).to(self.x.device)
             crystals = replace(crystals, frac=_reordered(crystals.frac, order))
             x_1 = _reordered(x_1, _rows(order, x_1.shape[1]))
-        return Example(crystals, x_1, self.x[initial], self.crystals.energy[initial])
+        return TrainingBatch(crystals, x_1, self.x[initial], self.crystals.energy[initial])
 
     def _nearest(self, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
         """Order of the target's sites beside the initial structure's, shape (B, N); each pair is worked out once."""

@@ -38,10 +38,10 @@ from fastcrystal.training.checkpoint import (
 )
 from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.logger import MetricLogger
-from fastcrystal.training.objective import Averaged, Example, Objective
+from fastcrystal.training.objective import Averaged, Objective, TrainingBatch
 from fastcrystal.training.process import make_process
 from fastcrystal.training.signals import Stopped, StopRequest
-from fastcrystal.training.tasks import GenerateTask, ModifyTask, prepare
+from fastcrystal.training.tasks import GenerateTask, ModifyTask, make_splits
 from fastcrystal.utils.device import compile_network, half_precision, pick_device
 from fastcrystal.utils.random import BatchGenerator, step_seed
 
@@ -78,11 +78,11 @@ class Trainer:
         self.config, self.run = config, run
         self.ranks = DistributedContext.current() if ranks is None else ranks
         self.device = pick_device(config.device)
-        self.prepared = prepare(config)
+        self.splits = make_splits(config)
         self.scaling = self._fit_scaling()
         self.process = make_process(config, self.scaling)
         task = GenerateTask if config.task == "generate" else ModifyTask
-        self.task = task(self.prepared, config, self.scaling, self.device, self.ranks)
+        self.task = task(self.splits, config, self.scaling, self.device, self.ranks)
         self.val = self.task.validation(VALIDATION_SIZE)
         torch.manual_seed(config.seed)
         self.model = CrystalUNet(self._model_config()).to(self.device)
@@ -98,7 +98,7 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half is torch.float16)
         self.generator = BatchGenerator(self.device)
         self.generator.rank, self.generator.world = self.ranks.rank, self.ranks.world
-        self.objective = Objective(self.process, config, self.prepared.length)
+        self.objective = Objective(self.process, config, self.splits.length)
         self._loss = self._for_all_ranks(self.objective.bind(self.model))
         self.step = 0
         self.bad_steps: list[int] = []
@@ -116,18 +116,18 @@ class Trainer:
     def _fit_scaling(self) -> LatticeScaling:
         if self.config.lattice == "raw":
             return LatticeScaling()
-        train = self.prepared.split.train
+        train = self.splits.indices.train
         some = train[:: -(-len(train) // FIT_ON)]  # of millions, evenly spaced ones tell as much
-        crystals = self.prepared.load(some).batch()
+        crystals = self.splits.load(some).batch()
         return LatticeScaling.fit(crystals, self.config.site_scale, 0.5, self.config.lattice)  # type: ignore[arg-type]
 
     def _model_config(self) -> UNetConfig:
-        energy = torch.from_numpy(self.prepared.data.e_form[self.prepared.split.train])
+        energy = torch.from_numpy(self.splits.data.e_form[self.splits.indices.train])
         scale: dict[str, Any] = dict(zip(("energy_mean", "energy_std"), _moments(energy), strict=True))
         if isinstance(self.task, ModifyTask):
             what = "change" if self.config.conditions_on_initial else "energy"
             scale |= dict(zip((f"{what}_mean", f"{what}_std"), _moments(self.task.changes()), strict=True))
-        return self.config.network(length=self.prepared.length, site_period=self.scaling.site_scale, **scale)
+        return self.config.network(length=self.splits.length, site_period=self.scaling.site_scale, **scale)
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then cosine decay to zero at the last step."""
@@ -254,7 +254,7 @@ class Trainer:
         return loss.detach()
 
     @torch.no_grad()
-    def validate(self, example: Example) -> float:
+    def validate(self, example: TrainingBatch) -> float:
         """Loss of the averaged weights, with the same noise every time and no condition left open."""
         generator = torch.Generator().manual_seed(self.config.seed)
         self.model.eval()
@@ -264,7 +264,7 @@ class Trainer:
 
     def description(self) -> dict[str, Any]:
         """What config.json says of the run."""
-        data, split = self.prepared.data, self.prepared.split
+        data, split = self.splits.data, self.splits.indices
         return {
             "fastcrystal": fastcrystal.__version__,
             "torch": torch.__version__,
@@ -274,7 +274,7 @@ class Trainer:
             "train": self.config.to_dict(),
             "model": self.model.config.to_dict(),
             "scaling": self.scaling.to_dict(),
-            "length": self.prepared.length,
+            "length": self.splits.length,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "data": {
                 "name": data.name,
@@ -282,7 +282,7 @@ class Trainer:
                 "n_train": len(split.train),
                 "n_val": len(split.val),
                 "n_test": len(split.test),
-                "left_out": self.prepared.left_out,
+                "left_out": self.splits.left_out,
                 "elements": elements_of(data.select(split.train)),
                 "formula_units": formula_units(data.select(split.train)),
             },
@@ -339,7 +339,7 @@ class Trainer:
         """The averaged weights, ready to generate."""
         model = CrystalUNet(self.model.config).to(self.device).eval()
         model.load_state_dict(self.average)
-        out = Generator(model, self.config, self.scaling, self.prepared.length)
+        out = Generator(model, self.config, self.scaling, self.splits.length)
         out.run, out.step = self.description(), self.step
         return out
 

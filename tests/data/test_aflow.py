@@ -34,7 +34,7 @@ def test_summons() -> None:
 @pytest.mark.parametrize("old", [False, True])
 def test_all_pages_are_fetched_and_read(tmp_path: Path, old: bool) -> None:
     with bad_server(Aflux(8, old)) as server:
-        done = download(QUERY, tmp_path / "f", base_url=server.url + "/API/aflux/?", politeness=QUICK, progress=False)
+        done = download(QUERY, tmp_path / "f", base_url=server.url + "/API/aflux/?", retry_policy=QUICK, progress=False)
     assert (done.pages, done.new_pages, done.entries, done.complete) == (3, 3, 8, True)
     assert done.total == (8 if old else None)
     assert [paging(u)[0] for u in server.log.urls] == [1, 2, 3, 4]
@@ -59,7 +59,7 @@ def test_all_pages_are_fetched_and_read(tmp_path: Path, old: bool) -> None:
 def test_pages_are_the_bytes_that_were_sent(tmp_path: Path) -> None:
     aflux = Aflux(2)
     with bad_server(aflux) as server:
-        download(QUERY, tmp_path, base_url=server.url, politeness=QUICK, progress=False)
+        download(QUERY, tmp_path, base_url=server.url, retry_policy=QUICK, progress=False)
     assert gzip.decompress((tmp_path / "page-000001.json.gz").read_bytes()) == json.dumps(aflux.rows).encode()
 
 
@@ -90,7 +90,7 @@ def test_pages_are_the_bytes_that_were_sent(tmp_path: Path) -> None:
 )
 def test_rows_that_do_not_fit_are_rejected(tmp_path: Path, changes: dict[str, Any], reason: str) -> None:
     with bad_server(lambda url: [row(0, **changes), row(1)] if paging(url)[0] == 1 else []) as server:
-        download(QUERY, tmp_path, base_url=server.url, politeness=QUICK, progress=False)
+        download(QUERY, tmp_path, base_url=server.url, retry_policy=QUICK, progress=False)
     bad, good = entries(tmp_path)
     assert isinstance(good, Entry)
     assert isinstance(bad, Reject)
@@ -109,7 +109,7 @@ def test_string_formats_and_what_may_be_missing(tmp_path: Path) -> None:
         enthalpy_formation_atom=None,
     )
     with bad_server(lambda url: [text] if paging(url)[0] == 1 else []) as server:
-        download(QUERY, tmp_path, base_url=server.url, politeness=QUICK, progress=False)
+        download(QUERY, tmp_path, base_url=server.url, retry_policy=QUICK, progress=False)
     (found,) = entries(tmp_path)
     assert isinstance(found, Entry)
     assert isinstance(found.payload, Sites)
@@ -121,7 +121,7 @@ def test_string_formats_and_what_may_be_missing(tmp_path: Path) -> None:
 
 def test_a_damaged_page_is_one_reject(tmp_path: Path) -> None:
     with bad_server(Aflux(8)) as server:
-        download(QUERY, tmp_path, base_url=server.url, politeness=QUICK, progress=False)
+        download(QUERY, tmp_path, base_url=server.url, retry_policy=QUICK, progress=False)
     (tmp_path / "page-000002.json.gz").write_bytes(b"no gzip")
     found = list(entries(tmp_path))
     assert [e.id for e in found if isinstance(e, Reject)] == ["page-000002.json.gz"]
@@ -145,7 +145,7 @@ for heavy in ("requests", "optimade"):
 
 def test_nothing_is_fetched_by_imports_or_by_reading(tmp_path: Path) -> None:
     with bad_server(Aflux(5)) as server:
-        download(QUERY, tmp_path, base_url=server.url, politeness=QUICK, progress=False)
+        download(QUERY, tmp_path, base_url=server.url, retry_policy=QUICK, progress=False)
         asked = len(server.log.urls)
         run = subprocess.run([sys.executable, "-c", OFFLINE, str(tmp_path)], capture_output=True, text=True)
     assert (run.stdout.strip(), run.stderr) == ("5", "")

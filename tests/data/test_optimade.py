@@ -16,14 +16,14 @@ import pytest
 
 from fastcrystal.cli.app import main
 from fastcrystal.data.databases import optimade
-from fastcrystal.data.databases.download import DownloadError, Politeness
+from fastcrystal.data.databases.download import DownloadError, RetryPolicy
 from fastcrystal.data.databases.optimade import OptimadeQuery, download, entries, find_provider, make_filter
 from fastcrystal.data.readers.entry import Entry, Reject, Sites
 from fastcrystal.structure.canonical import check_crystal
 from tests.factories.bad_server import BadServer, bad_server
 
 needs_client = pytest.mark.skipif(importlib.util.find_spec("optimade") is None, reason="needs fastcrystal[optimade]")
-QUICK = Politeness(delay=0.0, backoff=0.01, connect_timeout=2, read_timeout=5, page_timeout=10, attempts=4)
+QUICK = RetryPolicy(delay=0.0, backoff=0.01, connect_timeout=2, read_timeout=5, page_timeout=10, attempts=4)
 QUERY = OptimadeQuery('elements HAS "Na"', energy_field="_x_e", page_size=2)
 #: serves the structures that come with the package, at a free port that it prints; asks no registry of providers
 OWN_SERVER = """
@@ -118,13 +118,13 @@ class Pages:
 
 def fetch(server: BadServer, pages: Pages, folder: Path, query: OptimadeQuery = QUERY, **more: Any) -> Any:
     pages.base = server.url
-    return download(query, folder, base_url=server.url, politeness=QUICK, progress=False, **more)
+    return download(query, folder, base_url=server.url, retry_policy=QUICK, progress=False, **more)
 
 
 @needs_client
 def test_structures_of_the_package_itself(own_server: str, tmp_path: Path) -> None:
     query = OptimadeQuery("nsites<=60", page_size=5)
-    done = download(query, tmp_path, base_url=own_server, politeness=QUICK, progress=False)
+    done = download(query, tmp_path, base_url=own_server, retry_policy=QUICK, progress=False)
     assert done.complete
     assert done.entries == done.total
     assert done.pages == math.ceil(done.entries / 5) >= 2
@@ -151,7 +151,7 @@ def test_structures_of_the_package_itself(own_server: str, tmp_path: Path) -> No
 @needs_client
 def test_filters_as_the_package_understands_them(own_server: str, tmp_path: Path) -> None:
     wanted = make_filter(("Ag", "Br"), (2, 4), (2, 60))
-    done = download(OptimadeQuery(wanted), tmp_path, base_url=own_server, politeness=QUICK, progress=False)
+    done = download(OptimadeQuery(wanted), tmp_path, base_url=own_server, retry_policy=QUICK, progress=False)
     data = json.loads((Path(_package()) / "server/data/test_structures.json").read_text())
     fits = [s for s in data if {"Ag", "Br"} <= set(s["elements"]) and s["nelements"] <= 4 and 2 <= s["nsites"] <= 60]
     assert done.entries == len(fits) > 0
@@ -176,7 +176,7 @@ def test_command_at_the_package_s_server(own_server: str, tmp_path: Path, capsys
 def test_refusal_in_the_server_s_words(own_server: str, tmp_path: Path) -> None:
     query = OptimadeQuery("_exmpl_nothing=3")
     with pytest.raises(DownloadError, match=r"page 1 of .*refuses with 400: [^{]*_exmpl_nothing"):
-        download(query, tmp_path, base_url=own_server, politeness=QUICK, progress=False)
+        download(query, tmp_path, base_url=own_server, retry_policy=QUICK, progress=False)
 
 
 def _package() -> str:

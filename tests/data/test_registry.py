@@ -15,11 +15,11 @@ from urllib.parse import urlsplit
 import pytest
 
 from fastcrystal.cli.app import main
-from fastcrystal.data.databases.download import DownloadError, Politeness
+from fastcrystal.data.databases.download import DownloadError, RetryPolicy
 from fastcrystal.data.datasets.fetch import RECORD, fetch
 from fastcrystal.data.datasets.registry import DATASETS, RemoteFile, named_dataset
 
-QUICK = Politeness(delay=0, backoff=0, attempts=2, connect_timeout=5, read_timeout=5)
+QUICK = RetryPolicy(delay=0, backoff=0, attempts=2, connect_timeout=5, read_timeout=5)
 FILES = {"train.csv": b"material_id,cif\n1,x\n", "val.csv": b"material_id,cif\n2,y\n", "test.csv": b"a,b\n"}
 
 
@@ -55,7 +55,7 @@ def site(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
 def test_fetched_once(site: tuple[str, Path, list[str]], tmp_path: Path) -> None:
     url, _, asked = site
     said: list[str] = []
-    got = fetch("mp_20", tmp_path / "got", mirror=url + "/", politeness=QUICK, say=said.append)
+    got = fetch("mp_20", tmp_path / "got", mirror=url + "/", retry_policy=QUICK, say=said.append)
     assert got.new == ("train.csv", "val.csv", "test.csv")
     assert {name: (tmp_path / "got" / name).read_bytes() for name in FILES} == FILES
     assert said[0] == f"fetching {url}/mp_20/train.csv"
@@ -66,7 +66,7 @@ def test_fetched_once(site: tuple[str, Path, list[str]], tmp_path: Path) -> None
         "sha256": hashlib.sha256(FILES["val.csv"]).hexdigest(),
     }
     asked.clear()
-    again = fetch("mp_20", tmp_path / "got", mirror=url, politeness=QUICK)
+    again = fetch("mp_20", tmp_path / "got", mirror=url, retry_policy=QUICK)
     assert again.new == ()
     assert asked == []
     assert again.sha256 == got.sha256
@@ -77,7 +77,7 @@ def test_a_file_on_the_disk_is_used(site: tuple[str, Path, list[str]], tmp_path:
     url, _, asked = site
     (tmp_path / "got").mkdir()
     (tmp_path / "got" / "train.csv").write_bytes(b"mine\n")
-    got = fetch("mp_20", tmp_path / "got", mirror=url, politeness=QUICK)
+    got = fetch("mp_20", tmp_path / "got", mirror=url, retry_policy=QUICK)
     assert got.new == ("val.csv", "test.csv")
     assert asked == ["/mp_20/val.csv", "/mp_20/test.csv"]
     assert (tmp_path / "got" / "train.csv").read_bytes() == b"mine\n"
@@ -96,12 +96,12 @@ def test_what_to_do_next(site: tuple[str, Path, list[str]], tmp_path: Path, caps
 
 def test_a_changed_file_is_noticed(site: tuple[str, Path, list[str]], tmp_path: Path) -> None:
     url, *_ = site
-    fetch("mp_20", tmp_path / "got", mirror=url, politeness=QUICK)
+    fetch("mp_20", tmp_path / "got", mirror=url, retry_policy=QUICK)
     (tmp_path / "got" / "val.csv").write_bytes(b"cut")
     with pytest.raises(ValueError, match=r"val\.csv has the checksum .* delete it to fetch it anew"):
-        fetch("mp_20", tmp_path / "got", mirror=url, politeness=QUICK)
+        fetch("mp_20", tmp_path / "got", mirror=url, retry_policy=QUICK)
     (tmp_path / "got" / "val.csv").unlink()
-    assert fetch("mp_20", tmp_path / "got", mirror=url, politeness=QUICK).new == ("val.csv",)
+    assert fetch("mp_20", tmp_path / "got", mirror=url, retry_policy=QUICK).new == ("val.csv",)
 
 
 def test_checksums_of_the_registry(
@@ -114,10 +114,10 @@ def test_checksums_of_the_registry(
         monkeypatch.setitem(DATASETS, "mp_20", entry)
         out = tmp_path / sha256[:4]
         if sha256 == right:
-            assert "downloaded; checksum as in the registry" in str(fetch("mp_20", out, politeness=QUICK))
+            assert "downloaded; checksum as in the registry" in str(fetch("mp_20", out, retry_policy=QUICK))
         else:
             with pytest.raises(ValueError, match=r"the registry's is 0000000000000000\.\.\."):
-                fetch("mp_20", out, politeness=QUICK)
+                fetch("mp_20", out, retry_policy=QUICK)
             assert list(out.iterdir()) == []
 
 
@@ -133,7 +133,7 @@ def test_what_is_not_the_file(body: bytes, message: str, site: tuple[str, Path, 
     url, folder, _ = site
     (folder / "val.csv").write_bytes(body)
     with pytest.raises(DownloadError, match=message):
-        fetch("mp_20", tmp_path / "got", mirror=url, politeness=QUICK)
+        fetch("mp_20", tmp_path / "got", mirror=url, retry_policy=QUICK)
     assert not (tmp_path / "got" / "val.csv").exists()
     assert (tmp_path / "got" / "train.csv").exists()
 
@@ -142,7 +142,7 @@ def test_a_missing_file_says_where_to_put_it(site: tuple[str, Path, list[str]], 
     url, folder, _ = site
     (folder / "test.csv").unlink()
     with pytest.raises(DownloadError, match=r"refuses with 404.*put it at .*got/test\.csv") as error:
-        fetch("mp_20", tmp_path / "got", mirror=url, politeness=QUICK)
+        fetch("mp_20", tmp_path / "got", mirror=url, retry_policy=QUICK)
     assert "\n" not in str(error.value)
 
 

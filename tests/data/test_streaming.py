@@ -18,7 +18,7 @@ from fastcrystal.data.store.writer import StoreWriter
 from fastcrystal.data.streaming import Streamed
 from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.logger import read_metrics
-from fastcrystal.training.tasks import prepare
+from fastcrystal.training.tasks import make_splits
 from fastcrystal.training.trainer import Trainer
 from tests.factories.tiny import tiny_config
 
@@ -42,7 +42,7 @@ def test_streamed_training_is_the_training_in_memory(tiny_npz: Path, store: Path
     config = tiny_config(tiny_npz)
     whole = losses(config, tmp_path / "whole")
     streamed = replace(config, data=str(store), stream=True)
-    assert isinstance(prepare(streamed).data, Store)
+    assert isinstance(make_splits(streamed).data, Store)
     assert losses(streamed, tmp_path / "streamed") == whole
     assert losses(replace(config, stream=True), tmp_path / "npz") == whole
     assert losses(replace(streamed, origin_shifts=True), tmp_path / "moved") == losses(
@@ -64,7 +64,7 @@ def test_a_streamed_run_goes_on(store: Path, tmp_path: Path) -> None:
         again.resume()
         assert again.step == 5
         if stream:
-            assert isinstance(again.prepared.data, Store)
+            assert isinstance(again.splits.data, Store)
         again.fit()
         found.append([r["loss"] for r in read_metrics(run / "metrics.jsonl")])
     assert found[0] == found[1]

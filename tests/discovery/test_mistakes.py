@@ -11,7 +11,7 @@ import pytest
 from fastcrystal.cli.app import main
 from fastcrystal.discovery import pipeline
 from fastcrystal.discovery.config import DiscoverConfig
-from fastcrystal.discovery.filtering import drop_copies
+from fastcrystal.discovery.filtering import deduplicate
 from fastcrystal.discovery.generate import usable
 from fastcrystal.discovery.inputs import load_candidates, write_cifs
 from fastcrystal.discovery.pipeline import discover
@@ -88,7 +88,7 @@ def test_a_formula_written_twice(tiny_run: Path) -> None:
     assert usable(["NaCl", "ClNa", "NaCl"], model) == (["NaCl"], {"ClNa": "the same atoms as NaCl"})
     salt = Candidate("a", "NaCl", [11, 17], [[0.0] * 3, [0.5] * 3], [[0, 2.8, 2.8], [2.8, 0, 2.8], [2.8, 2.8, 0]])
     other = replace(salt, id="b", formula="Na2Cl2")
-    assert not any(c.reason for c in drop_copies([salt, other], jobs=1, progress=False))
+    assert not any(c.reason for c in deduplicate([salt, other], jobs=1, progress=False))
 
 
 def test_scales_of_files_follow_their_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from pymatgen.core import Structure
 
 from fastcrystal.discovery.conditions import LADDERS, ladder, plan
 from fastcrystal.discovery.config import DiscoverConfig
-from fastcrystal.discovery.filtering import check_validity, drop_copies, drop_relaxed_copies, fingerprint, symmetrise
+from fastcrystal.discovery.filtering import check_validity, deduplicate, drop_relaxed_copies, fingerprint, symmetrise
 from fastcrystal.discovery.pipeline import choose, discover, hull_energy
 from fastcrystal.relaxation.candidate import Candidate, read_candidates
 from fastcrystal.relaxation.potentials import scale_of
@@ -92,7 +92,7 @@ def test_copies_are_recognised_whatever_the_cell() -> None:
     )
     other = Candidate("c", "NaCl", [11, 17], [[0.0] * 3, [0.5] * 3], np.eye(3).__mul__(3.4).tolist(), 221, -1.0)
     assert len(conventional) == 8
-    out = drop_copies(check_validity([rocksalt(), again, other, rocksalt(2.0, "d")]), jobs=1, progress=False)
+    out = deduplicate(check_validity([rocksalt(), again, other, rocksalt(2.0, "d")]), jobs=1, progress=False)
     assert [bool(c.reason) for c in out] == [False, True, False, True]
     assert out[1].reason == "the same crystal as a"
     assert "atoms too close" in out[3].reason or "volume" in out[3].reason

@@ -21,7 +21,7 @@ from fastcrystal.process.flow import Method
 from fastcrystal.sampling.generator import Generator
 from fastcrystal.testing import fill_zero_layers
 from fastcrystal.training.config import TrainConfig
-from fastcrystal.training.tasks import prepare, trial
+from fastcrystal.training.tasks import draw_test_set, make_splits
 from tests.factories.tiny import match_in_process, shrink_networks, tiny_config
 
 
@@ -44,7 +44,7 @@ def made(tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 def sampler_of(out: Path, name: str) -> tuple[Generator, CrystalBatch, Any]:
     """A trained model, the conditions that it is judged on and, in modification, the initial structures."""
     sampler = Generator.from_run(out / name, "cpu")
-    asked = trial(prepare(sampler.config), sampler.config)
+    asked = draw_test_set(make_splits(sampler.config), sampler.config)
     return sampler, asked.conditions, None if asked.initial is None else asked.initial.batch()
 
 

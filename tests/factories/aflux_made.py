@@ -1,4 +1,4 @@
-"""A made-up AFLUX service: its rows, its pages, and the politeness of tests."""
+"""A made-up AFLUX service: its rows, its pages, and the retry_policy of tests."""
 
 import re
 from pathlib import Path
@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from fastcrystal.data.databases.aflow import AfluxQuery, entries
-from fastcrystal.data.databases.download import Politeness
+from fastcrystal.data.databases.download import RetryPolicy
 from fastcrystal.data.readers.entry import Entry
 
-QUICK = Politeness(delay=0.0, backoff=0.01, connect_timeout=2, read_timeout=1.0, page_timeout=2.0, attempts=4)
+QUICK = RetryPolicy(delay=0.0, backoff=0.01, connect_timeout=2, read_timeout=1.0, page_timeout=2.0, attempts=4)
 
 
 QUERY = AfluxQuery(elements=("Ta", "W"), natoms=(1, 60), page_size=3)

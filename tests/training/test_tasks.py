@@ -13,7 +13,7 @@ import torch
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.training.config import ALGORITHMS, NOISES_OF, TASKS, TrainConfig
-from fastcrystal.training.tasks import GenerateTask, ModifyTask, prepare, trial
+from fastcrystal.training.tasks import GenerateTask, ModifyTask, draw_test_set, make_splits
 from fastcrystal.training.trainer import Trainer
 from tests.factories.tiny import shrink_networks, tiny_config, tiny_dataset
 
@@ -34,10 +34,10 @@ def rich_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def task_of(path: Path, **changes: Any) -> tuple[Any, TrainConfig]:
     config = tiny_config(path, **changes)
-    prepared = prepare(config)
-    scaling = LatticeScaling.fit(prepared.data.select(prepared.split.train).batch())
+    splits = make_splits(config)
+    scaling = LatticeScaling.fit(splits.data.select(splits.indices.train).batch())
     kind = GenerateTask if config.task == "generate" else ModifyTask
-    return kind(prepared, config, scaling, CPU), config
+    return kind(splits, config, scaling, CPU), config
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -135,21 +135,21 @@ def test_modification_learns_from_less_to_more_stable(rich_npz: Path, pairing: s
 
 def test_pairs_of_unseen_formulas_are_judged(rich_npz: Path) -> None:
     config = tiny_config(rich_npz, task="modify", max_test=1000)
-    prepared = prepare(config)
-    asked = trial(prepared, config)
-    test = prepared.load(prepared.split.test)
+    splits = make_splits(config)
+    asked = draw_test_set(splits, config)
+    test = splits.load(splits.indices.test)
     assert set(asked.target.formula) <= set(test.formula)
-    assert not set(asked.target.formula) & set(prepared.load(prepared.split.train).formula)
+    assert not set(asked.target.formula) & set(splits.load(splits.indices.train).formula)
     assert asked.initial is not None
     lowest = {f: test.e_form[test.formula == f].min() for f in set(test.formula)}
     assert all(e == lowest[f] for f, e in zip(asked.target.formula, asked.target.e_form, strict=True))
     change = torch.from_numpy(asked.target.e_form - asked.initial.e_form)
     assert torch.allclose(asked.conditions.energy, change)
     assert len(asked.target) == len(test) - len(lowest)  # every other polymorph leads to the lowest
-    few = trial(prepared, replace(config, max_test=5))
+    few = draw_test_set(splits, replace(config, max_test=5))
     assert len(few.target) == 5
-    validation = ModifyTask(prepared, config, LatticeScaling(), CPU).validation(10_000)
-    unseen = prepared.load(prepared.split.val)
+    validation = ModifyTask(splits, config, LatticeScaling(), CPU).validation(10_000)
+    unseen = splits.load(splits.indices.val)
     assert validation is not None
     assert len(validation.crystals) == len(unseen) - len(set(unseen.formula))
 
@@ -235,8 +235,8 @@ def test_a_row_without_initial_structure_is_told_the_formation_energy(
 def test_formulas_with_few_polymorphs_are_left_out(rich_npz: Path) -> None:
     config = tiny_config(rich_npz, min_polymorphs=7)
     with pytest.raises(ValueError, match="180 of formulas with fewer than 7 crystals of 180"):
-        prepare(config)
-    assert len(prepare(replace(config, min_polymorphs=6)).data) == 180
+        make_splits(config)
+    assert len(make_splits(replace(config, min_polymorphs=6)).data) == 180
 
 
 def test_unmasked_padding_is_noised_and_learned(

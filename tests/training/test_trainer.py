@@ -18,7 +18,7 @@ from fastcrystal.experiments.run import draw_curves, evaluate_run, train_and_eva
 from fastcrystal.sampling.generator import Generator
 from fastcrystal.training.checkpoint import latest_checkpoint, list_checkpoints, read_tensors
 from fastcrystal.training.config import TrainConfig
-from fastcrystal.training.tasks import GenerateTask, prepare
+from fastcrystal.training.tasks import GenerateTask, make_splits
 from fastcrystal.training.trainer import Trainer, anonymise, formula_units, new_run_folder
 from fastcrystal.utils.device import pick_device
 from tests.factories.tiny import tiny_config, tiny_dataset
@@ -68,20 +68,20 @@ def test_prepare_leaves_out_what_cannot_be_used(tmp_path: Path) -> None:
     energy, group = data.e_form.copy(), data.sg.copy()
     energy[3], group[5] = np.nan, 0
     path = replace(data, e_form=energy, sg=group).save(tmp_path / "d.npz")
-    prepared = prepare(tiny_config(path))
-    assert len(prepared.data) == len(data) - 2
-    assert prepared.length == 8
-    sides = [set(prepared.load(i).formula) for i in vars(prepared.split).values()]
+    splits = make_splits(tiny_config(path))
+    assert len(splits.data) == len(data) - 2
+    assert splits.length == 8
+    sides = [set(splits.load(i).formula) for i in vars(splits.indices).values()]
     assert not any(sides[a] & sides[b] for a, b in ((0, 1), (0, 2), (1, 2)))
 
 
 def test_prepare_refuses(tmp_path: Path) -> None:
     path = tiny_dataset().save(tmp_path / "d.npz")
     with pytest.raises(ValueError, match=r"no crystal to train on: .* larger than 1 sites"):
-        prepare(tiny_config(path, max_sites=1))
+        make_splits(tiny_config(path, max_sites=1))
     few = tiny_dataset().select([0, 1]).save(tmp_path / "few.npz")
     with pytest.raises(ValueError, match="too few formulas to split"):
-        prepare(tiny_config(few))
+        make_splits(tiny_config(few))
 
 
 def test_learning_rate(tiny_npz: Path, tmp_path: Path) -> None:
@@ -258,7 +258,7 @@ def test_judging_again_refuses_other_data(tiny_run: Path, tmp_path: Path) -> Non
 
 def test_sampling_is_repeatable_and_bounded(tiny_run: Path, tiny_npz: Path) -> None:
     sampler = Generator.from_run(tiny_run, "cpu")
-    wanted = prepare(tiny_config(tiny_npz)).data.select(range(5)).batch()
+    wanted = make_splits(tiny_config(tiny_npz)).data.select(range(5)).batch()
     a, b, c = (sampler.sample(wanted, steps=2, seed=s) for s in (0, 0, 1))
     assert torch.equal(a.frac, b.frac)
     assert torch.equal(a.lattice, b.lattice)
@@ -299,15 +299,15 @@ def test_crystals_left_out_are_counted(tiny_npz: Path, tmp_path: Path) -> None:
     energy, group = data.e_form.copy(), data.sg.copy()
     energy[:2], group[2] = np.nan, 0
     path = replace(data, e_form=energy, sg=group).save(tmp_path / "holes.npz")
-    prepared = prepare(tiny_config(path))
-    assert prepared.left_out == {"without energy": 2, "without space group": 1}
-    assert len(prepared.data) == len(data) - 3
+    splits = make_splits(tiny_config(path))
+    assert splits.left_out == {"without energy": 2, "without space group": 1}
+    assert len(splits.data) == len(data) - 3
 
 
 def test_the_best_checkpoint_by_its_name(tiny_run: Path, tiny_npz: Path) -> None:
     best = Generator.from_run(tiny_run / "checkpoints" / "best", "cpu")
     assert best.step == 12
-    wanted = prepare(tiny_config(tiny_npz)).data.select(range(3)).batch()
+    wanted = make_splits(tiny_config(tiny_npz)).data.select(range(3)).batch()
     half = best.sample(wanted, steps=2, precision="bf16")
     whole = best.sample(wanted, steps=2)
     assert half.frac.dtype == torch.float32

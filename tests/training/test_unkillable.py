@@ -30,7 +30,7 @@ from fastcrystal.training.checkpoint import (
 )
 from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.logger import read_metrics
-from fastcrystal.training.objective import Example
+from fastcrystal.training.objective import TrainingBatch
 from fastcrystal.training.signals import Stopped, StopRequest
 from fastcrystal.training.trainer import Trainer
 from tests.factories.tiny import tiny_config
@@ -189,7 +189,7 @@ def bad_at(trainer: Trainer, steps: set[int]) -> None:
     """Let the batches of some steps hold NaN."""
     batch = trainer.task.batch
 
-    def spoiled(step: int, generator: torch.Generator) -> Example:
+    def spoiled(step: int, generator: torch.Generator) -> TrainingBatch:
         example = batch(step, generator)
         return replace(example, x_1=example.x_1 * torch.nan) if step + 1 in steps else example
 

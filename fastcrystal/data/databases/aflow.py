@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.data.databases.download import Downloaded, Page, Politeness, download_pages
+from fastcrystal.data.databases.download import Downloaded, Page, RetryPolicy, download_pages
 from fastcrystal.data.databases.pages import BadPageError, PageFolder, group_or_zero, number_or_nan, read_rows
 from fastcrystal.data.readers.entry import Entry, Reject, Sites
 from fastcrystal.features.elements import atomic_number
@@ -94,7 +94,7 @@ def download(
     folder: str | Path,
     *,
     base_url: str = BASE_URL,
-    politeness: Politeness | None = None,
+    retry_policy: RetryPolicy | None = None,
     max_entries: int | None = None,
     progress: bool = True,
 ) -> Downloaded:
@@ -106,7 +106,7 @@ def download(
     folder : str or Path
         Gets page-000001.json.gz and so on, and pages.json.
     base_url : str
-    politeness : Politeness, optional
+    retry_policy : RetryPolicy, optional
     max_entries : int, optional
         Stop after the page that reaches so many entries.
     progress : bool
@@ -131,7 +131,7 @@ def download(
         return Page(ids, address(number + 1) if rows else None, total)
 
     with PageFolder(Path(folder), KIND, asdict(query), base) as pages:
-        polite = politeness or Politeness()
+        polite = retry_policy or RetryPolicy()
         return download_pages(pages, address(1), parse, polite, max_entries=max_entries, progress=progress)
 
 

@@ -32,7 +32,7 @@ _CHUNK = 1 << 16
 
 
 @dataclass(frozen=True)
-class Politeness:
+class RetryPolicy:
     """How a server is treated. Times in seconds.
 
     Attributes
@@ -131,10 +131,10 @@ class Downloaded:
 class Fetcher:
     """Gets one address after another over one connection. `say` is told of every wait, in one line."""
 
-    def __init__(self, politeness: Politeness, say: Callable[[str], None]) -> None:
+    def __init__(self, retry_policy: RetryPolicy, say: Callable[[str], None]) -> None:
         import requests
 
-        self._polite, self._say = politeness, say
+        self._polite, self._say = retry_policy, say
         self._session = requests.Session()
         self._session.headers.update({"User-Agent": USER_AGENT, "Accept": "application/json, */*;q=0.5"})
         self._free_at = 0.0
@@ -234,7 +234,7 @@ def download_pages(
     folder: PageFolder,
     first_url: str,
     parse: ParsePage,
-    politeness: Politeness,
+    retry_policy: RetryPolicy,
     *,
     max_entries: int | None = None,
     progress: bool = True,
@@ -248,7 +248,7 @@ def download_pages(
         Where page 1 is.
     parse : callable
         (body, url, number of the page) -> Page, or `BadPageError`.
-    politeness : Politeness
+    retry_policy : RetryPolicy
     max_entries : int, optional
         Stop after the page that reaches so many structures; asked again with more, the download goes on.
     progress : bool
@@ -267,7 +267,7 @@ def download_pages(
     bar: Any = tqdm(
         desc="structures", total=folder.total, initial=folder.entries, disable=not progress, mininterval=every, unit=""
     )
-    fetcher = Fetcher(politeness, lambda line: tqdm.write(line, file=sys.stderr) if progress else None)
+    fetcher = Fetcher(retry_policy, lambda line: tqdm.write(line, file=sys.stderr) if progress else None)
     try:
         while url is not None and not folder.complete and (max_entries is None or folder.entries < max_entries):
             body, page = _fetch(fetcher, parse, url, folder.pages + 1)

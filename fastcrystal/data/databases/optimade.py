@@ -19,7 +19,7 @@ from urllib.parse import urlencode, urljoin
 
 import numpy as np
 
-from fastcrystal.data.databases.download import Downloaded, DownloadError, Page, Politeness, download_pages
+from fastcrystal.data.databases.download import Downloaded, DownloadError, Page, RetryPolicy, download_pages
 from fastcrystal.data.databases.pages import (
     BadPageError,
     PageFolder,
@@ -177,7 +177,7 @@ def download(
     folder: str | Path,
     *,
     base_url: str,
-    politeness: Politeness | None = None,
+    retry_policy: RetryPolicy | None = None,
     max_entries: int | None = None,
     progress: bool = True,
 ) -> Downloaded:
@@ -190,7 +190,7 @@ def download(
         Gets page-000001.json.gz and so on, and pages.json.
     base_url : str
         Of one database, without "/v1".
-    politeness : Politeness, optional
+    retry_policy : RetryPolicy, optional
         A longer pause that the server states (meta.request_delay) goes before `delay`.
     max_entries : int, optional
         Stop after the page that reaches so many structures.
@@ -211,7 +211,7 @@ def download(
     asked = {"response_fields": ",".join(query.fields), "page_limit": query.page_size}
     first = f"{base}/v1/structures?{urlencode({'filter': query.filter, **asked} if query.filter else asked)}"
     with PageFolder(Path(folder), KIND, asdict(query), base) as pages:
-        polite = politeness or Politeness()
+        polite = retry_policy or RetryPolicy()
         return download_pages(pages, first, _page, polite, max_entries=max_entries, progress=progress)
 
 

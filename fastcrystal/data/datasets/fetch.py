@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.data.databases.download import DownloadError, Fetcher, Politeness
+from fastcrystal.data.databases.download import DownloadError, Fetcher, RetryPolicy
 from fastcrystal.data.datasets.registry import NamedDataset, RemoteFile, named_dataset
 from fastcrystal.utils.files import file_sha256, to_disk, write_json
 
 #: record in the folder of what was fetched
 RECORD = "fetched.json"
 #: the largest file has some ten MB; slow lines get an hour for it
-POLITENESS = Politeness(page_timeout=3600.0, max_page_bytes=1 << 31)
+POLITENESS = RetryPolicy(page_timeout=3600.0, max_page_bytes=1 << 31)
 _POINTER = b"version https://git-lfs.github.com/spec/"
 
 
@@ -70,7 +70,7 @@ def fetch(
     out: str | Path | None = None,
     *,
     mirror: str | None = None,
-    politeness: Politeness = POLITENESS,
+    retry_policy: RetryPolicy = POLITENESS,
     say: Callable[[str], None] = lambda _: None,
 ) -> Fetched:
     """Bring a data set's files to the disk.
@@ -83,7 +83,7 @@ def fetch(
         Folder; the data set's name where not given.
     mirror : str, optional
         Address that has the files in folders by the name of their data set: MIRROR/perov_5/train.csv.
-    politeness : Politeness
+    retry_policy : RetryPolicy
         Timeouts and attempts.
     say : callable
         Is told of every file and every wait, in one line.
@@ -107,7 +107,7 @@ def fetch(
             path = folder / file.name
             if not path.is_file():
                 url = file.url if mirror is None else f"{mirror.rstrip('/')}/{name}/{file.name}"
-                fetcher = fetcher or Fetcher(politeness, say)
+                fetcher = fetcher or Fetcher(retry_policy, say)
                 say(f"fetching {url}")
                 body = _download(fetcher, url, path)
                 _write(path, body, file)
