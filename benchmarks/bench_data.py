@@ -70,10 +70,10 @@ def as_dictionaries(data: CrystalDataset) -> list[dict[str, Any]]:
     return [
         {
             "formula": str(data.formula[i]),
-            "e_form": float(data.e_form[i]),
-            "sg": int(data.sg[i]),
+            "e_form": float(data.energy[i]),
+            "sg": int(data.space_group[i]),
             "lattice": data.lattice[i].tolist(),
-            "numbers": data.numbers[offsets[i] : offsets[i + 1]].tolist(),
+            "numbers": data.species[offsets[i] : offsets[i + 1]].tolist(),
             "frac": data.frac[offsets[i] : offsets[i + 1]].tolist(),
         }
         for i in range(len(data))

@@ -154,12 +154,14 @@ def entries(folder: Path, size: int) -> Row:
             for data in synthetic_crystals(size):
                 cells, offsets = np.hstack(lattice_parameters(data.lattice)), data.offsets
                 for i in range(len(data)):
-                    numbers = data.numbers[offsets[i] : offsets[i + 1]]
+                    numbers = data.species[offsets[i] : offsets[i + 1]]
                     # AFLOW's sites are grouped by species in alphabetical order
                     order = np.argsort([SYMBOLS[z] for z in numbers], kind="stable")
                     frac = data.frac[offsets[i] : offsets[i + 1]][order]
                     cell, sites = cells[i].round(6).tolist(), frac.round(6).tolist()
-                    out.writerow((data.labels["id"][i], data.formula[i], cell, sites, data.sg[i], data.e_form[i]))
+                    out.writerow(
+                        (data.labels["id"][i], data.formula[i], cell, sites, data.space_group[i], data.energy[i])
+                    )
 
     return _measured(run)[0]
 

@@ -174,7 +174,7 @@ def main() -> None:
     ends = data.offsets
     cells = [
         (
-            data.numbers[ends[i] : ends[i + 1]],
+            data.species[ends[i] : ends[i + 1]],
             data.frac[ends[i] : ends[i + 1]].astype(float),
             data.lattice[i].astype(float),
         )

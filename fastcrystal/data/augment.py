@@ -117,7 +117,7 @@ def allowed_shifts(
     from tqdm import tqdm
 
     ends = itertools.pairwise(data.offsets)
-    cells = [(data.lattice[i], data.frac[a:b], data.numbers[a:b], symprec) for i, (a, b) in enumerate(ends)]
+    cells = [(data.lattice[i], data.frac[a:b], data.species[a:b], symprec) for i, (a, b) in enumerate(ends)]
     results = map_parallel(rotations_of, cells, jobs, chunk=32, label="crystal")
     kept = []
     for i, rotations in enumerate(tqdm(results, total=len(data), disable=not progress, unit="crystal", desc="origins")):

@@ -44,7 +44,7 @@ def canonicalise_dataset(
     forms: list[Canonical] = []
     rejects: list[tuple[str, str]] = []
     ends = data.offsets
-    cells = ((data.numbers[a:b], data.frac[a:b], data.lattice[i]) for i, (a, b) in enumerate(itertools.pairwise(ends)))
+    cells = ((data.species[a:b], data.frac[a:b], data.lattice[i]) for i, (a, b) in enumerate(itertools.pairwise(ends)))
     for i, result in enumerate(canonicalise_many(cells, n, symprec, jobs, progress)):
         if isinstance(result, Canonical):
             kept.append(i)
@@ -55,7 +55,7 @@ def canonicalise_dataset(
     out = CrystalDataset(
         part.formula,
         np.array([len(c.species) for c in forms], dtype=np.int64),
-        part.e_form,
+        part.energy,
         np.array([c.space_group for c in forms], dtype=np.int64),
         np.array([c.lattice for c in forms], dtype=np.float32).reshape(-1, 3, 3),
         np.concatenate([np.zeros(0, dtype=np.int64), *(c.species for c in forms)]),

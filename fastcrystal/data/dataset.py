@@ -25,6 +25,9 @@ from numpy.typing import NDArray
 
 from fastcrystal.crystal import CrystalBatch
 
+#: attribute -> key in files and stores, where the two differ
+FILE_KEYS = {"num_sites": "natoms", "energy": "e_form", "space_group": "sg", "species": "numbers"}
+
 
 @dataclass(frozen=True)
 class CrystalDataset:
@@ -32,8 +35,8 @@ class CrystalDataset:
 
     Attributes
     ----------
-    formula, natoms, e_form, sg, lattice, numbers, frac
-        As in the file.
+    formula, num_sites, energy, space_group, lattice, species, frac
+        The file's arrays; `FILE_KEYS` says which have another name there.
     labels : dict of str to ndarray
         Optional per-crystal strings: "id", "source", "prototype".
     name : str
@@ -41,22 +44,22 @@ class CrystalDataset:
     """
 
     formula: NDArray[np.str_]
-    natoms: NDArray[np.int64]
-    e_form: NDArray[np.float32]
-    sg: NDArray[np.int64]
+    num_sites: NDArray[np.int64]
+    energy: NDArray[np.float32]
+    space_group: NDArray[np.int64]
     lattice: NDArray[np.float32]
-    numbers: NDArray[np.int64]
+    species: NDArray[np.int64]
     frac: NDArray[np.float32]
     labels: dict[str, NDArray[np.str_]] = field(default_factory=dict)
     name: str = ""
 
     def __len__(self) -> int:
-        return len(self.natoms)
+        return len(self.num_sites)
 
     @property
     def offsets(self) -> NDArray[np.int64]:
         """Crystal i owns sites offsets[i]:offsets[i + 1]; shape (N + 1,)."""
-        return np.concatenate([[0], np.cumsum(self.natoms)])
+        return np.concatenate([[0], np.cumsum(self.num_sites)])
 
     @property
     def formulas(self) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
@@ -67,21 +70,21 @@ class CrystalDataset:
     def formula_elements(self) -> list[frozenset[int]]:
         """Atomic numbers in each of `formulas`."""
         first, offsets = np.unique(self.formula, return_index=True)[1], self.offsets
-        return [frozenset(self.numbers[offsets[i] : offsets[i + 1]].tolist()) for i in first]
+        return [frozenset(self.species[offsets[i] : offsets[i + 1]].tolist()) for i in first]
 
     def select(self, index: NDArray[np.integer] | NDArray[np.bool_] | Sequence[int]) -> CrystalDataset:
         """The crystals at `index` (positions or a mask), in that order."""
         index = np.asarray(index)
         index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
-        first, count = self.offsets[:-1], self.natoms[index]
+        first, count = self.offsets[:-1], self.num_sites[index]
         sites = np.repeat(first[index] - np.concatenate([[0], np.cumsum(count)[:-1]]), count) + np.arange(count.sum())
         return CrystalDataset(
             self.formula[index],
             count,
-            self.e_form[index],
-            self.sg[index],
+            self.energy[index],
+            self.space_group[index],
             self.lattice[index],
-            self.numbers[sites],
+            self.species[sites],
             self.frac[sites],
             {k: v[index] for k, v in self.labels.items()},
             self.name,
@@ -90,7 +93,7 @@ class CrystalDataset:
     def fingerprint(self) -> str:
         """SHA-256 of the crystals (not of the labels), so that a run can tell its data from another's."""
         digest = hashlib.sha256("\n".join(self.formula.tolist()).encode())
-        for array in (self.natoms, self.e_form, self.sg, self.lattice, self.numbers, self.frac):
+        for array in (self.num_sites, self.energy, self.space_group, self.lattice, self.species, self.frac):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
@@ -104,21 +107,21 @@ class CrystalDataset:
         """
         if not len(self):
             raise ValueError("an empty data set has no batch")
-        n = int(self.natoms.max()) if max_sites is None else max_sites
-        if n < self.natoms.max():
-            raise ValueError(f"max_sites must be at least {self.natoms.max()} for this data set, got {n}")
-        rows = np.repeat(np.arange(len(self)), self.natoms)
-        columns = np.arange(len(self.numbers)) - np.repeat(self.offsets[:-1], self.natoms)
+        n = int(self.num_sites.max()) if max_sites is None else max_sites
+        if n < self.num_sites.max():
+            raise ValueError(f"max_sites must be at least {self.num_sites.max()} for this data set, got {n}")
+        rows = np.repeat(np.arange(len(self)), self.num_sites)
+        columns = np.arange(len(self.species)) - np.repeat(self.offsets[:-1], self.num_sites)
         species = np.zeros((len(self), n), dtype=np.int64)
         frac = np.zeros((len(self), n, 3), dtype=np.float32)
-        species[rows, columns], frac[rows, columns] = self.numbers, self.frac
+        species[rows, columns], frac[rows, columns] = self.species, self.frac
         return CrystalBatch(
             torch.from_numpy(species),
             torch.from_numpy(frac),
             torch.from_numpy(self.lattice.copy()),
-            torch.from_numpy(self.natoms.copy()),
-            torch.from_numpy(self.sg.copy()),
-            torch.from_numpy(self.e_form.copy()),
+            torch.from_numpy(self.num_sites.copy()),
+            torch.from_numpy(self.space_group.copy()),
+            torch.from_numpy(self.energy.copy()),
         )
 
     def with_crystals(self, batch: CrystalBatch) -> CrystalDataset:
@@ -130,13 +133,13 @@ class CrystalDataset:
             If the batch has another length or other numbers of sites.
         """
         host = batch.to("cpu")
-        if host.num_sites.tolist() != self.natoms.tolist():
+        if host.num_sites.tolist() != self.num_sites.tolist():
             raise ValueError(f"crystal by crystal as many sites are needed: got {len(host)} crystals for {len(self)}")
         real = host.site_mask
         return replace(
             self,
             lattice=host.lattice.float().numpy(),
-            numbers=host.species[real].numpy(),
+            species=host.species[real].numpy(),
             frac=host.frac[real].float().numpy(),
         )
 
@@ -145,11 +148,11 @@ class CrystalDataset:
         path = Path(path)
         arrays = {
             "formula": self.formula,
-            "natoms": self.natoms.astype(np.int16),
-            "e_form": self.e_form.astype(np.float32),
-            "sg": self.sg.astype(np.uint8),
+            "natoms": self.num_sites.astype(np.int16),
+            "e_form": self.energy.astype(np.float32),
+            "sg": self.space_group.astype(np.uint8),
             "lattice": self.lattice.astype(np.float32),
-            "numbers": self.numbers.astype(np.uint8),
+            "numbers": self.species.astype(np.uint8),
             "frac": self.frac.astype(np.float32),
             **self.labels,
         }

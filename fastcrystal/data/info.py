@@ -47,17 +47,17 @@ def describe(name_or_path: str | Path, *, as_json: bool = False, verify: bool = 
 def _of_dataset(name_or_path: str | Path) -> dict[str, Any]:
     data = load_dataset(name_or_path)
     sizes = np.unique(data.formula, return_counts=True)[1]
-    known = data.e_form[np.isfinite(data.e_form)]
+    known = data.energy[np.isfinite(data.energy)]
     return {
         "name": data.name,
         "n_structures": len(data),
         "n_rejected": _rejected(name_or_path),
         "n_formulas": len(sizes),
         "groups_of_7_or_more": int((sizes >= 7).sum()),
-        "n_space_groups": len(np.unique(data.sg[data.sg > 0])),
-        "sites": [int(data.natoms.min()), int(data.natoms.max())],
+        "n_space_groups": len(np.unique(data.space_group[data.space_group > 0])),
+        "sites": [int(data.num_sites.min()), int(data.num_sites.max())],
         "formation_energy_ev_per_atom": _range(known),
-        "elements": [SYMBOLS[z] for z in np.unique(data.numbers).tolist()],
+        "elements": [SYMBOLS[z] for z in np.unique(data.species).tolist()],
     }
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fastcrystal.crystal import MAX_ATOMIC_NUMBER
-from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.data.dataset import FILE_KEYS, CrystalDataset
 from fastcrystal.data.store import Store, open_store
 
 #: data sets shipped in the package
@@ -95,19 +95,21 @@ def _check(data: CrystalDataset, path: Path) -> None:
     n = len(data)
     if n == 0:
         raise ValueError(f"{path} holds no crystals")
-    shapes = {"formula": (n,), "e_form": (n,), "sg": (n,), "lattice": (n, 3, 3)}
-    sites = int(data.natoms.sum())
-    for name, shape in {**shapes, "numbers": (sites,), "frac": (sites, 3)}.items():
+    shapes = {"formula": (n,), "energy": (n,), "space_group": (n,), "lattice": (n, 3, 3)}
+    sites = int(data.num_sites.sum())
+    for name, shape in {**shapes, "species": (sites,), "frac": (sites, 3)}.items():
         if getattr(data, name).shape != shape:
-            raise ValueError(f"{path}: {name} must have shape {shape}, got {getattr(data, name).shape}")
+            key = FILE_KEYS.get(name, name)
+            raise ValueError(f"{path}: {key} must have shape {shape}, got {getattr(data, name).shape}")
     for name, label in data.labels.items():
         if label.shape != (n,):
             raise ValueError(f"{path}: {name} must have shape {(n,)}, got {label.shape}")
-    for name, low, high in (("natoms", 1, None), ("sg", 0, 230), ("numbers", 1, MAX_ATOMIC_NUMBER)):
+    for name, low, high in (("num_sites", 1, None), ("space_group", 0, 230), ("species", 1, MAX_ATOMIC_NUMBER)):
         value = getattr(data, name)
         bad = np.flatnonzero((value < low) | (value > (high if high is not None else value)))
         if len(bad):
-            raise ValueError(f"{path}: {name} must be in {low}..{high or ''}, got {value[bad[0]]} at index {bad[0]}")
+            key = FILE_KEYS[name]
+            raise ValueError(f"{path}: {key} must be in {low}..{high or ''}, got {value[bad[0]]} at index {bad[0]}")
     for name in ("lattice", "frac"):
         value = getattr(data, name)
         bad = np.flatnonzero(~np.isfinite(value.reshape(len(value), -1)).all(1))

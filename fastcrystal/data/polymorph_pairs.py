@@ -79,10 +79,10 @@ def find_pairs(data: CrystalDataset, index: NDArray[np.integer] | NDArray[np.boo
         If a position is not in the data set, or no two of the crystals are polymorphs.
     """
     given = _positions(data, index)
-    known = given[np.isfinite(data.e_form[given])]
+    known = given[np.isfinite(data.energy[given])]
     formula = np.unique(data.formula[known], return_inverse=True)[1].reshape(-1)
-    size = data.natoms[known]
-    order = np.lexsort((known, data.e_form[known], size, formula))
+    size = data.num_sites[known]
+    order = np.lexsort((known, data.energy[known], size, formula))
     crystal, formula, size = known[order], formula[order], size[order]
     new = np.ones(len(crystal), dtype=bool)
     new[1:] = (formula[1:] != formula[:-1]) | (size[1:] != size[:-1])

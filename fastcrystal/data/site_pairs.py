@@ -108,8 +108,8 @@ def paired_order(
     if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
         raise ValueError(f"pairs must be integers of shape (n, 2), got {pairs.dtype} {pairs.shape}")
     check_range(pairs.reshape(-1), len(data))
-    size = data.natoms[pairs]
-    width = int(data.natoms.max(initial=0)) if max_sites is None else max_sites
+    size = data.num_sites[pairs]
+    width = int(data.num_sites.max(initial=0)) if max_sites is None else max_sites
     if len(pairs) and width < size.max():
         raise ValueError(f"max_sites must be at least {size.max()} for these pairs, got {width}")
     out = np.tile(np.arange(width, dtype=np.int64), (len(pairs), 1))
@@ -126,14 +126,15 @@ def paired_order(
 
 def _orders(data: CrystalDataset, pairs: NDArray[np.integer], offsets: NDArray[np.int64], n: int) -> NDArray[np.int64]:
     """`paired_order` of pairs (B, 2) whose larger crystal has n sites: shape (B, n)."""
-    same = data.natoms[pairs].min(1) == n
+    same = data.num_sites[pairs].min(1) == n
     sites = offsets[pairs[same]][..., None] + np.arange(n)  # (B, 2, n)
-    species, frac, lattice = data.numbers[sites], data.frac[sites].astype(np.float64), data.lattice[pairs[same, 1]]
+    species, frac, lattice = data.species[sites], data.frac[sites].astype(np.float64), data.lattice[pairs[same, 1]]
     same[same] = (np.sort(species[:, 0]) == np.sort(species[:, 1])).all(1)
     if not same.all():
         i, j = pairs[~same][0]
         raise ValueError(
-            f"crystals {i} ({data.formula[i]}, {data.natoms[i]} sites) and {j} ({data.formula[j]}, {data.natoms[j]} "
+            f"crystals {i} ({data.formula[i]}, {data.num_sites[i]} sites) and {j} "
+            f"({data.formula[j]}, {data.num_sites[j]} "
             "sites) do not have the same atoms: a pair must be polymorphs of one size"
         )
     if not (np.isfinite(frac).all() and np.isfinite(lattice).all()):

@@ -33,7 +33,7 @@ class Streamed:
 
     def __init__(self, data: CrystalDataset | Store, drawn: Callable[[int], Tensor], device: torch.device) -> None:
         self.data, self.drawn, self.device = data, drawn, device
-        self.max_sites = int(data.natoms.max())
+        self.max_sites = int(data.num_sites.max())
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="fastcrystal-reader")
         self._ahead: tuple[int, Future[CrystalBatch]] | None = None
         # of its own: positions drawn on a GPU shall not wait for the step that is at work there

@@ -31,18 +31,18 @@ _MOST = 4
 
 def as_batch(candidates: Sequence[Candidate]) -> CrystalBatch:
     """Candidates as one padded batch."""
-    n = max(len(c.numbers) for c in candidates)
+    n = max(len(c.species) for c in candidates)
     batch = CrystalBatch(
         torch.zeros(len(candidates), n, dtype=torch.int64),
         torch.zeros(len(candidates), n, 3),
         torch.tensor([c.lattice for c in candidates]),
-        torch.tensor([len(c.numbers) for c in candidates]),
+        torch.tensor([len(c.species) for c in candidates]),
         torch.tensor([c.requested_group for c in candidates]),
         torch.tensor([c.requested_energy for c in candidates]),
     )
     for i, c in enumerate(candidates):
-        batch.species[i, : len(c.numbers)] = torch.tensor(c.numbers)
-        batch.frac[i, : len(c.numbers)] = torch.tensor(c.frac)
+        batch.species[i, : len(c.species)] = torch.tensor(c.species)
+        batch.frac[i, : len(c.species)] = torch.tensor(c.frac)
     return batch
 
 
@@ -158,7 +158,7 @@ def _worth_comparing(candidates: Sequence[Candidate], order: Sequence[int]) -> l
 
 def _kind(candidate: Candidate) -> tuple[str, ...]:
     """Only candidates of one kind are compared: the same atoms, asked for by the same formula."""
-    return candidate.formula, *map(str, sorted(candidate.numbers))
+    return candidate.formula, *map(str, sorted(candidate.species))
 
 
 def fingerprint(candidate: Candidate) -> NDArray[np.float64]:
@@ -199,7 +199,7 @@ def symmetrise(candidate: Candidate) -> Candidate:
             ideal, group = symmetrised(cell, tolerance)
         except ValueError:
             continue
-        if group == candidate.requested_group and len(ideal.species) == len(candidate.numbers):
+        if group == candidate.requested_group and len(ideal.species) == len(candidate.species):
             order = np.argsort(ideal.species, kind="stable")
             moved = candidate.at(ideal.species[order], ideal.frac[order] % 1.0, ideal.lattice)
             return moved.measuring(symmetrised=tolerance, space_group=group)

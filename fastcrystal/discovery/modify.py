@@ -114,12 +114,12 @@ def modify(
         torch.full((count,), asked.energy_change),
     )
     made = model.sample(told, initial=initial, steps=steps, seed=seed, progress=True)
-    n = len(start.numbers)
+    n = len(start.species)
     proposals = [
         Candidate(
             f"{i:02d}",
             start.formula,
-            start.numbers,
+            start.species,
             made.frac[i, :n].double().nan_to_num().tolist(),
             made.lattice[i].double().nan_to_num().tolist(),
             group,
@@ -224,7 +224,7 @@ def _write(out: Path, given: Candidate, start: Candidate, proposals: list[Candid
     own_group = obtained_group(given.structure(), SYMPREC)
     asked = proposals[0].requested_energy
     lines = [
-        f"{start.formula}, {len(start.numbers)} sites, space group {own_group or 'unknown'}: asked for "
+        f"{start.formula}, {len(start.species)} sites, space group {own_group or 'unknown'}: asked for "
         f"{asked:+g} eV/atom in space group {proposals[0].requested_group}",
         "file      eV/atom against the input   group   distance   copies   ",
     ]

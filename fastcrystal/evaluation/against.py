@@ -103,7 +103,7 @@ class Against:
         return {
             "name": self.true.ids,
             "formula": self.true.formula.tolist(),
-            "num_sites": self.true.natoms.tolist(),
+            "num_sites": self.true.num_sites.tolist(),
             "compared": tries.tolist(),
             "match_fit": _ids(self.made, fit),
             "match_rms": _ids(self.made, near),

@@ -121,18 +121,18 @@ def retrieve(train: CrystalDataset, test: CrystalDataset, seed: int = 0) -> Retr
     template, level = np.full(len(test), -1, dtype=np.int64), np.zeros(len(test), dtype=np.int64)
     ours, theirs = test.offsets, train.offsets
     for i in range(len(test)):
-        numbers = test.numbers[ours[i] : ours[i + 1]]
+        numbers = test.species[ours[i] : ours[i + 1]]
         kind = _kind(numbers)
-        group = int(test.sg[i])
+        group = int(test.space_group[i])
         candidates = narrow.get((kind, group)) if group else None
         level[i] = 2 if candidates else 1
         candidates = candidates or wide.get(kind)
         if not candidates:
             level[i] = 0
             continue
-        j = template[i] = candidates[_nearest_energy(train.e_form[candidates], test.e_form[i])]
+        j = template[i] = candidates[_nearest_energy(train.energy[candidates], test.energy[i])]
         sites = slice(theirs[j], theirs[j + 1])
-        old = train.numbers[sites]
+        old = train.species[sites]
         # sites of the k-th element of the template become sites of the k-th element of the test crystal, in its order
         at = np.argsort(_element_order(numbers, rank), kind="stable")
         source = np.argsort(_element_order(old, rank), kind="stable")
@@ -212,10 +212,10 @@ def _index(
     wide: dict[tuple[int, ...], list[int]] = defaultdict(list)
     offsets = train.offsets
     for j in range(len(train)):
-        kind = _kind(train.numbers[offsets[j] : offsets[j + 1]])
+        kind = _kind(train.species[offsets[j] : offsets[j + 1]])
         wide[kind].append(j)
-        if train.sg[j]:
-            narrow[kind, int(train.sg[j])].append(j)
+        if train.space_group[j]:
+            narrow[kind, int(train.space_group[j])].append(j)
     return dict(narrow), dict(wide)
 
 

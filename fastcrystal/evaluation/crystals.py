@@ -44,8 +44,8 @@ class Crystals:
     ids : list of str, length N
     formula : ndarray, shape (N,), str
         Reduced, elements in alphabetical order.
-    natoms : ndarray, shape (N,), int64
-    numbers : ndarray, shape (S,), int64
+    num_sites : ndarray, shape (N,), int64
+    species : ndarray, shape (S,), int64
         Atomic numbers, crystal after crystal.
     frac : ndarray, shape (S, 3), float64
         Fractional coordinates as written, not wrapped: what pymatgen would get from the file.
@@ -53,7 +53,7 @@ class Crystals:
         Row vectors, angstrom.
     energy : ndarray, shape (N,), float64
         Formation energy, eV/atom, as the source states it; NaN: none.
-    group : ndarray, shape (N,), int64
+    space_group : ndarray, shape (N,), int64
         Space group as a data set has it; 0: unknown.
     rejects : list of Reject
         What could not be used, and why.
@@ -66,46 +66,46 @@ class Crystals:
     name: str
     ids: list[str]
     formula: NDArray[np.str_]
-    natoms: NDArray[np.int64]
-    numbers: NDArray[np.int64]
+    num_sites: NDArray[np.int64]
+    species: NDArray[np.int64]
     frac: NDArray[np.float64]
     lattice: NDArray[np.float64]
     energy: NDArray[np.float64]
-    group: NDArray[np.int64]
+    space_group: NDArray[np.int64]
     rejects: list[Reject] = field(default_factory=list)
     n_total: int = 0
     stored_groups: dict[int, int] | None = None
 
     def __len__(self) -> int:
-        return len(self.natoms)
+        return len(self.num_sites)
 
     @functools.cached_property
     def offsets(self) -> NDArray[np.int64]:
         """Crystal i owns sites offsets[i]:offsets[i + 1]; shape (N + 1,)."""
-        return np.concatenate([[0], np.cumsum(self.natoms)])
+        return np.concatenate([[0], np.cumsum(self.num_sites)])
 
     @property
     def max_sites(self) -> int:
         """Sites of the largest crystal; 1 where there are none."""
-        return int(self.natoms.max(initial=1))
+        return int(self.num_sites.max(initial=1))
 
     def cell(self, i: int) -> list[list[object]]:
         """Lattice, species and coordinates of crystal i as lists, for messages to workers."""
         a, b = self.offsets[i], self.offsets[i + 1]
-        return [self.lattice[i].tolist(), self.numbers[a:b].tolist(), self.frac[a:b].tolist()]
+        return [self.lattice[i].tolist(), self.species[a:b].tolist(), self.frac[a:b].tolist()]
 
     def batch(self, index: NDArray[np.integer]) -> CrystalBatch:
         """The crystals at `index`, positions, as a padded batch of B on the CPU, in float64."""
         sites, rows, columns = self._sites(index)
-        b, n = len(index), int(self.natoms[index].max(initial=1))
+        b, n = len(index), int(self.num_sites[index].max(initial=1))
         species, frac = np.zeros((b, n), dtype=np.int64), np.zeros((b, n, 3))
-        species[rows, columns], frac[rows, columns] = self.numbers[sites], self.frac[sites]
+        species[rows, columns], frac[rows, columns] = self.species[sites], self.frac[sites]
         return CrystalBatch(
             torch.from_numpy(species),
             torch.from_numpy(frac),
             torch.from_numpy(self.lattice[index]),
-            torch.from_numpy(self.natoms[index]),
-            torch.from_numpy(self.group[index]),
+            torch.from_numpy(self.num_sites[index]),
+            torch.from_numpy(self.space_group[index]),
             torch.from_numpy(self.energy[index]),
         )
 
@@ -114,18 +114,18 @@ class Crystals:
         sites, _, _ = self._sites(index)
         return CrystalDataset(
             self.formula[index],
-            self.natoms[index],
+            self.num_sites[index],
             self.energy[index].astype(np.float32),
-            self.group[index],
+            self.space_group[index],
             self.lattice[index].astype(np.float32),
-            self.numbers[sites],
+            self.species[sites],
             self.frac[sites].astype(np.float32),
             name=self.name,
         )
 
     def _sites(self, index: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
         """Of every site of the crystals at `index`: where it is here, its row and its column in a batch."""
-        count = self.natoms[index]
+        count = self.num_sites[index]
         rows = np.repeat(np.arange(len(index)), count)
         columns = np.arange(int(count.sum())) - np.repeat(np.cumsum(count) - count, count)
         return np.repeat(self.offsets[:-1][index], count) + columns, rows, columns
@@ -152,15 +152,15 @@ def read_crystals(path: str | Path, *, formulas: Collection[str] | None = None, 
     path = Path(path)
     if path.is_dir() and is_store(path):
         store = open_store(path)
-        groups = Counter(np.asarray(store.sg).tolist())
+        groups = Counter(np.asarray(store.space_group).tolist())
         kept = store if formulas is None else store.where(formulas=formulas)
         return _of_dataset(kept.read(), path.name, len(store), dict(groups))
     if str(path) in SHIPPED or path.suffix == ".npz":
         data = load_dataset(path)
         keep = np.ones(len(data), dtype=bool)
         if formulas is not None:
-            keep = np.isin(formula_strings(data.numbers, data.offsets), sorted(formulas))
-        return _of_dataset(data.select(keep), path.name, len(data), dict(Counter(data.sg.tolist())))
+            keep = np.isin(formula_strings(data.species, data.offsets), sorted(formulas))
+        return _of_dataset(data.select(keep), path.name, len(data), dict(Counter(data.space_group.tolist())))
     source = open_source(path)
     ids, sites, energies, rejects, total = [], [], [], [], 0
     for item in map_parallel(_read, source, jobs, chunk=_CHUNK, label="structure"):
@@ -176,8 +176,8 @@ def read_crystals(path: str | Path, *, formulas: Collection[str] | None = None, 
             first = f"{rejects[0].id}: {rejects[0].reason}"
             raise ValueError(f"none of the {len(rejects)} structures in {path} can be read ({first})")
         raise ValueError(source.nothing())
-    natoms = np.array([len(s.numbers) for s in sites], dtype=np.int64)
-    numbers = np.concatenate([s.numbers for s in sites])
+    natoms = np.array([len(s.species) for s in sites], dtype=np.int64)
+    numbers = np.concatenate([s.species for s in sites])
     whole = Crystals(
         path.name,
         ids,
@@ -220,13 +220,13 @@ def _of_dataset(data: CrystalDataset, name: str, total: int, groups: dict[int, i
     return Crystals(
         name,
         ids,
-        formula_strings(data.numbers, data.offsets),
-        data.natoms,
-        data.numbers,
+        formula_strings(data.species, data.offsets),
+        data.num_sites,
+        data.species,
         data.frac.astype(np.float64),
         data.lattice.astype(np.float64),
-        data.e_form.astype(np.float64),
-        data.sg,
+        data.energy.astype(np.float64),
+        data.space_group,
         [],
         total,
         groups,
@@ -239,12 +239,12 @@ def _kept(whole: Crystals, index: NDArray[np.int64]) -> Crystals:
         whole.name,
         [whole.ids[i] for i in index],
         whole.formula[index],
-        whole.natoms[index],
-        whole.numbers[sites],
+        whole.num_sites[index],
+        whole.species[sites],
         whole.frac[sites],
         whole.lattice[index],
         whole.energy[index],
-        whole.group[index],
+        whole.space_group[index],
         whole.rejects,
         whole.n_total,
         whole.stored_groups,

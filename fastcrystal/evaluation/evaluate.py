@@ -118,7 +118,7 @@ def evaluate_files(
     columns: dict[str, list[Any]] = {
         "name": [*made.ids, *(r.id for r in made.rejects)],
         "formula": made.formula.tolist(),
-        "num_sites": made.natoms.tolist(),
+        "num_sites": made.num_sites.tolist(),
         "state": [*(validity.REASONS[r] for r in state.reason), *(kind_of_reject(r.reason) for r in made.rejects)],
         "rejected": [*[None] * len(made), *(r.reason for r in made.rejects)],
         "volume_per_atom": _numbers(state.volume_per_atom),

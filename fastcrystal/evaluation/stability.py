@@ -180,7 +180,7 @@ def _candidates(made: Crystals, valid: NDArray[np.bool_]) -> list[Candidate]:
         c = Candidate(
             name if seen[name] == 1 else f"{name}#{seen[name]}",
             str(made.formula[i]),
-            made.numbers[sites].tolist(),
+            made.species[sites].tolist(),
             made.frac[sites].tolist(),
             made.lattice[i].tolist(),
         )

@@ -184,14 +184,14 @@ def crystal_on_faces(data: CrystalDataset) -> int:
     ValueError
         If no crystal has a site on a face.
     """
-    rows = np.repeat(np.arange(len(data)), data.natoms)
+    rows = np.repeat(np.arange(len(data)), data.num_sites)
     on_face = np.bincount(rows, weights=(data.frac < 1e-3).any(1), minlength=len(data))
-    elements = np.bincount(np.unique(np.stack([rows, data.numbers]), axis=1)[0], minlength=len(data))
+    elements = np.bincount(np.unique(np.stack([rows, data.species]), axis=1)[0], minlength=len(data))
     if not on_face.any():
         raise ValueError(f"no crystal of {data.name} has a site on a face of its cell: figure 4 needs another data set")
     usable = np.flatnonzero(on_face)
-    usable = usable[data.natoms[usable] <= max(5, int(data.natoms[usable].min()))]
-    energy = np.nan_to_num(data.e_form, nan=np.inf)
+    usable = usable[data.num_sites[usable] <= max(5, int(data.num_sites[usable].min()))]
+    energy = np.nan_to_num(data.energy, nan=np.inf)
     return int(usable[np.lexsort((energy[usable], -elements[usable], -on_face[usable]))[0]])
 
 
@@ -287,7 +287,7 @@ def _crystals_of_run(folder: Path) -> tuple[CrystalDataset, CrystalDataset]:
         if not (folder / name).is_file():
             raise ValueError(f"{folder} has no {name}: fastcrystal evaluate --checkpoint {folder} writes it")
     true, made = load_dataset(folder / "test.npz"), load_dataset(folder / "generated.npz")
-    if not (np.array_equal(true.natoms, made.natoms) and np.array_equal(_contents(true), _contents(made))):
+    if not (np.array_equal(true.num_sites, made.num_sites) and np.array_equal(_contents(true), _contents(made))):
         raise ValueError(
             f"generated.npz and test.npz in {folder} do not belong together: "
             f"fastcrystal evaluate --checkpoint {folder} writes both"
@@ -297,8 +297,8 @@ def _crystals_of_run(folder: Path) -> tuple[CrystalDataset, CrystalDataset]:
 
 def _contents(data: CrystalDataset) -> NDArray[np.int64]:
     """Atomic numbers, sorted within each crystal: modification may list the sites in another order."""
-    rows = np.repeat(np.arange(len(data)), data.natoms)
-    return data.numbers[np.lexsort((data.numbers, rows))]
+    rows = np.repeat(np.arange(len(data)), data.num_sites)
+    return data.species[np.lexsort((data.species, rows))]
 
 
 def _pyplot() -> Any:

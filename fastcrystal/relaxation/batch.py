@@ -59,7 +59,7 @@ def _relax_batch(
     limit = 2 * soft + GRACE
     message = {
         **settings.to_dict(),
-        "crystals": [[c.numbers, c.frac, c.lattice] for c in waiting],
+        "crystals": [[c.species, c.frac, c.lattice] for c in waiting],
         "soft_limit": soft,
         "time_limit": limit,
     }

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from pymatgen.core import Structure
 
 
+#: field -> key in files, where the two differ, and the inverse
+FILE_KEYS = {"species": "numbers"}
+FIELDS = {key: field for field, key in FILE_KEYS.items()}
+
+
 @dataclass(frozen=True)
 class Candidate:
     """A crystal on its way through the stages.
@@ -29,7 +34,7 @@ class Candidate:
         Unique in a run; names its files.
     formula : str
         As it was asked for.
-    numbers : list of int, length n
+    species : list of int, length n
         Atomic numbers.
     frac : list of (float, float, float), length n
         Fractional coordinates.
@@ -48,7 +53,7 @@ class Candidate:
 
     id: str
     formula: str
-    numbers: list[int]
+    species: list[int]
     frac: list[list[float]]
     lattice: list[list[float]]
     requested_group: int = 0
@@ -59,19 +64,19 @@ class Candidate:
     @property
     def arrays(self) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
         """(n,) atomic numbers, (n, 3) fractional coordinates, (3, 3) row lattice in angstrom."""
-        return np.array(self.numbers, dtype=np.int64), np.array(self.frac), np.array(self.lattice)
+        return np.array(self.species, dtype=np.int64), np.array(self.frac), np.array(self.lattice)
 
     def structure(self) -> Structure:
         """As pymatgen's."""
         from pymatgen.core import Lattice, Structure
 
-        return Structure(Lattice(self.lattice), [SYMBOLS[z] for z in self.numbers], self.frac)
+        return Structure(Lattice(self.lattice), [SYMBOLS[z] for z in self.species], self.frac)
 
     def at(
-        self, numbers: NDArray[np.integer[Any]], frac: NDArray[np.floating[Any]], lattice: NDArray[np.floating[Any]]
+        self, species: NDArray[np.integer[Any]], frac: NDArray[np.floating[Any]], lattice: NDArray[np.floating[Any]]
     ) -> Candidate:
         """The same candidate with other sites."""
-        return replace(self, numbers=numbers.tolist(), frac=frac.tolist(), lattice=lattice.tolist())
+        return replace(self, species=species.tolist(), frac=frac.tolist(), lattice=lattice.tolist())
 
     def measuring(self, **values: Any) -> Candidate:
         """The same candidate with more measured values."""
@@ -83,7 +88,7 @@ class Candidate:
 
     def to_json(self) -> str:
         """One line of JSON; a NaN is null."""
-        values = asdict(self)
+        values = {FILE_KEYS.get(k, k): v for k, v in asdict(self).items()}
         if math.isnan(self.requested_energy):
             values["requested_energy"] = None
         return json.dumps(values, allow_nan=False)
@@ -101,7 +106,7 @@ class Candidate:
             values = json.loads(line)
             if values["requested_energy"] is None:
                 values["requested_energy"] = math.nan
-            return cls(**values)
+            return cls(**{FIELDS.get(k, k): v for k, v in values.items()})
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"not a candidate: {error}: {line[:80]!r}") from None
 

@@ -101,5 +101,5 @@ def _relax_into(
 
 
 def _digest(candidate: Candidate) -> str:
-    crystal = json.dumps([candidate.numbers, candidate.frac, candidate.lattice])
+    crystal = json.dumps([candidate.species, candidate.frac, candidate.lattice])
     return hashlib.sha256(crystal.encode()).hexdigest()[:16]

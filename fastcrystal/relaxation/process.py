@@ -28,7 +28,7 @@ def relax_one(name: str, scale: str, settings: RelaxSettings, folder: str, candi
     limit = 2 * settings.time_limit + GRACE
     message = {
         **settings.to_dict(),
-        "crystal": [candidate.numbers, candidate.frac, candidate.lattice],
+        "crystal": [candidate.species, candidate.frac, candidate.lattice],
         "soft_limit": settings.time_limit,
         "time_limit": limit,
     }

@@ -92,11 +92,11 @@ def reference_entries(
             elements, calculator_name, settings, per_formula=per_formula, cache=cache, jobs=jobs, progress=progress
         )
     )
-    alone = [c for c in relaxed if len(set(c.numbers)) == 1]
-    known = {SYMBOLS[c.numbers[0]] for c in alone if not c.reason}
+    alone = [c for c in relaxed if len(set(c.species)) == 1]
+    known = {SYMBOLS[c.species[0]] for c in alone if not c.reason}
     for c in alone:
-        if SYMBOLS[c.numbers[0]] not in known:
-            raise ValueError(f"no reference for {SYMBOLS[c.numbers[0]]} with {calculator_name}: {c.id}: {c.reason}")
+        if SYMBOLS[c.species[0]] not in known:
+            raise ValueError(f"no reference for {SYMBOLS[c.species[0]]} with {calculator_name}: {c.id}: {c.reason}")
     lost = Counter(c.reason for c in relaxed if c.reason)
     if lost:
         say(
@@ -182,7 +182,7 @@ def references(elements: Iterable[str], per_formula: int = 4) -> list[Candidate]
     out += shipped
     known: dict[frozenset[int], set[str]] = {}
     for c in shipped:
-        known.setdefault(frozenset(c.numbers), set()).add(c.formula)
+        known.setdefault(frozenset(c.species), set()).add(c.formula)
     for size in (2, 3):
         for system in combinations(symbols, size):
             have = known.get(frozenset(SYMBOLS.index(s) for s in system), set())
@@ -204,13 +204,13 @@ def _shipped(symbols: Sequence[str], per_formula: int) -> list[Candidate]:
     inside = [n for n, present in enumerate(elements) if present <= wanted]
     for n in sorted(inside, key=lambda n: len(elements[n])):
         members = np.flatnonzero(which == n)
-        for i in members[np.argsort(data.e_form[members], kind="stable")][:per_formula]:
+        for i in members[np.argsort(data.energy[members], kind="stable")][:per_formula]:
             site = slice(offsets[i], offsets[i + 1])
             out.append(
                 Candidate(
                     f"{ids[i]}",
                     str(data.formula[i]),
-                    data.numbers[site].tolist(),
+                    data.species[site].tolist(),
                     data.frac[site].astype(np.float64).tolist(),
                     data.lattice[i].astype(np.float64).tolist(),
                 )

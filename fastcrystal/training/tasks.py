@@ -71,9 +71,9 @@ def make_splits(config: TrainConfig) -> DataSplits:
     data = _open(config)
     largest = min(config.max_sites, config.length - EXTRA_ROWS) if config.length else config.max_sites
     bad: dict[str, NDArray[np.bool_]] = {
-        f"larger than {largest} sites": data.natoms > largest,
-        "without energy": ~np.isfinite(data.e_form),
-        "without space group": data.sg == 0,
+        f"larger than {largest} sites": data.num_sites > largest,
+        "without energy": ~np.isfinite(data.energy),
+        "without space group": data.space_group == 0,
     }
     if config.min_polymorphs > 1:
         usable = ~np.any(list(bad.values()), axis=0)
@@ -92,7 +92,7 @@ def make_splits(config: TrainConfig) -> DataSplits:
         listed = ", ".join(f"{n} {why}" for why, n in left_out.items())
         raise ValueError(f"{config.data} has no crystal to train on: {listed} of {len(data)}")
     data = data.select(~unusable)
-    length = config.length or matrix_length(int(data.natoms.max()))
+    length = config.length or matrix_length(int(data.num_sites.max()))
     split = split_by_formula(data, FRACTIONS, config.seed)
     for side in ("train", "test"):  # validation only draws a curve: a small set may do without
         if not len(getattr(split, side)):
@@ -321,7 +321,7 @@ class ModifyTask:
 def _check_listed(data: CrystalDataset, pairs: NDArray[np.int64]) -> None:
     offsets = data.offsets
     for i, j in pairs:
-        if not np.array_equal(data.numbers[offsets[i] : offsets[i + 1]], data.numbers[offsets[j] : offsets[j + 1]]):
+        if not np.array_equal(data.species[offsets[i] : offsets[i + 1]], data.species[offsets[j] : offsets[j + 1]]):
             raise ValueError(
                 f"crystals {i} and {j} of {data.name} list their species in different orders: --pairing nearest, or "
                 "bring them into canonical form with `fastcrystal data import`"

@@ -122,7 +122,7 @@ class Trainer:
         return LatticeScaling.fit(crystals, self.config.site_scale, 0.5, self.config.lattice)  # type: ignore[arg-type]
 
     def _model_config(self) -> UNetConfig:
-        energy = torch.from_numpy(self.splits.data.e_form[self.splits.indices.train])
+        energy = torch.from_numpy(self.splits.data.energy[self.splits.indices.train])
         scale: dict[str, Any] = dict(zip(("energy_mean", "energy_std"), _moments(energy), strict=True))
         if isinstance(self.task, ModifyTask):
             what = "change" if self.config.conditions_on_initial else "energy"
@@ -359,13 +359,13 @@ def formula_units(data: CrystalDataset | Store) -> dict[str, dict[str, int]]:
     """How many formula units the cells have, by "anonymous formula:space group": {"AB2:191": {"1": 12}}."""
     out: dict[str, dict[str, int]] = {}
     # crystals of one formula, size and group count alike: of millions, one of each is read
-    alike = np.stack([data.formulas[1], data.natoms, data.sg.astype(np.int64)], axis=1)
+    alike = np.stack([data.formulas[1], data.num_sites, data.space_group.astype(np.int64)], axis=1)
     _, first, count = np.unique(alike, axis=0, return_index=True, return_counts=True)
     some = in_memory(data.select(first))
     offsets = some.offsets
     for i, n in enumerate(count.tolist()):
-        anonymous, units = anonymise(some.numbers[offsets[i] : offsets[i + 1]].tolist())
-        counts = out.setdefault(f"{anonymous}:{some.sg[i]}", {})
+        anonymous, units = anonymise(some.species[offsets[i] : offsets[i + 1]].tolist())
+        counts = out.setdefault(f"{anonymous}:{some.space_group[i]}", {})
         counts[str(units)] = counts.get(str(units), 0) + n
     return out
 

@@ -50,7 +50,7 @@ def test_all_pages_are_fetched_and_read(tmp_path: Path, old: bool) -> None:
     first = found[0]
     assert isinstance(first, Entry)
     assert isinstance(first.payload, Sites)
-    assert first.payload.numbers.tolist() == [73, 74]
+    assert first.payload.species.tolist() == [73, 74]
     np.testing.assert_allclose(first.payload.lattice, 3.0 * np.eye(3))
     np.testing.assert_allclose(first.payload.frac, [[0.0] * 3, [0.5] * 3])
     assert (first.name, first.energy, first.declared_group) == ("page-000001.json.gz:1", -0.1, 221)

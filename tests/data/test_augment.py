@@ -58,7 +58,9 @@ def triclinic() -> Structure:
 def one_of_each_group() -> tuple[CrystalDataset, Shifts]:
     """The first shipped crystal of every tabulated group, and its shifts."""
     data = load_dataset()
-    data = data.select([int(np.flatnonzero(data.sg == group)[0]) for group in TABULATED if group in data.sg])
+    data = data.select(
+        [int(np.flatnonzero(data.space_group == group)[0]) for group in TABULATED if group in data.space_group]
+    )
     return data, allowed_shifts(data, jobs=1)
 
 
@@ -127,7 +129,9 @@ def test_shifts_are_a_group() -> None:
 def test_there_are_as_many_as_international_tables_say() -> None:
     data, shifts = one_of_each_group()
     assert len(data) >= 15
-    assert {int(g): int(n) for g, n in zip(data.sg, shifts.count, strict=True)} == {g: TABULATED[g] for g in data.sg}
+    assert {int(g): int(n) for g, n in zip(data.space_group, shifts.count, strict=True)} == {
+        g: TABULATED[g] for g in data.space_group
+    }
     assert shifts.shift.shape == (len(data), int(shifts.count.max()), 3)
     padding = torch.arange(shifts.shift.shape[1]) >= shifts.count[:, None]
     assert not shifts.shift[padding].any()

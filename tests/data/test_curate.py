@@ -56,16 +56,16 @@ def test_trimmed_groups_keep_their_lowest(tmp_path: Path) -> None:
     curated = curate(known_store(tmp_path / "s"), replace(OFF, polymorphs=(7, 71), trim=True))
     assert formulas(curated.view) == {"ClNa": 15, "MgO": 8, "BrCs": 71}
     caesium = curated.view.where(formulas=["CsBr"])
-    assert caesium.e_form.tolist() == list(range(71))
+    assert caesium.energy.tolist() == list(range(71))
 
 
 def test_energies_and_windows(tmp_path: Path) -> None:
     data = make([(NACL, [-2.0, -1.5, -1.0, NAN]), (MGO, [0.0, 0.25, NAN])])
     store = store_of(tmp_path / "s", data)
     kept = curate(store, replace(OFF, energy=(-1.5, 0.2))).view
-    assert kept.e_form.tolist() == [-1.5, -1.0, 0.0]
+    assert kept.energy.tolist() == [-1.5, -1.0, 0.0]
     near = curate(store, replace(OFF, window=0.5)).view
-    assert near.e_form.tolist() == [-2.0, -1.5, 0.0, 0.25]
+    assert near.energy.tolist() == [-2.0, -1.5, 0.0, 0.25]
     assert len(curate(store, OFF).view) == 7
     assert curate(store, OFF).steps == ()
 
@@ -105,10 +105,10 @@ def test_duplicates_whatever_their_order_of_sites(tmp_path: Path) -> None:
     at_zero = replace(first, frac=wrapped)
     below_one = replace(first, frac=np.where(wrapped == 0, np.float32(1) - np.float32(1e-6), wrapped))
     others = [
-        replace(first, e_form=first.e_form + np.float32(0.01)),
+        replace(first, energy=first.energy + np.float32(0.01)),
         replace(first, lattice=first.lattice * np.float32(1.01)),
-        replace(first, numbers=first.numbers[::-1]),
-        replace(first, sg=first.sg + 1),
+        replace(first, species=first.species[::-1]),
+        replace(first, space_group=first.space_group + 1),
         replace(first, frac=(first.frac + np.float32(0.01)) % 1),
     ]
     unknown = data.select([2])
@@ -160,8 +160,8 @@ def test_saved_with_its_history(tmp_path: Path, capsys: pytest.CaptureFixture[st
 def assert_satisfied(curated: Curated) -> None:
     view, options = curated.view, curated.options
     if options.sites is not None:
-        assert view.natoms.min() >= options.sites[0]
-        assert view.natoms.max() <= options.sites[1]
+        assert view.num_sites.min() >= options.sites[0]
+        assert view.num_sites.max() <= options.sites[1]
     if options.duplicates:
         assert not repeated(view).any()
     sizes = np.array(list(formulas(view).values()))
@@ -173,7 +173,7 @@ def assert_satisfied(curated: Curated) -> None:
         for z in frozenset().union(*elements):
             holds = np.array([z in e for e in elements])[inverse]
             assert holds.mean() >= options.min_share
-        assert np.bincount(view.sg)[np.unique(view.sg)].min() >= options.min_share * len(view)
+        assert np.bincount(view.space_group)[np.unique(view.space_group)].min() >= options.min_share * len(view)
 
 
 @settings(max_examples=25, deadline=None)

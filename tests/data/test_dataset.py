@@ -15,7 +15,8 @@ from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
 from tests.factories.crystals import crystal, pack
 
-ARRAYS = ("formula", "natoms", "e_form", "sg", "lattice", "numbers", "frac")
+KEYS = ("formula", "natoms", "e_form", "sg", "lattice", "numbers", "frac")
+FIELDS = ("formula", "num_sites", "energy", "space_group", "lattice", "species", "frac")
 
 
 @functools.cache
@@ -39,7 +40,7 @@ def stored(path: Path) -> dict[str, Any]:
 
 
 def same(a: CrystalDataset, b: CrystalDataset) -> None:
-    for name in ARRAYS:
+    for name in FIELDS:
         np.testing.assert_array_equal(getattr(a, name), getattr(b, name))
     assert a.labels.keys() == b.labels.keys()
     for name, value in a.labels.items():
@@ -78,9 +79,9 @@ def test_select_takes_each_crystals_own_sites(index: list[int]) -> None:
     for i, j in enumerate(index):
         j %= len(data)
         own, theirs = (slice(d.offsets[k], d.offsets[k + 1]) for d, k in ((part, i), (data, j)))
-        np.testing.assert_array_equal(part.numbers[own], data.numbers[theirs])
+        np.testing.assert_array_equal(part.species[own], data.species[theirs])
         np.testing.assert_array_equal(part.frac[own], data.frac[theirs])
-        assert part.natoms[i] == data.natoms[j]
+        assert part.num_sites[i] == data.num_sites[j]
 
 
 def test_a_mask_selects_like_positions() -> None:
@@ -172,7 +173,7 @@ def test_not_an_archive_at_all(tmp_path: Path) -> None:
         load_dataset(tmp_path)
 
 
-@pytest.mark.parametrize("name", ARRAYS)
+@pytest.mark.parametrize("name", KEYS)
 def test_missing_array(tmp_path: Path, name: str) -> None:
     path = tmp_path / "some.npz"
     arrays = stored(path)

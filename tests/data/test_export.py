@@ -60,8 +60,8 @@ def test_what_cannot_be_merged(data: CrystalDataset, tmp_path: Path) -> None:
 def test_parquet(data: CrystalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastcrystal.data.export.CHUNK", 7)
     without = CrystalDataset(
-        data.formula, data.natoms, np.where(np.arange(40) == 3, np.nan, data.e_form).astype(np.float32), data.sg,
-        data.lattice, data.numbers, data.frac,
+        data.formula, data.num_sites, np.where(np.arange(40) == 3, np.nan, data.energy).astype(np.float32), data.space_group,
+        data.lattice, data.species, data.frac,
     )  # fmt: skip
     view = made(tmp_path / "s", without, "a").select([9, 3, 21])
     rows = pq.read_table(export_parquet(view, tmp_path / "x.parquet", progress=False)).to_pylist()
@@ -69,13 +69,13 @@ def test_parquet(data: CrystalDataset, tmp_path: Path, monkeypatch: pytest.Monke
         one = data.select([i])
         assert (row["formula"], row["natoms"], row["sg"], row["source"]) == (
             one.formula[0],
-            one.natoms[0],
-            one.sg[0],
+            one.num_sites[0],
+            one.space_group[0],
             "a",
         )
-        assert row["e_form"] is None if i == 3 else row["e_form"] == one.e_form[0]
+        assert row["e_form"] is None if i == 3 else row["e_form"] == one.energy[0]
         np.testing.assert_array_equal(np.reshape(row["lattice"], (3, 3)).astype(np.float32), one.lattice[0])
-        np.testing.assert_array_equal(row["numbers"], one.numbers)
+        np.testing.assert_array_equal(row["numbers"], one.species)
         np.testing.assert_array_equal(np.array(row["frac"], dtype=np.float32), one.frac)
     with pytest.raises(FileExistsError, match="is there already"):
         export_parquet(view, tmp_path / "x.parquet")
@@ -88,9 +88,9 @@ def test_extxyz(data: CrystalDataset, tmp_path: Path) -> None:
     offsets = data.offsets
     for i, atoms in enumerate(frames):
         assert atoms.info["id"] == store.ids([i])[0]
-        assert atoms.info["spacegroup"] == data.sg[i]
-        assert atoms.info["formation_energy"] == pytest.approx(float(data.e_form[i]), abs=1e-6)
+        assert atoms.info["spacegroup"] == data.space_group[i]
+        assert atoms.info["formation_energy"] == pytest.approx(float(data.energy[i]), abs=1e-6)
         np.testing.assert_allclose(atoms.cell.array, data.lattice[i], atol=1e-5)
-        np.testing.assert_array_equal(atoms.numbers, data.numbers[offsets[i] : offsets[i + 1]])
+        np.testing.assert_array_equal(atoms.numbers, data.species[offsets[i] : offsets[i + 1]])
         apart = atoms.get_scaled_positions(wrap=False) - data.frac[offsets[i] : offsets[i + 1]]
         np.testing.assert_allclose(apart, 0, atol=1e-6)

@@ -46,9 +46,9 @@ def test_sources_of_every_kind_into_one_store(tmp_path: Path) -> None:
     store = open_store(tmp_path / "s.store", verify=True)
     assert store.ids() == ["bromide", "salt", "titania"] + list(CRYSTALS) * 4
     group_of = {id: group for id, (_, _, group) in CRYSTALS.items()}
-    assert store.sg.tolist() == [group_of[id] for id in store.ids()]
-    assert np.isnan(store.e_form[:3]).all()
-    assert store.e_form[3:6].tolist() == [energy for _, energy, _ in CRYSTALS.values()]
+    assert store.space_group.tolist() == [group_of[id] for id in store.ids()]
+    assert np.isnan(store.energy[:3]).all()
+    assert store.energy[3:6].tolist() == [energy for _, energy, _ in CRYSTALS.values()]
     (reject,) = rejects_of(tmp_path / "s.store")
     assert reject["source"] == "made"
     assert reject["id"] == "bad"
@@ -83,7 +83,7 @@ def test_energy_columns_that_were_not_guessed_are_named(tmp_path: Path) -> None:
     report = import_store(path, tmp_path / "a", jobs=1, progress=False)
     assert "no column is known to hold formation energies: name one of heat_all by --energy-column" in str(report)
     import_store(path, tmp_path / "b", energy_column="heat_all", jobs=1, progress=False)
-    assert open_store(tmp_path / "b").e_form.tolist() == [1.5] * 3
+    assert open_store(tmp_path / "b").energy.tolist() == [1.5] * 3
 
 
 def many(path: Path, n: int = 60) -> Path:
@@ -239,7 +239,7 @@ def test_elemental_references(tmp_path: Path) -> None:
         jobs=1,
         progress=False,
     )
-    assert open_store(tmp_path / "s").e_form.tolist() == [-1.5]
+    assert open_store(tmp_path / "s").energy.tolist() == [-1.5]
 
 
 def test_several_sources_into_an_npz(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_structures_of_the_package_itself(own_server: str, tmp_path: Path) -> No
         np.testing.assert_allclose(sites.frac @ sites.lattice, original["cartesian_site_positions"], atol=1e-9)
         np.testing.assert_allclose(sites.lattice, original["lattice_vectors"])
         symbols = {s["name"]: s["chemical_symbols"][0] for s in original["species"]}
-        assert sites.numbers.tolist() == [Element(symbols[n]).Z for n in original["species_at_sites"]]
+        assert sites.species.tolist() == [Element(symbols[n]).Z for n in original["species_at_sites"]]
         assert math.isnan(entry.energy)
     for reject in (e for e in found if isinstance(e, Reject)):
         assert reject.reason.startswith("disorder") or "dimension_types" in reject.reason
@@ -205,7 +205,7 @@ def test_pages_energies_and_groups(tmp_path: Path, link: str) -> None:
     assert isinstance(entry, Entry)
     assert isinstance(entry.payload, Sites)
     assert (entry.energy, entry.declared_group, entry.name) == (-2.0, 225, "page-000003.json.gz:1")
-    assert entry.payload.numbers.tolist() == [11, 17]
+    assert entry.payload.species.tolist() == [11, 17]
     np.testing.assert_allclose(entry.payload.frac, [[0.0] * 3, [0.5] * 3], atol=1e-12)
     check_crystal(*entry.payload)
 

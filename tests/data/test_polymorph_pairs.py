@@ -93,15 +93,15 @@ def test_the_definition_holds(name: str) -> None:
     both = np.concatenate([pairs.lowest, pairs.other])
     assert len(set(as_tuples(both))) == len(both)
     initial, target = both.T
-    assert (data.e_form[target] <= data.e_form[initial]).all()
+    assert (data.energy[target] <= data.energy[initial]).all()
     assert (data.formula[target] == data.formula[initial]).all()
-    assert (data.natoms[target] == data.natoms[initial]).all()
-    sizes = Counter(zip(data.formula.tolist(), data.natoms.tolist(), strict=True)).values()
+    assert (data.num_sites[target] == data.num_sites[initial]).all()
+    sizes = Counter(zip(data.formula.tolist(), data.num_sites.tolist(), strict=True)).values()
     assert len(pairs.lowest) == sum(n - 1 for n in sizes)
     assert len(pairs.other) == sum((n - 1) * (n - 2) // 2 for n in sizes)
     lowest = {}
-    for i in np.lexsort((-np.arange(len(data)), -data.e_form)).tolist():
-        lowest[data.formula[i], data.natoms[i]] = i
+    for i in np.lexsort((-np.arange(len(data)), -data.energy)).tolist():
+        lowest[data.formula[i], data.num_sites[i]] = i
     assert {j for _, j in as_tuples(pairs.lowest)} <= set(lowest.values())
     assert not set(pairs.other.reshape(-1).tolist()) & set(lowest.values())
 
@@ -252,7 +252,7 @@ def structures(data: CrystalDataset, pairs: Pairs) -> set[bytes]:
     """Species, coordinates and lattice of each crystal of the pairs, to the bit."""
     o = data.offsets
     return {
-        b"|".join(x.tobytes() for x in (data.numbers[o[i] : o[i + 1]], data.frac[o[i] : o[i + 1]], data.lattice[i]))
+        b"|".join(x.tobytes() for x in (data.species[o[i] : o[i + 1]], data.frac[o[i] : o[i + 1]], data.lattice[i]))
         for i in np.unique(pairs).tolist()
     }
 
@@ -271,8 +271,8 @@ def test_nothing_on_two_sides_of_a_split(name: str) -> None:
     for pairs, side in zip(sides[1:], (split.val, split.test), strict=True):
         assert not set(data.formula[pairs].reshape(-1).tolist()) & set(data.formula[split.train].tolist())
         for i, j in as_tuples(pairs):
-            group = side[(data.formula[side] == data.formula[i]) & (data.natoms[side] == data.natoms[i])]
-            assert data.e_form[j] == data.e_form[group].min()
+            group = side[(data.formula[side] == data.formula[i]) & (data.num_sites[side] == data.num_sites[i])]
+            assert data.energy[j] == data.energy[group].min()
 
 
 def element_shares(data: CrystalDataset, fractions: tuple[float, float, float], least: int) -> NDArray[np.float64]:
@@ -287,10 +287,10 @@ def element_shares(data: CrystalDataset, fractions: tuple[float, float, float], 
     for side, index in enumerate((split.train, split.val, split.test)):
         pairs = find_pairs(data, index).lowest
         for i in pairs[:, 0].tolist():
-            counts[side, np.unique(data.numbers[o[i] : o[i + 1]])] += 1
+            counts[side, np.unique(data.species[o[i] : o[i + 1]])] += 1
         for formula in np.unique(data.formula[pairs[:, 0]]):
             i = int(np.argmax(data.formula == formula))
-            formulas[np.unique(data.numbers[o[i] : o[i + 1]])] += 1
+            formulas[np.unique(data.species[o[i] : o[i + 1]])] += 1
     common = formulas >= least
     distance: NDArray[np.float64] = np.abs(
         counts[:, common] / counts[:, common].sum(0) - np.array(fractions)[:, None]

@@ -273,7 +273,7 @@ def test_import(tmp_path: Path) -> None:
     assert "3 structures in" in str(report)
     data = load_dataset(report.path)
     assert sorted(data.formula.tolist()) == ["BrK", "ClNa", "ClNa"]
-    assert (data.sg == 221).all()
+    assert (data.space_group == 221).all()
     assert set(data.labels) == {"id", "source"}
     assert data.labels["source"].tolist() == ["in"] * 3
     rejects = [json.loads(line) for line in report.rejects_path.read_text().splitlines()]
@@ -293,7 +293,7 @@ def test_import_elemental_references(tmp_path: Path) -> None:
     rows = [{"id": "a", "cif": cif(), "energy": "-3"}, {"id": "b", "cif": cif(["K 0 0 0 1"], "K1"), "energy": "-1"}]
     source = table(tmp_path / "t.csv", rows)
     plain = load_dataset(import_structures(source, tmp_path / "p.npz", jobs=1, progress=False).path)
-    assert np.isnan(plain.e_form).all()  # "energy" may be a total energy: never taken unasked from a table of CIFs
+    assert np.isnan(plain.energy).all()  # "energy" may be a total energy: never taken unasked from a table of CIFs
     references = {"Na": -1.0, "Cl": -2.0}
     report = import_structures(
         source,
@@ -303,7 +303,7 @@ def test_import_elemental_references(tmp_path: Path) -> None:
         jobs=1,
         progress=False,
     )
-    assert load_dataset(report.path).e_form.tolist() == [-1.5]
+    assert load_dataset(report.path).energy.tolist() == [-1.5]
     assert report.reasons == {"no elemental reference for an element of #": 1}
 
 
@@ -345,5 +345,5 @@ def test_real_samples(tmp_path: Path) -> None:
     assert report.n_structures > 0.8 * n
     data = load_dataset(report.path)
     assert isinstance(data, CrystalDataset)
-    assert np.isfinite(data.e_form).all()
+    assert np.isfinite(data.energy).all()
     assert "elemental_references of import_store" in str(report)

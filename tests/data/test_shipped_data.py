@@ -43,22 +43,22 @@ def test_what_it_holds(data: CrystalDataset) -> None:
     formulas, count = np.unique(data.formula, return_counts=True)
     assert len(formulas) >= 100
     assert (count >= 7).sum() >= 10
-    assert np.isfinite(data.e_form).all()
-    assert np.abs(data.e_form).max() < 6
-    assert ((data.sg >= 1) & (data.sg <= 230)).all()
+    assert np.isfinite(data.energy).all()
+    assert np.abs(data.energy).max() < 6
+    assert ((data.space_group >= 1) & (data.space_group <= 230)).all()
     assert len(set(data.labels["id"].tolist())) == len(data)
     assert set(data.labels["source"].tolist()) == {"prototypes"}
 
 
 def test_no_element_lies_below_its_reference(data: CrystalDataset) -> None:
-    elements = np.array([len(set(f)) == 1 for f in np.split(data.numbers, data.offsets[1:-1])])
-    assert data.e_form[elements].min() >= -1e-5
+    elements = np.array([len(set(f)) == 1 for f in np.split(data.species, data.offsets[1:-1])])
+    assert data.energy[elements].min() >= -1e-5
 
 
 def test_known_compounds_have_plausible_energies(data: CrystalDataset) -> None:
     """Lowest of the formula against the measured enthalpy, eV/atom: PBE is off by 0.35, a wrong reference by more."""
     known = {"B2Ta": -0.72, "ClNa": -2.13, "NTi": -1.75, "AlNi": -0.61, "CW": -0.21, "AsGa": -0.37, "AuCu3": -0.07}
-    got = {f: float(data.e_form[data.formula == f].min()) for f in known if f in data.formula}
+    got = {f: float(data.energy[data.formula == f].min()) for f in known if f in data.formula}
     assert len(got) >= 5
     wrong = {f: round(e, 2) for f, e in got.items() if abs(e - known[f]) > 0.45}
     assert not wrong
@@ -73,16 +73,18 @@ def test_no_overlapping_atoms(data: CrystalDataset) -> None:
 def test_space_groups_are_spglibs(sample: CrystalDataset) -> None:
     for i in range(len(sample)):
         own = slice(sample.offsets[i], sample.offsets[i + 1])
-        cell = (sample.lattice[i], sample.frac[own], sample.numbers[own])
-        assert spglib.get_symmetry_dataset(cell, symprec=SYMPREC).number == sample.sg[i], sample.labels["id"][i]
+        cell = (sample.lattice[i], sample.frac[own], sample.species[own])
+        assert spglib.get_symmetry_dataset(cell, symprec=SYMPREC).number == sample.space_group[i], sample.labels["id"][
+            i
+        ]
 
 
 def test_canonical_form_is_final(sample: CrystalDataset) -> None:
     for i in range(len(sample)):
         own = slice(sample.offsets[i], sample.offsets[i + 1])
-        again = canonicalise(sample.numbers[own], sample.frac[own], sample.lattice[i], SYMPREC)
-        assert again.species.tolist() == sample.numbers[own].tolist()
+        again = canonicalise(sample.species[own], sample.frac[own], sample.lattice[i], SYMPREC)
+        assert again.species.tolist() == sample.species[own].tolist()
         step = again.frac - sample.frac[own]
         assert np.abs(step - np.round(step)).max() < 1e-3, sample.labels["id"][i]
         np.testing.assert_allclose(again.lattice, sample.lattice[i], atol=1e-3)
-        assert again.space_group == sample.sg[i]
+        assert again.space_group == sample.space_group[i]

@@ -78,12 +78,12 @@ def test_many_pairs_as_one_by_one() -> None:
     data = load_dataset()
     pairs = np.random.default_rng(0).permutation(find_pairs(data).other)[:300]
     found = paired_order(data, pairs)
-    o, width = data.offsets, int(data.natoms.max())
+    o, width = data.offsets, int(data.num_sites.max())
     assert found.shape == (300, width)
     assert (found != np.arange(width)).any()
     for row, (i, j) in zip(found, pairs.tolist(), strict=True):
-        a, b, n = slice(o[i], o[i + 1]), slice(o[j], o[j + 1]), data.natoms[i]
-        one = pair_sites(data.numbers[a], data.frac[a], data.numbers[b], data.frac[b], data.lattice[j])
+        a, b, n = slice(o[i], o[i + 1]), slice(o[j], o[j + 1]), data.num_sites[i]
+        one = pair_sites(data.species[a], data.frac[a], data.species[b], data.frac[b], data.lattice[j])
         np.testing.assert_array_equal(row[:n], one)
         np.testing.assert_array_equal(row[n:], np.arange(n, width))
     assert paired_order(data, pairs[:0], max_sites=20).shape == (0, 20)

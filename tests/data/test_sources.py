@@ -126,8 +126,8 @@ def test_aflow_columns() -> None:
     assert same_crystal(*sites_of_row(as_text), "salt")
     # every element has its count: the order of the sites is the formula's own, as the paper's code reads it
     switched = sites_of_row(salt_row(pretty_formula="Na4Cl4"))
-    assert switched.numbers.tolist() == [11] * 4 + [17] * 4
-    assert sites_of_row(salt_row()).numbers.tolist() == [17] * 4 + [11] * 4
+    assert switched.species.tolist() == [11] * 4 + [17] * 4
+    assert sites_of_row(salt_row()).species.tolist() == [17] * 4 + [11] * 4
 
 
 @pytest.mark.parametrize(
@@ -273,7 +273,7 @@ def test_real_samples(file: str, count: int, columns: dict[str, str]) -> None:
     first = items[0]
     assert isinstance(first, Entry)
     assert np.isfinite(first.energy) == ("energy" in columns)
-    assert len(read_sites(first)[0].numbers) > 1
+    assert len(read_sites(first)[0].species) > 1
 
 
 def test_an_oblique_cell_survives_aflows_parameters() -> None:

@@ -56,8 +56,8 @@ def assert_partition(data: CrystalDataset, split: Split) -> None:
 
 def element_counts(data: CrystalDataset) -> NDArray[np.int64]:
     """Crystals that hold each element, shape (104,)."""
-    rows = np.repeat(np.arange(len(data)), data.natoms)
-    return np.bincount(np.unique(np.stack([rows, data.numbers]), axis=1)[1], minlength=104)
+    rows = np.repeat(np.arange(len(data)), data.num_sites)
+    return np.bincount(np.unique(np.stack([rows, data.species]), axis=1)[1], minlength=104)
 
 
 def worst_share(data: CrystalDataset, split: Split, fractions: tuple[float, ...], least: int) -> float:

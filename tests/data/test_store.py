@@ -25,7 +25,7 @@ from fastcrystal.data.store import writer as store_writer
 from fastcrystal.data.store.writer import StoreWriter
 from fastcrystal.structure.canonical import canonicalise
 
-ARRAYS = ("formula", "natoms", "e_form", "sg", "lattice", "numbers", "frac")
+FIELDS = ("formula", "num_sites", "energy", "space_group", "lattice", "species", "frac")
 SETTINGS = {"symprec": 0.1}
 
 
@@ -43,7 +43,7 @@ def write(path: Path, data: CrystalDataset, name: str = "a", step: int = 70, **h
 
 
 def same(one: CrystalDataset, other: CrystalDataset) -> bool:
-    return all(np.array_equal(getattr(one, k), getattr(other, k), equal_nan=k == "e_form") for k in ARRAYS)
+    return all(np.array_equal(getattr(one, k), getattr(other, k), equal_nan=k == "energy") for k in FIELDS)
 
 
 def test_what_is_written_comes_back(data: CrystalDataset, tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_what_is_written_comes_back(data: CrystalDataset, tmp_path: Path) -> Non
     assert same(store.read([7, 3, 7]), data.select([7, 3, 7]))
     assert store.ids([5, 2]) == data.labels["id"][[5, 2]].tolist()
     assert store.labels == ["a"]
-    for name in ("natoms", "sg", "e_form"):
+    for name in ("num_sites", "space_group", "energy"):
         np.testing.assert_array_equal(getattr(store, name), getattr(data, name))
 
 
@@ -87,13 +87,13 @@ def test_parts_are_cut_anew(data: CrystalDataset, tmp_path: Path, monkeypatch: p
 
 
 def load_both(one: CrystalDataset, other: CrystalDataset) -> CrystalDataset:
-    joined: dict[str, Any] = {k: np.concatenate([getattr(one, k), getattr(other, k)]) for k in ARRAYS}
+    joined: dict[str, Any] = {k: np.concatenate([getattr(one, k), getattr(other, k)]) for k in FIELDS}
     return CrystalDataset(**joined)
 
 
 def test_one_by_one(data: CrystalDataset, tmp_path: Path) -> None:
     o = data.offsets
-    forms = [canonicalise(data.numbers[o[i] : o[i + 1]], data.frac[o[i] : o[i + 1]], data.lattice[i]) for i in range(5)]
+    forms = [canonicalise(data.species[o[i] : o[i + 1]], data.frac[o[i] : o[i + 1]], data.lattice[i]) for i in range(5)]
     with StoreWriter(tmp_path / "s", [{"name": "x"}, {"name": "y"}], SETTINGS) as writer:
         for i, form in enumerate(forms):
             writer.add(0, form, id=f"é{i}", energy=-0.5 * i, declared_group=i, label="z" if i == 4 else "")
@@ -101,9 +101,9 @@ def test_one_by_one(data: CrystalDataset, tmp_path: Path) -> None:
         writer.note(1, column="cif")
     store = writer.store
     assert store.ids() == ["é0", "é1", "é2", "é3", "é4"]
-    np.testing.assert_allclose(store.e_form, [0, -0.5, -1, -1.5, -2])
+    np.testing.assert_allclose(store.energy, [0, -0.5, -1, -1.5, -2])
     assert store.declared_sg.tolist() == [0, 1, 2, 3, 4]
-    assert store.sg.tolist() == [f.space_group for f in forms]
+    assert store.space_group.tolist() == [f.space_group for f in forms]
     assert [store.labels[i] for i in store.label] == ["x", "x", "x", "x", "z"]
     assert pq.read_table(tmp_path / "s" / "rejects.parquet").to_pylist() == [
         {"source": "y", "id": "bad", "reason": "no volume"}
@@ -117,17 +117,17 @@ def test_selection(data: CrystalDataset, tmp_path: Path) -> None:
     write(tmp_path / "s", data)
     store = open_store(tmp_path / "s")
     o = data.offsets
-    has = [set(data.numbers[o[i] : o[i + 1]].tolist()) for i in range(len(data))]
-    element = int(data.numbers[0])
+    has = [set(data.species[o[i] : o[i + 1]].tolist()) for i in range(len(data))]
+    element = int(data.species[0])
     from fastcrystal.features.elements import SYMBOLS
 
-    want = [i for i in range(len(data)) if element in has[i] and data.natoms[i] <= 6 and data.sg[i] >= 100]
+    want = [i for i in range(len(data)) if element in has[i] and data.num_sites[i] <= 6 and data.space_group[i] >= 100]
     view = store.where(elements=[SYMBOLS[element]], sites=(1, 6), groups=range(100, 231))
     assert len(want) not in (0, len(data))
     assert same(view.read(), data.select(want))
-    low, high = np.quantile(data.e_form, [0.2, 0.6])
+    low, high = np.quantile(data.energy, [0.2, 0.6])
     inside = view.where(energy=(float(low), float(high)))
-    assert same(inside.read(), data.select([i for i in want if low <= data.e_form[i] <= high]))
+    assert same(inside.read(), data.select([i for i in want if low <= data.energy[i] <= high]))
     assert set(store.where(formulas=[str(data.formula[0])]).read().formula) == {data.formula[0]}
     assert len(store.where(only_elements=[SYMBOLS[element]])) == sum(h == {element} for h in has)
     assert len(store.where(labels=["a"])) == len(data)

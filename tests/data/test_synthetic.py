@@ -21,8 +21,8 @@ def test_counts_and_labels(made: list[CrystalDataset]) -> None:
     assert [len(d) for d in made] == [1000, 1000, 500]
     assert [made[0].labels["id"][0], made[2].labels["id"][-1]] == ["made:0", "made:2499"]
     for data in made:
-        assert data.natoms.max() <= 60
-        assert np.array_equal(data.formula, formula_strings(data.numbers, data.offsets))
+        assert data.num_sites.max() <= 60
+        assert np.array_equal(data.formula, formula_strings(data.species, data.offsets))
         assert ((data.frac >= 0) & (data.frac <= 1)).all()
     formulas = np.unique(np.concatenate([d.formula for d in made]))
     assert len(formulas) <= 2_500 // PER_FORMULA
@@ -34,8 +34,8 @@ def test_they_are_crystals_of_the_group_that_is_told(made: list[CrystalDataset])
     o = data.offsets
     told = 0
     for i in rng.choice(len(data), 25, replace=False):
-        form = canonicalise(data.numbers[o[i] : o[i + 1]], data.frac[o[i] : o[i + 1]], data.lattice[i], symprec=0.01)
-        told += form.space_group == data.sg[i]
+        form = canonicalise(data.species[o[i] : o[i + 1]], data.frac[o[i] : o[i + 1]], data.lattice[i], symprec=0.01)
+        told += form.space_group == data.space_group[i]
     assert told >= 23  # float32 coordinates cost the tight tolerance now and then
 
 

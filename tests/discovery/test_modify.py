@@ -47,7 +47,7 @@ def test_proposals(trained: str, salt: Path, tmp_path: Path) -> None:
     assert "NaCl, 2 sites" in said
     assert "asked for -0.2 eV/atom in space group 221" in said
     start, *proposals = read_candidates(out / "candidates.jsonl")
-    assert (start.id, len(start.numbers), start.measured["space_group"]) == ("input", 2, 225)
+    assert (start.id, len(start.species), start.measured["space_group"]) == ("input", 2, 225)
     assert len(proposals) == 3
     rows = list(csv.DictReader((out / "proposals.csv").open()))
     for c, row in zip(proposals, rows, strict=True):
@@ -73,7 +73,7 @@ def test_the_shipped_model_modifies(salt: Path, tmp_path: Path) -> None:
     start, *proposals = read_candidates(tmp_path / "out" / "candidates.jsonl")
     fine = [c for c in proposals if not c.reason]
     assert fine
-    assert all(sorted(c.numbers) == sorted(start.numbers) for c in fine)
+    assert all(sorted(c.species) == sorted(start.species) for c in fine)
 
 
 def test_the_input_itself_has_distance_zero(

@@ -88,7 +88,7 @@ def _amounts(formula: str) -> dict[str, float]:
 def test_copies_are_recognised_whatever_the_cell() -> None:
     conventional = rocksalt().structure().to_conventional()
     again = rocksalt(id="b").at(
-        np.array(rocksalt().numbers), np.array([[0.25] * 3, [0.75] * 3]), np.array(rocksalt().lattice)
+        np.array(rocksalt().species), np.array([[0.25] * 3, [0.75] * 3]), np.array(rocksalt().lattice)
     )
     other = Candidate("c", "NaCl", [11, 17], [[0.0] * 3, [0.5] * 3], np.eye(3).__mul__(3.4).tolist(), 221, -1.0)
     assert len(conventional) == 8

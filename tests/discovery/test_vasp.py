@@ -61,7 +61,7 @@ def test_inputs_have_the_papers_settings(tmp_path: Path) -> None:
 
 
 def test_one_bad_crystal_does_not_cost_the_others(tmp_path: Path) -> None:
-    near = replace(WTA, id="near", numbers=[74, 74], frac=[[0.0, 0.0, 0.0], [0.0, 0.0, 0.001]])
+    near = replace(WTA, id="near", species=[74, 74], frac=[[0.0, 0.0, 0.0], [0.0, 0.0, 0.001]])
     written = write_inputs([near, WTA2], tmp_path / "vasp")
     assert written.count == 1
     assert list(written.refused) == ["near"]

@@ -39,7 +39,7 @@ def test_only_the_formulas_asked_for(tiny_npz: Path, tmp_path: Path) -> None:
     assert sum((packed.stored_groups or {}).values()) == 60
     files = write(tmp_path, {"a": crystal("rocksalt", "Na", "Cl"), "b": crystal("rutile", "Ti", "O")})
     some = read_crystals(files, formulas=["O2Ti"], jobs=1)
-    assert (some.ids, some.n_total, some.numbers.tolist()) == (["b"], 2, [22, 22, 8, 8, 8, 8])
+    assert (some.ids, some.n_total, some.species.tolist()) == (["b"], 2, [22, 22, 8, 8, 8, 8])
     none = read_crystals(files, formulas=["FLi"], jobs=1)
     assert (len(none), none.n_total, len(none.batch(np.zeros(0, dtype=np.int64)))) == (0, 2, 0)
 

@@ -268,7 +268,7 @@ def test_nothing_hangs(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_real_crystals_have_pymatgens_verdicts(tmp_path: Path) -> None:
     data = load_dataset(dft_file(), source="nrel_hyp")
-    data = data.select(data.natoms <= 8)
+    data = data.select(data.num_sites <= 8)
     names, which = data.formulas
     rng = np.random.default_rng(3)
     small = [k for k in range(len(names)) if (which == k).sum() >= 6]

@@ -18,7 +18,6 @@ from fastcrystal.data.datasets.prototypes import Candidate, candidates, default_
 from fastcrystal.experiments.default_data import build
 from fastcrystal.experiments.default_data.build import (
     BuildConfig,
-    elemental_references,
     main_formulas,
     read_records,
     relax_all,
@@ -26,6 +25,7 @@ from fastcrystal.experiments.default_data.build import (
 from fastcrystal.experiments.default_data.finish import Finished, card, finish, formation_energy
 from fastcrystal.features.elements import covalent_radius
 from fastcrystal.relaxation.ase import POTENTIALS, load_potential, relax, single_point
+from fastcrystal.stability.elemental import elemental_references
 from fastcrystal.utils.files import cut_broken_line
 from tests.factories.crystals import crystal
 
@@ -250,11 +250,11 @@ def test_finish_keeps_and_counts(finished: Finished) -> None:
 
 def test_finish_formation_energies(finished: Finished) -> None:
     assert finished.references == {"Na": -1.5, "Cl": -2.0}
-    energy = dict(zip(finished.data.labels["prototype"].tolist(), finished.data.e_form.tolist(), strict=True))
+    energy = dict(zip(finished.data.labels["prototype"].tolist(), finished.data.energy.tolist(), strict=True))
     assert energy["B1"] == pytest.approx(-4.0 + 1.75)
     assert energy["B2"] == pytest.approx(-3.5 + 1.75)
     assert energy["made up"] == pytest.approx(0)
-    groups = dict(zip(finished.data.labels["prototype"].tolist(), finished.data.sg.tolist(), strict=True))
+    groups = dict(zip(finished.data.labels["prototype"].tolist(), finished.data.space_group.tolist(), strict=True))
     assert groups == {"B1": 225, "B2": 221, "made up": 229}
 
 

@@ -97,7 +97,7 @@ def test_the_crystal_of_figure_4() -> None:
     """Small, with as many sites on faces as any of its size, and unmoved by larger or emptier crystals before it."""
     best = crystal_on_faces(DATA)
     on_face = np.add.reduceat((DATA.frac < 1e-3).any(1).astype(int), DATA.offsets[:-1])
-    small = DATA.natoms <= 5
+    small = DATA.num_sites <= 5
     assert small[best]
     assert on_face[best] == on_face[small].max()
     larger = np.flatnonzero(~small & (on_face > on_face[best]))[:3]

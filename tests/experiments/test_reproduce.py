@@ -185,8 +185,8 @@ def test_a_judged_run_holds_its_crystals(made: tuple[Path, TrainConfig, str], tm
     run = made[0] / "modify-cfm"
     generated, test, initial = (load_dataset(run / f"{name}.npz") for name in ("generated", "test", "initial"))
     assert len(generated) == len(test) == len(initial) == 3
-    assert (initial.e_form > test.e_form).all()  # its own energies, not those of the targets
-    assert (generated.e_form == test.e_form).all()
+    assert (initial.energy > test.energy).all()  # its own energies, not those of the targets
+    assert (generated.energy == test.energy).all()
     said = str(make_figures([made[0] / "cfm-uniform"], "prototypes", tmp_path, dpi=40))
     assert (tmp_path / "coordinates.png").stat().st_size > 5_000
     assert "coordinates.png" in said

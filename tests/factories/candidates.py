@@ -9,8 +9,8 @@ import pytest
 from ase.build import bulk
 
 from fastcrystal.data.datasets import prototypes
-from fastcrystal.experiments.default_data import build
 from fastcrystal.relaxation.candidate import Candidate
+from fastcrystal.stability import references
 from fastcrystal.stability.hull import HullEntry
 
 
@@ -29,10 +29,10 @@ def without_matcalc(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def fake(symbols: list[str]) -> list[prototypes.Candidate]:
         return [
-            prototypes.Candidate(s, "reference", cells[s].numbers, cells[s].frac, cells[s].lattice) for s in symbols
+            prototypes.Candidate(s, "reference", cells[s].species, cells[s].frac, cells[s].lattice) for s in symbols
         ]
 
-    monkeypatch.setattr(build, "elemental_references", fake)
+    monkeypatch.setattr(references, "elemental_references", fake)
 
 
 def entry(name: str, amounts: dict[str, float], energy: float, scale: str = "PBE") -> HullEntry:

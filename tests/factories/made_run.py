@@ -55,7 +55,7 @@ def made_run(
     """
     rng = np.random.default_rng(seed)
     data = load_dataset("prototypes")
-    kinds = [frozenset(SYMBOLS[z] for z in part) for part in np.split(data.numbers, data.offsets[1:-1])]
+    kinds = [frozenset(SYMBOLS[z] for z in part) for part in np.split(data.species, data.offsets[1:-1])]
     size = len(elements)
     own = [i for i, k in enumerate(kinds) if k <= set(elements) and len(k) == size]
     less = [i for i, k in enumerate(kinds) if k <= set(elements) and len(k) < size]
@@ -87,19 +87,19 @@ def made_run(
 
 def _candidate(data: CrystalDataset, i: int, n: int, rng: np.random.Generator, names: dict[str, str]) -> Candidate:
     sites = slice(int(data.offsets[i]), int(data.offsets[i + 1]))
-    numbers: NDArray[np.int64] = data.numbers[sites]
+    numbers: NDArray[np.int64] = data.species[sites]
     frac = (data.frac[sites] + rng.normal(0, 0.004, (len(numbers), 3))) % 1
     formula = "".join(f"{SYMBOLS[z]}{(numbers == z).sum()}" for z in sorted(set(numbers.tolist()), reverse=True))
-    asked = float(data.e_form[i]) - 0.05 * (n % 6)
+    asked = float(data.energy[i]) - 0.05 * (n % 6)
     return Candidate(
         f"{n:04d}-{formula}",
         names.get(formula, formula),
         numbers.tolist(),
         frac.tolist(),
         data.lattice[i].astype(float).tolist(),
-        int(data.sg[i]),
+        int(data.space_group[i]),
         asked if n % 11 else math.nan,
-        {"shipped_energy": float(data.e_form[i])},
+        {"shipped_energy": float(data.energy[i])},
     )
 
 
@@ -127,9 +127,9 @@ def _relaxed(c: Candidate, n: int, rng: np.random.Generator) -> Candidate:
 def _hull(data: CrystalDataset, index: list[int], elements: tuple[str, ...]) -> Hull:
     entries = []
     for i in index:
-        numbers = data.numbers[data.offsets[i] : data.offsets[i + 1]].tolist()
+        numbers = data.species[data.offsets[i] : data.offsets[i + 1]].tolist()
         amounts = {e: float(numbers.count(atomic_number(e))) for e in elements if numbers.count(atomic_number(e))}
-        entries.append(HullEntry(str(data.labels["id"][i]), amounts, float(data.e_form[i]), SCALE))
+        entries.append(HullEntry(str(data.labels["id"][i]), amounts, float(data.energy[i]), SCALE))
     return Hull(entries)
 
 

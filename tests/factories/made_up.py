@@ -29,6 +29,6 @@ def make(groups: Sequence[tuple[Sequence[int], Sequence[float]]], seed: int = 0)
 
 def scrambled(data: CrystalDataset, i: int, order: Sequence[int]) -> CrystalDataset:
     """`data` with the sites of crystal i in another order."""
-    sites = np.arange(len(data.numbers))
+    sites = np.arange(len(data.species))
     sites[data.offsets[i] : data.offsets[i + 1]] = data.offsets[i] + np.array(order)
-    return replace(data, numbers=data.numbers[sites], frac=data.frac[sites])
+    return replace(data, species=data.species[sites], frac=data.frac[sites])

@@ -17,18 +17,18 @@ def joined(parts: Sequence[CrystalDataset]) -> CrystalDataset:
     """Crystals of several data sets one after the other."""
     return CrystalDataset(
         np.concatenate([p.formula for p in parts]),
-        np.concatenate([p.natoms for p in parts]),
-        np.concatenate([p.e_form for p in parts]),
-        np.concatenate([p.sg for p in parts]),
+        np.concatenate([p.num_sites for p in parts]),
+        np.concatenate([p.energy for p in parts]),
+        np.concatenate([p.space_group for p in parts]),
         np.concatenate([p.lattice for p in parts]),
-        np.concatenate([p.numbers for p in parts]),
+        np.concatenate([p.species for p in parts]),
         np.concatenate([p.frac for p in parts]),
     )
 
 
 def with_groups(data: CrystalDataset, groups: Sequence[int]) -> CrystalDataset:
     """`data` with other space groups."""
-    return replace(data, sg=np.array(groups, dtype=np.int64))
+    return replace(data, space_group=np.array(groups, dtype=np.int64))
 
 
 def store_of(

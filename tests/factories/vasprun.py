@@ -10,7 +10,7 @@ ENERGIES = ("e_fr_energy", "e_wo_entrp", "e_0_energy")
 
 def vasprun(c: Candidate, energy: float, ionic_steps: int = 3, electronic_steps: int = 5, encut: float = 500) -> str:
     """A finished relaxation of a candidate to `energy` (eV, of the cell); NSW is 99 and NELM 100."""
-    symbols = [SYMBOLS[z] for z in c.numbers]
+    symbols = [SYMBOLS[z] for z in c.species]
     kinds = sorted(set(symbols), key=symbols.index)
     atoms = "".join(f"<rc><c>{s:2}</c><c>{kinds.index(s) + 1:4}</c></rc>" for s in symbols)
     types = "".join(

@@ -160,7 +160,7 @@ def test_unknown_property() -> None:
         element_table().column("colour")
 
 
-@pytest.mark.parametrize("module", ["elements", "space_groups", "featurise"])
+@pytest.mark.parametrize("module", ["elements", "space_groups"])
 def test_import_is_light(module: str) -> None:
     heavy = {"torch", "numba", "pymatgen", "mendeleev", "spglib", "scipy", "pandas", "triton"}
     code = f"import fastcrystal.features.{module}, sys; print(sorted({heavy!r} & set(sys.modules)))"

@@ -50,7 +50,7 @@ def test_two_processes_have_the_losses_of_one(runs: dict[str, Path]) -> None:
 
 def test_two_processes_generate_and_judge_as_one(runs: dict[str, Path]) -> None:
     one, two = (load_dataset(runs[k] / "generated.npz") for k in ("one", "two"))
-    assert np.array_equal(one.numbers, two.numbers)
+    assert np.array_equal(one.species, two.species)
     gap = np.abs(one.frac - two.frac)
     assert np.minimum(gap, 1 - gap).max() < 1e-3
     results = [json.loads((runs[k] / "result.json").read_text()) for k in ("one", "two")]

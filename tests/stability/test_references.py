@@ -87,7 +87,7 @@ def test_references_leave_saddle_points() -> None:
     for c in made:
         numbers, frac, lattice = displaced(c).arrays
         assert displaced(c) == displaced(c)
-        assert numbers.tolist() == c.numbers
+        assert numbers.tolist() == c.species
         assert np.array_equal(lattice, c.arrays[2])
         step = (frac - c.arrays[1]) @ lattice
         assert 0 < np.abs(step).max() < 6 * DISPLACEMENT

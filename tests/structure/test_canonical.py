@@ -270,9 +270,9 @@ def test_data_sets_keep_order_and_lose_nothing(jobs: int) -> None:
     assert [r[0] for r in rejects] == [f"c{i}" for i in range(48) if i % 4 == 1]
     assert all("no volume" in r[1] for r in rejects)
     assert out.labels["id"].tolist() == [f"c{i}" for i in range(48) if i % 4 != 1]
-    assert out.sg[:3].tolist() == [136, 221, 227]
-    assert out.natoms[:3].tolist() == [6, 2, 14]
-    assert out.e_form[:3].tolist() == [0, 2, 3]
+    assert out.space_group[:3].tolist() == [136, 221, 227]
+    assert out.num_sites[:3].tolist() == [6, 2, 14]
+    assert out.energy[:3].tolist() == [0, 2, 3]
     assert out.name == "mine"
     assert (out.frac < 1).all()
     first = canonicalise(*cells[0])
@@ -300,13 +300,13 @@ def test_import_is_light() -> None:
 
 def test_share_on_real_structures() -> None:
     data = load_dataset(dft_file())
-    small = np.flatnonzero(data.natoms <= 40)
+    small = np.flatnonzero(data.num_sites <= 40)
     data = data.select(np.random.default_rng(7).choice(small, 60, replace=False))
     ends = data.offsets
     kept = []
     for i in range(len(data)):
         part = slice(ends[i], ends[i + 1])
-        cell = (data.numbers[part], data.frac[part], data.lattice[i])
+        cell = (data.species[part], data.frac[part], data.lattice[i])
         form = canonicalise(*cell)
         check_form(form)
         kept.append(same(form, canonicalise(*redescribe(cell, np.random.default_rng(i)))))

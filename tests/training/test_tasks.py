@@ -28,8 +28,8 @@ def rich_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copies = np.tile(np.arange(3), len(data))
     out = data.select(order)
     lattice = (out.lattice * (1 + 0.02 * copies)[:, None, None]).astype(np.float32)
-    energy = (out.e_form + 0.05 * copies).astype(np.float32)
-    return replace(out, lattice=lattice, e_form=energy).save(tmp_path_factory.mktemp("rich") / "rich.npz")
+    energy = (out.energy + 0.05 * copies).astype(np.float32)
+    return replace(out, lattice=lattice, energy=energy).save(tmp_path_factory.mktemp("rich") / "rich.npz")
 
 
 def task_of(path: Path, **changes: Any) -> tuple[Any, TrainConfig]:
@@ -141,9 +141,9 @@ def test_pairs_of_unseen_formulas_are_judged(rich_npz: Path) -> None:
     assert set(asked.target.formula) <= set(test.formula)
     assert not set(asked.target.formula) & set(splits.load(splits.indices.train).formula)
     assert asked.initial is not None
-    lowest = {f: test.e_form[test.formula == f].min() for f in set(test.formula)}
-    assert all(e == lowest[f] for f, e in zip(asked.target.formula, asked.target.e_form, strict=True))
-    change = torch.from_numpy(asked.target.e_form - asked.initial.e_form)
+    lowest = {f: test.energy[test.formula == f].min() for f in set(test.formula)}
+    assert all(e == lowest[f] for f, e in zip(asked.target.formula, asked.target.energy, strict=True))
+    change = torch.from_numpy(asked.target.energy - asked.initial.energy)
     assert torch.allclose(asked.conditions.energy, change)
     assert len(asked.target) == len(test) - len(lowest)  # every other polymorph leads to the lowest
     few = draw_test_set(splits, replace(config, max_test=5))
@@ -163,11 +163,11 @@ def test_a_data_set_without_polymorphs_is_refused(tmp_path: Path) -> None:
 
 def test_other_orders_of_species_need_nearest_pairs(tmp_path: Path) -> None:
     data = tiny_dataset()
-    numbers, frac = data.numbers.copy(), data.frac.copy()
+    numbers, frac = data.species.copy(), data.frac.copy()
     for i in range(0, len(data), 2):
         own = slice(2 * i, 2 * i + 2)
         numbers[own], frac[own] = numbers[own][::-1].copy(), frac[own][::-1].copy()
-    mixed: CrystalDataset = replace(data, numbers=numbers, frac=frac)
+    mixed: CrystalDataset = replace(data, species=numbers, frac=frac)
     path = mixed.save(tmp_path / "mixed.npz")
     with pytest.raises(ValueError, match="list their species in different orders: --pairing nearest"):
         task_of(path, task="modify")
@@ -184,8 +184,8 @@ def test_random_order_shuffles_equal_sites_of_both_structures_alike(tmp_path: Pa
     crystals = replace(
         data.select(np.arange(count)),
         formula=np.array([f"X{i // 2}" for i in range(count)]),
-        natoms=np.full(count, 4),
-        numbers=numbers,
+        num_sites=np.full(count, 4),
+        species=numbers,
         frac=rng.random((4 * count, 3)).astype(np.float32),
     )
     path = crystals.save(tmp_path / "four.npz")

@@ -65,9 +65,9 @@ def test_settings_survive_json() -> None:
 
 def test_prepare_leaves_out_what_cannot_be_used(tmp_path: Path) -> None:
     data = tiny_dataset()
-    energy, group = data.e_form.copy(), data.sg.copy()
+    energy, group = data.energy.copy(), data.space_group.copy()
     energy[3], group[5] = np.nan, 0
-    path = replace(data, e_form=energy, sg=group).save(tmp_path / "d.npz")
+    path = replace(data, energy=energy, space_group=group).save(tmp_path / "d.npz")
     splits = make_splits(tiny_config(path))
     assert len(splits.data) == len(data) - 2
     assert splits.length == 8
@@ -296,9 +296,9 @@ def test_run_folder_names_say_what_they_are() -> None:
 
 def test_crystals_left_out_are_counted(tiny_npz: Path, tmp_path: Path) -> None:
     data = load_dataset(tiny_npz)
-    energy, group = data.e_form.copy(), data.sg.copy()
+    energy, group = data.energy.copy(), data.space_group.copy()
     energy[:2], group[2] = np.nan, 0
-    path = replace(data, e_form=energy, sg=group).save(tmp_path / "holes.npz")
+    path = replace(data, energy=energy, space_group=group).save(tmp_path / "holes.npz")
     splits = make_splits(tiny_config(path))
     assert splits.left_out == {"without energy": 2, "without space group": 1}
     assert len(splits.data) == len(data) - 3

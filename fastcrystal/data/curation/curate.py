@@ -215,7 +215,7 @@ class _Work:
     def __init__(self, store: Store) -> None:
         self.steps: list[Step] = []
         self.rows = np.arange(len(store))
-        self.sites, self.energy, self.group = store.natoms, store.e_form, store.sg
+        self.sites, self.energy, self.group = store.num_sites, store.energy, store.space_group
         self.table = formula_table(store)
         self.formula, self.n_formulas = self.table.formula, len(self.table.size)
 

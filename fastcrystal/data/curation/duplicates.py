@@ -56,8 +56,8 @@ def repeated(store: Store) -> NDArray[np.bool_]:
 
 def _kinds(store: Store) -> NDArray[np.uint64]:
     """A hash of formula, sites, group and energy, (N,) uint64."""
-    small = store.natoms.astype(np.uint64) * np.uint64(256) + store.sg.astype(np.uint64)
-    return mix(mix(store.formula_key ^ mix(small)) + _rounded(store.e_form, ENERGY))
+    small = store.num_sites.astype(np.uint64) * np.uint64(256) + store.space_group.astype(np.uint64)
+    return mix(mix(store.formula_key ^ mix(small)) + _rounded(store.energy, ENERGY))
 
 
 def _contents(columns: Columns) -> NDArray[np.uint64]:

@@ -137,16 +137,16 @@ class NearDuplicates:
         import pyarrow.parquet as pq
 
         store, (first, second) = self.store, (self.pairs.first, self.pairs.second)
-        volume = _volumes(store, self.pairs.rows) / store.natoms[self.pairs.rows]
+        volume = _volumes(store, self.pairs.rows) / store.num_sites[self.pairs.rows]
         at = {side: np.searchsorted(self.pairs.rows, rows) for side, rows in (("first", first), ("second", second))}
         ids = np.array(store.ids(self.pairs.rows), dtype=np.str_)
         columns: dict[str, Any] = {}
         for side, rows in (("first", first), ("second", second)):
             columns[f"{side}_row"] = rows
             columns[f"{side}_id"] = ids[at[side]]
-            columns[f"{side}_sites"] = store.natoms[rows]
-            columns[f"{side}_group"] = store.sg[rows]
-            columns[f"{side}_energy"] = store.e_form[rows]
+            columns[f"{side}_sites"] = store.num_sites[rows]
+            columns[f"{side}_group"] = store.space_group[rows]
+            columns[f"{side}_energy"] = store.energy[rows]
         columns["formula"] = _formulas(store, first)
         columns["volume_ratio"] = volume[at["second"]] / volume[at["first"]]
         columns["fit"] = self.result.fit
@@ -257,7 +257,7 @@ def choose_pairs(
     none = np.zeros(0, dtype=np.int64)
     rows = np.concatenate([none, *members])
     owner = np.repeat(np.arange(len(members)), [len(m) for m in members])
-    sites, energies = store.natoms[rows], store.e_form[rows].astype(np.float64)
+    sites, energies = store.num_sites[rows], store.energy[rows].astype(np.float64)
     per_atom = _volumes(store, rows) / sites
     kept: list[tuple[NDArray[np.int64], NDArray[np.int64]]] = [(none, none)]
     left_out = np.zeros(3, dtype=np.int64)

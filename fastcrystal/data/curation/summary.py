@@ -91,20 +91,20 @@ def summarise(store: Store) -> Summary:
     """
     table = formula_table(store)
     labels, label = store.labels, store.label
-    known = np.isfinite(store.e_form)
+    known = np.isfinite(store.energy)
     counts = np.bincount(label, minlength=len(labels)).tolist()
-    both = (store.sg > 0) & (store.declared_sg > 0)
+    both = (store.space_group > 0) & (store.declared_sg > 0)
     return Summary(
         store.name,
         len(store),
         {name: n for name, n in zip(labels, counts, strict=True) if n},
-        np.bincount(store.natoms),
-        np.bincount(store.sg, minlength=231),
+        np.bincount(store.num_sites),
+        np.bincount(store.space_group, minlength=231),
         table.crystals_with(table.size),
         table.size,
-        {name: store.e_form[known & (label == i)] for i, name in enumerate(labels) if (known & (label == i)).any()},
+        {name: store.energy[known & (label == i)] for i, name in enumerate(labels) if (known & (label == i)).any()},
         int(both.sum()),
-        int((both & (store.sg != store.declared_sg)).sum()),
+        int((both & (store.space_group != store.declared_sg)).sum()),
     )
 
 

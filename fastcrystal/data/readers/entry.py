@@ -21,7 +21,7 @@ Format: TypeAlias = Literal["cif", "poscar", "extxyz", "json", "arrays"]
 class Sites(NamedTuple):
     """A crystal as arrays, unchecked: whatever its source says."""
 
-    numbers: NDArray[np.int64]
+    species: NDArray[np.int64]
     """(n,) atomic numbers."""
     frac: NDArray[np.float64]
     """(n, 3) fractional coordinates."""

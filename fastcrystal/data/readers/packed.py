@@ -43,7 +43,7 @@ class Packed:
     def entries(self) -> Iterator[Entry | Reject]:
         """Every crystal."""
         if self.path.is_file():
-            yield from _unpacked(self.data, self.data.sg, 0, self.path.name)
+            yield from _unpacked(self.data, self.data.space_group, 0, self.path.name)
             return
         for first in range(0, self.total, _BATCH):
             rows = np.arange(first, min(first + _BATCH, self.total))
@@ -58,6 +58,6 @@ def _unpacked(data: CrystalDataset, declared: np.ndarray, first: int, name: str)
     offsets = data.offsets
     for i in range(len(data)):
         a, b = offsets[i], offsets[i + 1]
-        sites = Sites(data.numbers[a:b], data.frac[a:b].astype(np.float64), data.lattice[i].astype(np.float64))
+        sites = Sites(data.species[a:b], data.frac[a:b].astype(np.float64), data.lattice[i].astype(np.float64))
         where = f"{name}:{first + i}"
-        yield Entry(ids[i], where, "arrays", sites, float(data.e_form[i]), int(declared[i]), labels[i])
+        yield Entry(ids[i], where, "arrays", sites, float(data.energy[i]), int(declared[i]), labels[i])

@@ -78,20 +78,20 @@ class Store:
         return self.path.stem
 
     @functools.cached_property
-    def natoms(self) -> NDArray[np.int64]:
+    def num_sites(self) -> NDArray[np.int64]:
         """Sites of each crystal, (N,) int64."""
         if self.index is not None:
-            return self._whole.natoms[self.index]
+            return self._whole.num_sites[self.index]
         counts = [np.diff(p.columns["site_offsets"]) for p in self._parts]
         return np.concatenate([np.zeros(0, dtype=np.int64), *counts])
 
     @functools.cached_property
-    def e_form(self) -> NDArray[np.float32]:
+    def energy(self) -> NDArray[np.float32]:
         """Formation energies, (N,) float32, eV/atom; NaN: unknown."""
         return self._column("e_form")
 
     @functools.cached_property
-    def sg(self) -> NDArray[np.uint8]:
+    def space_group(self) -> NDArray[np.uint8]:
         """Space groups as computed, (N,) uint8; 0: unknown."""
         return self._column("sg")
 
@@ -117,7 +117,7 @@ class Store:
 
     def _column(self, name: str) -> NDArray[Any]:
         if self.index is not None:
-            column: NDArray[Any] = getattr(self._whole, name)[self.index]
+            column: NDArray[Any] = self._whole._column(name)[self.index]
             return column
         dtype, tail = PER_CRYSTAL[name]
         return np.concatenate([np.zeros((0, *tail), dtype), *(p.columns[name] for p in self._parts)])
@@ -255,11 +255,11 @@ class Store:
         if formulas is not None or elements is not None or only_elements is not None:
             keep &= self._formulas_with(formulas, elements, only_elements)[self.formulas[1]]
         if groups is not None:
-            keep &= np.isin(self.sg, np.array(sorted(groups)))
+            keep &= np.isin(self.space_group, np.array(sorted(groups)))
         if energy is not None:
-            keep &= (self.e_form >= energy[0]) & (self.e_form <= energy[1])
+            keep &= (self.energy >= energy[0]) & (self.energy <= energy[1])
         if sites is not None:
-            keep &= (self.natoms >= sites[0]) & (self.natoms <= sites[1])
+            keep &= (self.num_sites >= sites[0]) & (self.num_sites <= sites[1])
         if labels is not None:
             unknown = sorted(set(labels) - set(self.labels))
             if unknown:

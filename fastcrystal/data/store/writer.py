@@ -159,7 +159,7 @@ class StoreWriter:
         source : int
         data : CrystalDataset
         declared_sg : ndarray, shape (N,), integer, optional
-            Space groups that the source states; `data.sg` where not given.
+            Space groups that the source states; `data.space_group` where not given.
         label : str
             As for `add`.
         """
@@ -169,13 +169,13 @@ class StoreWriter:
         code = self._label(label or str(self._source(source)["name"]))
         columns = {
             "lattice": data.lattice,
-            "e_form": data.e_form,
-            "sg": data.sg,
-            "declared_sg": data.sg if declared_sg is None else declared_sg,
+            "e_form": data.energy,
+            "sg": data.space_group,
+            "declared_sg": data.space_group if declared_sg is None else declared_sg,
             "label": np.full(len(data), code),
-            "formula_key": formula_keys(data.numbers, data.offsets),
+            "formula_key": formula_keys(data.species, data.offsets),
             "site_offsets": data.offsets,
-            "numbers": data.numbers,
+            "numbers": data.species,
             "frac": data.frac,
             **encode_ids(ids),
         }

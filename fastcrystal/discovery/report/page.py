@@ -270,7 +270,7 @@ def _facts(c: Candidate) -> list[tuple[str, str]]:
         ("atoms moved by", number("displacement", 2, " Å")),
         ("stands for", number("copies", 0, " generated crystals")),
         ("stable there", " + ".join(f"{float(share):.3g} {name}" for name, share in parts)),
-        ("sites", str(len(c.numbers))),
+        ("sites", str(len(c.species))),
         ("dropped", c.reason),
     ]
 

@@ -49,27 +49,27 @@ def training_charts(run: RunFolder) -> tuple[list[Chart], str]:
         data = load_dataset(name)
     except (ValueError, OSError) as error:  # a page without this section is better than none
         return [], f"The model's data set cannot be opened: {error}"
-    atoms = sorted({z for c in candidates for z in c.numbers})
-    foreign = np.add.reduceat((~np.isin(data.numbers, atoms)).astype(np.int64), data.offsets[:-1])
+    atoms = sorted({z for c in candidates for z in c.species})
+    foreign = np.add.reduceat((~np.isin(data.species, atoms)).astype(np.int64), data.offsets[:-1])
     own = foreign == 0
     sizes = (
         f"{len(candidates):,} candidates, {len(data):,} crystals of {name}, {int(own.sum()):,} of these elements only"
     )
 
-    volume = np.abs(np.linalg.det(data.lattice.astype(np.float64))) / data.natoms
-    volumes = np.array([abs(np.linalg.det(np.array(c.lattice))) / len(c.numbers) for c in candidates])
+    volume = np.abs(np.linalg.det(data.lattice.astype(np.float64))) / data.num_sites
+    volumes = np.array([abs(np.linalg.det(np.array(c.lattice))) / len(c.species) for c in candidates])
     charts = [
         _histogram("volumes", "Volume per atom", "volume, Å³/atom", _sets(volumes, volume, own)),
     ]
     energies = np.array([e for c in candidates if (e := measured(c, "formation_energy")) is not None])
-    if len(energies) and np.isfinite(data.e_form).any():
+    if len(energies) and np.isfinite(data.energy).any():
         title = "Formation energy"
         caveat = " Candidates are on the potential's scale, the data set on its own: the two may be shifted."
-        sets = _sets(energies, data.e_form, own)
+        sets = _sets(energies, data.energy, own)
         charts.append(_histogram("e_form", title, "formation energy, eV/atom", sets, caveat))
     groups = np.array([int(measured(c, "relaxed_group") or measured(c, "space_group") or 0) for c in candidates])
     if groups.any():
-        charts.append(_systems(_sets(groups, data.sg, own)))
+        charts.append(_systems(_sets(groups, data.space_group, own)))
     return charts, f"Compared: {sizes}. All of the data set is shown, what the model was tested on included."
 
 

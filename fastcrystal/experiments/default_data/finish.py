@@ -217,7 +217,7 @@ def card(done: Finished, settings: dict[str, Any], versions: dict[str, str]) -> 
     """The data card, in Markdown."""
     data = done.data
     formulas, sizes = np.unique(data.formula, return_counts=True)
-    elements = np.unique(data.numbers)
+    elements = np.unique(data.species)
     agree = sum(row["gap"] is not None and row["gap"] <= 0.001 for row in done.checks)
     rule = [f"| {k} | {v} |" for k, v in done.counts.items()]
     checks = [f"| {r['formula']} | {r['known']} | {r['found']} | {_gap(r['gap'])} |" for r in done.checks]
@@ -226,8 +226,10 @@ def card(done: Finished, settings: dict[str, Any], versions: dict[str, str]) -> 
             "# The default data set: decorated AFLOW prototypes",
             "",
             f"{len(data)} crystals of {len(formulas)} formulas and {len(elements)} elements, "
-            f"{data.natoms.min()} to {data.natoms.max()} atoms in the primitive cell (mean {data.natoms.mean():.1f}), "
-            f"{len(np.unique(data.sg))} space groups, {int((sizes >= 7).sum())} formulas with 7 polymorphs or more.",
+            f"{data.num_sites.min()} to {data.num_sites.max()} atoms in the primitive cell "
+            f"(mean {data.num_sites.mean():.1f}), "
+            f"{len(np.unique(data.space_group))} space groups, "
+            f"{int((sizes >= 7).sum())} formulas with 7 polymorphs or more.",
             "",
             f"**Energies are {POTENTIALS[settings['potential']]} energies, not DFT.** The potential (MIT licence) was "
             "trained by its authors on MPtrj, Materials Project PBE and PBE+U calculations (CC BY 4.0). Formation "
