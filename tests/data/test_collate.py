@@ -27,11 +27,11 @@ class Flat:
 
     cells: Array
     frac: Array
-    species: Array
+    numbers: Array
     offsets: Array
 
     def __call__(self, length: int = 64, **out: Any) -> tuple[Array, Array]:
-        return featurise(self.cells, self.frac, self.species, self.offsets, length, **out)
+        return featurise(self.cells, self.frac, self.numbers, self.offsets, length, **out)
 
 
 def crystals(
@@ -67,7 +67,7 @@ def test_kernel_is_the_reference(seed: int, count: int, length: int, kind: str, 
     matrix, species = flat(length, out=out)
     assert matrix is out[0]
     assert species is out[1]
-    wanted = featurise_reference(flat.cells, flat.frac, flat.species, flat.offsets, length)
+    wanted = featurise_reference(flat.cells, flat.frac, flat.numbers, flat.offsets, length)
     np.testing.assert_array_equal(species, wanted[1])
     np.testing.assert_array_equal(matrix[:, :-3], wanted[0][:, :-3])
     np.testing.assert_allclose(matrix[:, -3:], wanted[0][:, -3:], rtol=2e-6, atol=2e-6 * 20)
@@ -85,7 +85,7 @@ def test_properties(seed: int, kind: str) -> None:
     assert ((species > 0) == real).all()
     assert not sites[~real].any()
     assert not matrix[:, 20].any()
-    np.testing.assert_array_equal(species[real], flat.species)
+    np.testing.assert_array_equal(species[real], flat.numbers)
     # the same points of the crystal, up to whole translations
     gap = sites[real] - flat.frac
     np.testing.assert_allclose(gap, np.rint(gap), atol=2e-6)
@@ -99,7 +99,7 @@ def test_properties(seed: int, kind: str) -> None:
     np.testing.assert_allclose(lengths, given_parameters[0], rtol=1e-5)
     np.testing.assert_allclose(angles, given_parameters[1], atol=1e-3)
     # wrapping twice changes nothing; a whole shift changes nothing beyond rounding
-    again = Flat(cell, sites[real], flat.species, flat.offsets)(24)[0]
+    again = Flat(cell, sites[real], flat.numbers, flat.offsets)(24)[0]
     np.testing.assert_array_equal(again[:, :-3], matrix[:, :-3])
     np.testing.assert_allclose(again[:, -3:], cell, rtol=1e-5, atol=1e-5)
 
@@ -111,7 +111,7 @@ def test_same_as_the_batch_path(length: int) -> None:
     n = int(count.max())
     real = np.arange(n) < count[:, None]
     species, frac = np.zeros((50, n), np.int64), np.zeros((50, n, 3), np.float32)
-    species[real], frac[real] = flat.species, lattice.wrap(flat.frac)
+    species[real], frac[real] = flat.numbers, lattice.wrap(flat.frac)
     rows = lattice.lattice_from_parameters(flat.cells[:, :3], flat.cells[:, 3:]).astype(np.float32)
     tensors = [torch.from_numpy(x) for x in (species, frac, rows, count, np.zeros(50, np.int64), np.zeros(50))]
     batch = crystal.CrystalBatch(*tensors)
@@ -128,17 +128,17 @@ def test_right_angles_give_exact_zeros() -> None:
 
 def test_left_handed_lattice_is_mirrored() -> None:
     flat = crystals(0, 3, kind="lattices", dtype=np.float64)
-    mirrored = Flat(flat.cells * [1, 1, -1], flat.frac, flat.species, flat.offsets)
+    mirrored = Flat(flat.cells * [1, 1, -1], flat.frac, flat.numbers, flat.offsets)
     np.testing.assert_allclose(flat()[0], mirrored()[0], atol=1e-5)
 
 
 def test_a_part_of_the_sites_and_other_dtypes() -> None:
     flat = crystals(1, 6)
     whole = flat(24)
-    part = Flat(flat.cells[2:4], flat.frac, flat.species.astype(np.uint8), flat.offsets[2:5].astype(np.int32))(24)
+    part = Flat(flat.cells[2:4], flat.frac, flat.numbers.astype(np.uint8), flat.offsets[2:5].astype(np.int32))(24)
     np.testing.assert_array_equal(part[0], whole[0][2:4])
     np.testing.assert_array_equal(part[1], whole[1][2:4])
-    strided = Flat(flat.cells[::-1][::-1], np.asfortranarray(flat.frac), flat.species.astype(np.int16), flat.offsets)
+    strided = Flat(flat.cells[::-1][::-1], np.asfortranarray(flat.frac), flat.numbers.astype(np.int16), flat.offsets)
     np.testing.assert_array_equal(strided(24)[0], whole[0])
 
 
@@ -166,8 +166,8 @@ BAD: dict[str, tuple[Callable[[Any], None], str]] = {
     "angle": (lambda f: f.cells.__setitem__((2, 3), 179), r"^cell of crystal 2 spans no volume: \["),
     "nan cell": (lambda f: f.cells.__setitem__((4, 0), np.nan), r"^cell of crystal 4 spans no volume: \[nan"),
     "inf cell": (lambda f: f.cells.__setitem__((4, 0), np.inf), r"^cell of crystal 4 spans no volume: \[inf"),
-    "species 0": (lambda f: f.species.__setitem__(0, 0), r"^species must be .* 1\.\.103, got 0 at crystal 0, site 0"),
-    "species 104": (lambda f: f.species.__setitem__(-1, 104), r"^species must be .* got 104 at crystal 4, site \d+"),
+    "species 0": (lambda f: f.numbers.__setitem__(0, 0), r"^species must be .* 1\.\.103, got 0 at crystal 0, site 0"),
+    "species 104": (lambda f: f.numbers.__setitem__(-1, 104), r"^species must be .* got 104 at crystal 4, site \d+"),
     "nan frac": (lambda f: f.frac.__setitem__((0, 1), np.nan), r"^frac of crystal 0 is not finite$"),
     "inf frac": (lambda f: f.frac.__setitem__((0, 1), -np.inf), r"^frac of crystal 0 is not finite$"),
 }
@@ -180,7 +180,7 @@ def test_bad_crystals_are_named(case: str, run: Any) -> None:
     flat = crystals(2, 5)
     spoil(flat)
     with pytest.raises(ValueError, match=message):
-        run(flat.cells, flat.frac, flat.species, flat.offsets, 24)
+        run(flat.cells, flat.frac, flat.numbers, flat.offsets, 24)
 
 
 def test_flat_lattices_are_named() -> None:
@@ -188,7 +188,7 @@ def test_flat_lattices_are_named() -> None:
     flat.cells[3, 2] = flat.cells[3, 0] = [1, 0, 0]
     for run in (featurise, featurise_reference):
         with pytest.raises(ValueError, match=r"^cell of crystal 3 spans no volume"):
-            run(flat.cells, flat.frac, flat.species, flat.offsets, 24)
+            run(flat.cells, flat.frac, flat.numbers, flat.offsets, 24)
 
 
 def test_too_many_sites_for_the_length() -> None:

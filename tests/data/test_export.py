@@ -60,7 +60,10 @@ def test_what_cannot_be_merged(data: CrystalDataset, tmp_path: Path) -> None:
 def test_parquet(data: CrystalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastcrystal.data.export.CHUNK", 7)
     without = CrystalDataset(
-        data.formula, data.num_sites, np.where(np.arange(40) == 3, np.nan, data.energy).astype(np.float32), data.space_group,
+        data.formula,
+        data.num_sites,
+        np.where(np.arange(40) == 3, np.nan, data.energy).astype(np.float32),
+        data.space_group,
         data.lattice, data.species, data.frac,
     )  # fmt: skip
     view = made(tmp_path / "s", without, "a").select([9, 3, 21])
