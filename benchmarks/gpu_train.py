@@ -175,7 +175,7 @@ def train(
 ) -> tuple[list[float], float]:
     """What a step of fastcrystal.training.trainer does; the losses, and the seconds of a step after the first tenth."""
     device = data.device.type
-    optimiser = torch.optim.Adam(model.parameters(), lr=recipe.lr, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, fused=True)
     scaler = torch.amp.GradScaler(device, enabled=half)
     objective = Objective(flow, recipe, case.length)
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
@@ -190,9 +190,9 @@ def train(
         index = torch.randint(len(data), (case.batch,), generator=generator, device=device)
         with torch.autocast(device, torch.float16, enabled=half):
             loss = objective(model, TrainingBatch(data[index], x_1[index]), generator)
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-        scaler.step(optimiser)
+        scaler.step(optimizer)
         scaler.update()
         losses.append(loss.detach())
         with torch.no_grad():

@@ -169,7 +169,7 @@ class PlainTrainer:
         data = DenseCrystals(crystals, scaling, self.length)
         self.model = PlainUNet(network).to(self.device, data.x_1.dtype)
         self.average = copy.deepcopy(self.model)
-        self.optimiser = torch.optim.Adam(self.model.parameters(), lr=config.lr)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr)
         self.generator = torch.Generator().manual_seed(config.seed)
         self.batches = iter(loader(data, config.batch_size, self.generator, workers))
 
@@ -179,9 +179,9 @@ class PlainTrainer:
         self.average.load_state_dict(weights)
 
     def train_step(self, lr: float) -> float:
-        """One optimiser step; returns the mean loss of the batch."""
+        """One optimizer step; returns the mean loss of the batch."""
         batch = next(self.batches).to(self.device)
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = lr
         # numbers are drawn in the order of the fast path
         b, dtype = len(batch.x_1), batch.x_1.dtype
@@ -194,9 +194,9 @@ class PlainTrainer:
         t = torch.rand(b, generator=self.generator, dtype=dtype).to(self.device)
         x_0 = self.flow.source(batch.num_sites, self.length, self.generator, dtype)
         loss = flow_loss(self.model, self.flow, batch, t, x_0, nameless)
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        self.optimiser.step()
+        self.optimizer.step()
         with torch.no_grad():
             for mean, own in zip(self.average.parameters(), self.model.parameters(), strict=True):
                 mean.mul_(self.config.ema).add_(own, alpha=1 - self.config.ema)

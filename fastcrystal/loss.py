@@ -49,7 +49,7 @@ def pbc_loss(
     p : {1, 2}
         |.|_1 or |.|_2.
     images : {"all", "boundary"}
-        "all": the wrapped difference and its 26 neighbours. "boundary": those of A.4, for coordinates wrapped to
+        "all": the wrapped difference and its 26 neighbors. "boundary": those of A.4, for coordinates wrapped to
         [0, 1): a target coordinate within 1e-4 of 0 or 1 also counts on the other side, 8 images for a vertex, 4 on an
         edge, 2 on a face, 1 elsewhere.
     lattice : Tensor, shape (B, 3, 3), floating, optional

@@ -88,7 +88,7 @@ def random_tables(seed: int = 0) -> tuple[NDArray[np.float32], NDArray[np.float3
 
 
 def fill_zero_layers(module: nn.Module, seed: int = 0) -> nn.Module:
-    """Give every all-zero parameter small random values: zero-initialised layers hide what lies behind them."""
+    """Give every all-zero parameter small random values: zero-initialized layers hide what lies behind them."""
     g = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in module.parameters():

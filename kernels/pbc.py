@@ -187,7 +187,7 @@ def _stray(n_ptr, row, live, b, STEPS: tl.constexpr, ACC: tl.constexpr, BLOCK: t
     return out
 
 
-# sizes are not specialised: a new batch compiles nothing
+# sizes are not specialized: a new batch compiles nothing
 @triton.jit(do_not_specialize=["rows"])
 def _forward(
     x_ptr, y_ptr, l_ptr, n_ptr, out_ptr, rows, m, m_rest, ACC: tl.constexpr, P: tl.constexpr, EXPONENT: tl.constexpr,

@@ -1,4 +1,4 @@
-"""Numba for fastcrystal.ops.pbc: value and slope of every site in one pass, vectorised over the sites of a crystal.
+"""Numba for fastcrystal.ops.pbc: value and slope of every site in one pass, vectorized over the sites of a crystal.
 
 The loop is compiled for the default order in float32, fractional and Cartesian, whose constants leave neither branches
 nor calls in the loop over sites, so that it becomes SIMD, and once more for every other metric. An exponent that is no

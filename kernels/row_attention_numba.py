@@ -2,7 +2,7 @@
 
 Rows are few and heads narrow, so a loop over either is over before it has paid for its start; crystals are many. A pack
 of eight is transposed in registers, head by head, to (L, D, 8), after which every step, the softmax too, is the same
-arithmetic in all lanes, whatever L. The vectors are spelled out, by intrinsics, because LLVM's vectoriser does not keep
+arithmetic in all lanes, whatever L. The vectors are spelled out, by intrinsics, because LLVM's vectorizer does not keep
 sums over an outer loop in registers; where a machine has narrower registers, LLVM splits them. Compiled helpers stand
 in this file, because numba's cache does not notice edits elsewhere; what is plain Python can be shared.
 """

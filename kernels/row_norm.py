@@ -1,7 +1,7 @@
 """Triton for fastcrystal.ops.row_norm: one program per crystal and block of groups, which it holds in registers.
 
 A group is only C / G channels wide, 4 to 32 in practice, so one group per program would read a few bytes of each row.
-A program therefore takes neighbouring groups: a tile of rows x groups x channels of a group, whose lanes beyond C / G
+A program therefore takes neighboring groups: a tile of rows x groups x channels of a group, whose lanes beyond C / G
 are idle where that is no power of two. Weights' gradients leave as one row per crystal, which is summed afterwards:
 no atomics, so the sum comes out the same every time.
 """

@@ -40,10 +40,10 @@ def _sigmoid(z):
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
-def _statistics(s, mean, rstd, eps, column, centre):
+def _statistics(s, mean, rstd, eps, column, center):
     """Mean and 1 / sqrt(variance + eps) of each group, from one crystal (L, C); scratch memory is (G, C / G)."""
     groups, width = column.shape
-    flat, middle = column.reshape(groups * width), centre.reshape(groups * width)
+    flat, middle = column.reshape(groups * width), center.reshape(groups * width)
     share = _ONE / np.float32(s.shape[0] * width)
     flat[:] = _ZERO
     for i in range(s.shape[0]):
@@ -56,7 +56,7 @@ def _statistics(s, mean, rstd, eps, column, centre):
         total *= share
         mean[g] = total
         for j in range(width):
-            centre[g, j] = total
+            center[g, j] = total
     flat[:] = _ZERO
     for i in range(s.shape[0]):
         for c in range(flat.shape[0]):

@@ -63,7 +63,7 @@ def _coefficient(bits, ptr, first, crystal, here, ACC: tl.constexpr):
     return value
 
 
-# int64 arguments that are not specialised: a new coefficient, seed or batch size compiles nothing
+# int64 arguments that are not specialized: a new coefficient, seed or batch size compiles nothing
 @triton.jit(do_not_specialize=["a", "b", "c", "seed", "offset", "numel", "width", "magic"])
 def _update(
     x_ptr,

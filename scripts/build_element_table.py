@@ -56,7 +56,7 @@ SHELL_CAPACITY = {"s": 2, "p": 6, "d": 10, "f": 14}
 
 
 def main(path: Path) -> None:
-    """Collect, impute, standardise and write."""
+    """Collect, impute, standardize and write."""
     symbols, raw, extra = collect()
     names = [p[0] for p in PROPERTIES]
     complete = [i for i in range(len(names)) if not np.isnan(raw[:, i]).any()]

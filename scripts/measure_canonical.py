@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrystal.data.load import load_dataset
-from fastcrystal.structure.canonical import Canonical, canonicalise
+from fastcrystal.structure.canonical import Canonical, canonicalize
 
 Cell = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 Change = Callable[[Cell, np.random.Generator], Cell]
@@ -130,7 +130,7 @@ def measure(cell: Cell, seed: int) -> tuple[dict[str, tuple[str, bool]], float]:
 
     start = time.perf_counter()
     try:
-        reference = canonicalise(*cell)
+        reference = canonicalize(*cell)
     except ValueError:
         return {}, 0.0
     seconds = time.perf_counter() - start
@@ -139,7 +139,7 @@ def measure(cell: Cell, seed: int) -> tuple[dict[str, tuple[str, bool]], float]:
     out = {"as given": ("same", bool(match(original, structure(reference))))}
     for i, (name, change) in enumerate(CHANGES.items()):
         try:
-            form = canonicalise(*change(cell, np.random.default_rng([seed, i])))
+            form = canonicalize(*change(cell, np.random.default_rng([seed, i])))
         except ValueError as error:
             out[name] = (f"rejected: {error}", False)
             continue

@@ -158,7 +158,7 @@ def test_training(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         fast.step = step + 1
     wanted, got = torch.tensor(losses).T
     torch.testing.assert_close(got, wanted, rtol=1e-3, atol=1e-4)
-    assert got.std() > 0.01  # an idle optimiser on one batch for ever would show
+    assert got.std() > 0.01  # an idle optimizer on one batch for ever would show
 
 
 def test_crystals(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

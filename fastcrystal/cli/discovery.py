@@ -28,7 +28,7 @@ def add_discovery(commands: Any) -> None:
     )
     d.add_argument("--steps", type=int, help="of the sampler")
     d.add_argument("--seed", type=int)
-    d.add_argument("--symmetrise", action="store_true", help="average over the group asked for, where it nearly shows")
+    d.add_argument("--symmetrize", action="store_true", help="average over the group asked for, where it nearly shows")
     d.add_argument("--max-relax", type=int, help="most candidates of a formula to relax (100)")
     d.add_argument("--entries", default="", help="your own entries for the hull: JSON or csv")
     d.add_argument("--scale", default="", help="what the energies of --entries are called, for example PBE")
@@ -78,7 +78,7 @@ def _discover(args: argparse.Namespace) -> None:
         tuple(args.formula),
         args.checkpoint,
         hull_energies=dict(_hull_energy(text) for text in args.hull_energy),
-        symmetrise=args.symmetrise,
+        symmetrize=args.symmetrize,
         potential=args.potential,
         relax=_unusual(settings_of(args)),
         entries=args.entries,

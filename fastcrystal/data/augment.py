@@ -5,7 +5,7 @@ of the same set, (W, w + (I - W) t): in a primitive cell, where
 
     (W - I) t is an integer vector for every rotation W.
 
-These t are the translations of the Euclidean normaliser of the space group (International Tables for Crystallography,
+These t are the translations of the Euclidean normalizer of the space group (International Tables for Crystallography,
 volume A (2016), chapter 3.5 "Normalizers of space groups and their use in crystallography"). In any primitive cell they
 are multiples of 1/12 but for polar directions, where every shift is allowed; there multiples of 1/12 sample them. In
 a cell that is not primitive, pure translations of the crystal are not counted among the lattice's: fewer shifts result.

@@ -3,7 +3,7 @@
 The input is what a data set holds: cells, and the sites of all crystals one after the other with offsets. The output
 is what a batch holds: crystal matrices X (M, L, 3) of `fastcrystal.crystal` and padded species (M, L - 4). With numba
 the pass runs on all threads (numba.set_num_threads) and allocates one byte a crystal besides the output; without it
-the plain numpy of `featurise_reference` gives the same numbers.
+the plain numpy of `featurize_reference` gives the same numbers.
 
 Do not call it in the parent and again in forked DataLoader workers: numba's thread pool does not survive a fork.
 """
@@ -27,7 +27,7 @@ MAX_ATOMIC_NUMBER = 103
 
 #: a cell whose volume is below this fraction of a b c spans none: rounding alone gives 1e-7 in float32
 FLAT = 1e-6
-#: status of a crystal, as kernels/featurise.py numbers them
+#: status of a crystal, as kernels/featurize.py numbers them
 _OK, _BAD_OFFSETS, _BAD_COUNT, _BAD_CELL, _BAD_SPECIES, _BAD_FRAC = range(6)
 
 Floats = NDArray[np.floating[Any]]
@@ -35,7 +35,7 @@ Integers = NDArray[np.integer[Any]]
 Output = tuple[NDArray[np.float32], NDArray[np.uint8]]
 
 
-def featurise(
+def featurize(
     cells: Floats,
     frac: Floats,
     numbers: Integers,
@@ -90,7 +90,7 @@ def featurise(
     return matrix, species
 
 
-def featurise_reference(
+def featurize_reference(
     cells: Floats,
     frac: Floats,
     numbers: Integers,
@@ -99,7 +99,7 @@ def featurise_reference(
     *,
     out: Output | None = None,
 ) -> Output:
-    """`featurise` in plain numpy: the definition, and the path where numba is absent."""
+    """`featurize` in plain numpy: the definition, and the path where numba is absent."""
     cells, frac, numbers, offsets = _checked(cells, frac, numbers, offsets, length)
     matrix, species = _output(len(cells), length) if out is None else _checked_output(out, len(cells), length)
     _reference_into(cells, frac, numbers, offsets, matrix, species)
@@ -234,7 +234,7 @@ def _checked_output(out: Output, count: int, length: int) -> Output:
 def _kernel() -> ModuleType | None:
     """The numba kernels, or None where numba is not installed."""
     try:
-        from fastcrystal.kernels import featurise as kernel
+        from fastcrystal.kernels import featurize as kernel
     except ModuleNotFoundError as error:
         if error.name != "numba":
             raise

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from fastcrystal.data.curation.curate import CURATION
-from fastcrystal.data.curation.summary import summarise
+from fastcrystal.data.curation.summary import summarize
 from fastcrystal.data.load import SHIPPED, load_dataset
 from fastcrystal.data.store import Store, open_store
 from fastcrystal.features.elements import SYMBOLS
@@ -63,7 +63,7 @@ def _of_dataset(name_or_path: str | Path) -> dict[str, Any]:
 
 def _of_store(store: Store) -> dict[str, Any]:
     """Of a view: its crystals, and the sources, settings and size of the store that they are in."""
-    s, manifest = summarise(store), store.manifest
+    s, manifest = summarize(store), store.manifest
     n_bytes = sum(a["bytes"] for part in manifest["parts"] for a in part["arrays"].values())
     view: dict[str, Any] = {}
     if store.index is not None:

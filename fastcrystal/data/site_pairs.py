@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from fastcrystal.data.dataset import CrystalDataset
 
-#: offsets of the cell and its 26 neighbours
+#: offsets of the cell and its 26 neighbors
 _IMAGES = np.stack(np.meshgrid(*[[-1.0, 0.0, 1.0]] * 3, indexing="ij"), axis=-1).reshape(27, 3)
 #: most image distances worked out at once: half a megabyte of float64, which stays in the cache
 _CHUNK = 1 << 16

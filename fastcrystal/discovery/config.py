@@ -30,7 +30,7 @@ class DiscoverConfig(Jsonable):
     steps : int or None
         Of the sampler; the model's own where None.
     seed : int
-    symmetrise : bool
+    symmetrize : bool
         Average candidates over the group that was asked for, where they nearly have it.
     potential : str
         A name in `fastcrystal.relaxation.potentials.POTENTIALS`, or "module:function".
@@ -54,7 +54,7 @@ class DiscoverConfig(Jsonable):
     hull_energies: dict[str, float] = field(default_factory=dict)
     steps: int | None = None
     seed: int = 0
-    symmetrise: bool = False
+    symmetrize: bool = False
     potential: str = "sevennet-0"
     max_relax: int = 100
     relax: dict[str, object] = field(default_factory=dict)

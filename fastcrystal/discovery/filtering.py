@@ -18,9 +18,9 @@ from fastcrystal.structure.match import match_pairs
 
 #: tolerance of the obtained space group, angstrom
 SYMPREC = 0.1
-#: neighbours of a site in a fingerprint
+#: neighbors of a site in a fingerprint
 _NEIGHBOURS = 12
-#: crystals whose neighbours' distances differ by more than this on average, in units of (volume per atom)^(1/3), are
+#: crystals whose neighbors' distances differ by more than this on average, in units of (volume per atom)^(1/3), are
 #: not compared: half of StructureMatcher's default stol
 _FAR = 0.15
 #: eV/atom within which two relaxations of one crystal end
@@ -67,7 +67,7 @@ def deduplicate(candidates: Sequence[Candidate], *, jobs: int | None = None, pro
     """One of each group of candidates that pymatgen's StructureMatcher calls the same; the others get a reason.
 
     Of alike ones that stays whose space group is the requested one, then the first. "copies" counts all it stands for.
-    Two are compared where formula and number of sites agree and the distances to their sites' neighbours are similar;
+    Two are compared where formula and number of sites agree and the distances to their sites' neighbors are similar;
     a comparison that takes too long counts as different.
 
     Parameters
@@ -162,12 +162,12 @@ def _kind(candidate: Candidate) -> tuple[str, ...]:
 
 
 def fingerprint(candidate: Candidate) -> NDArray[np.float64]:
-    """Distances to the nearest neighbours of every site in units of (volume per atom)^(1/3); alike for like crystals.
+    """Distances to the nearest neighbors of every site in units of (volume per atom)^(1/3); alike for like crystals.
 
     Returns
     -------
     ndarray, shape (n * 12,), float64
-        Species by species, in each the sites with the nearest neighbours first.
+        Species by species, in each the sites with the nearest neighbors first.
     """
     numbers, frac, lattice = candidate.arrays
     shifts = np.array(np.meshgrid(*[[-2, -1, 0, 1, 2]] * 3)).reshape(3, -1).T
@@ -183,24 +183,24 @@ def fingerprint(candidate: Candidate) -> NDArray[np.float64]:
     return scaled
 
 
-def symmetrise(candidate: Candidate) -> Candidate:
+def symmetrize(candidate: Candidate) -> Candidate:
     """The candidate averaged over its requested space group, at the tightest of three tolerances that shows it.
 
     "symmetrised" is that tolerance (0.01, 0.1 or 0.3 angstrom), or None where the group does not show: then the
     candidate stays as it is.
     """
-    from fastcrystal.symmetry.symmetrize import Cell, reduced, symmetrised
+    from fastcrystal.symmetry.symmetrize import Cell, reduced, symmetrized
 
     if candidate.reason or not candidate.requested_group:
         return candidate
     cell = reduced(Cell(*candidate.arrays))
     for tolerance in (0.01, 0.1, 0.3):
         try:
-            ideal, group = symmetrised(cell, tolerance)
+            ideal, group = symmetrized(cell, tolerance)
         except ValueError:
             continue
         if group == candidate.requested_group and len(ideal.species) == len(candidate.species):
             order = np.argsort(ideal.species, kind="stable")
             moved = candidate.at(ideal.species[order], ideal.frac[order] % 1.0, ideal.lattice)
-            return moved.measuring(symmetrised=tolerance, space_group=group)
-    return candidate.measuring(symmetrised=None)
+            return moved.measuring(symmetrized=tolerance, space_group=group)
+    return candidate.measuring(symmetrized=None)

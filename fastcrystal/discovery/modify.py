@@ -18,7 +18,7 @@ from fastcrystal.relaxation.candidates import relax_candidates
 from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.sampling.generator import Generator
 from fastcrystal.sampling.request import check_elements, obtained_group
-from fastcrystal.structure.canonical import canonicalise
+from fastcrystal.structure.canonical import canonicalize
 from fastcrystal.structure.match import match_pairs
 
 #: a regression gives one answer; others are drawn
@@ -150,7 +150,7 @@ def _input(path: Path, model: Generator) -> Candidate:
         raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'not there'}: give a CIF or POSCAR")
     try:
         structure = parse_structure(path.read_text(encoding="utf-8", errors="replace"))
-        form = canonicalise(np.array(structure.atomic_numbers), structure.frac_coords, structure.lattice.matrix)
+        form = canonicalize(np.array(structure.atomic_numbers), structure.frac_coords, structure.lattice.matrix)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     check_elements(str(path), form.species.tolist(), model)

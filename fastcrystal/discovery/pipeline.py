@@ -28,7 +28,7 @@ import fastcrystal
 from fastcrystal.discovery import ranking
 from fastcrystal.discovery.conditions import plan, read_conditions, training_groups, write_conditions
 from fastcrystal.discovery.config import DiscoverConfig
-from fastcrystal.discovery.filtering import check_validity, deduplicate, drop_relaxed_copies, symmetrise
+from fastcrystal.discovery.filtering import check_validity, deduplicate, drop_relaxed_copies, symmetrize
 from fastcrystal.discovery.generate import accuracy, generate, usable
 from fastcrystal.discovery.stage import Stage
 from fastcrystal.relaxation.candidate import Candidate
@@ -218,8 +218,8 @@ def _filtered(config: DiscoverConfig, run: Path, generated: list[Candidate], job
     if stage.is_done:
         return stage.read()
     valid = check_validity(generated)
-    if config.symmetrise:
-        valid = [symmetrise(c) for c in valid]
+    if config.symmetrize:
+        valid = [symmetrize(c) for c in valid]
     return stage.finish(deduplicate(valid, jobs=jobs), generated)
 
 

@@ -199,7 +199,7 @@ def read_crystals(path: str | Path, *, formulas: Collection[str] | None = None, 
 def kind_of_reject(reason: str) -> str:
     """What `fastcrystal.structure.validity` would call a rejected crystal; "unreadable" where it was no crystal at all.
 
-    The readers refuse what they cannot canonicalise, with their own words; here the words become counts.
+    The readers refuse what they cannot canonicalize, with their own words; here the words become counts.
     """
     return next((kind for kind, words in _IMPOSSIBLE.items() if words.search(reason)), "unreadable")
 

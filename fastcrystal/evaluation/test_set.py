@@ -113,10 +113,10 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
     if n < 1 or not 0 <= successes <= n:
         raise ValueError(f"successes must be in 0..n with n at least 1, got {successes} of {n}")
     p, z2 = successes / n, _Z95**2
-    centre, half = p + z2 / (2 * n), _Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    center, half = p + z2 / (2 * n), _Z95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
     # at the ends the formula gives 0 and 1 but for rounding
-    low = 0.0 if successes == 0 else (centre - half) / (1 + z2 / n)
-    high = 1.0 if successes == n else (centre + half) / (1 + z2 / n)
+    low = 0.0 if successes == 0 else (center - half) / (1 + z2 / n)
+    high = 1.0 if successes == n else (center + half) / (1 + z2 / n)
     return low, high
 
 

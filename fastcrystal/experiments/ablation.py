@@ -22,7 +22,7 @@ from fastcrystal.utils.files import write_json
 ROWS: dict[str, dict[str, Any]] = {
     "recipe": {},
     "lattice and sites as in the paper, unscaled": {"lattice": "raw", "site_scale": 1.0},
-    "lattice in angstrom, standardised": {"lattice": "standard"},
+    "lattice in angstrom, standardized": {"lattice": "standard"},
     "lattice lower-triangular, log-diagonal": {"lattice": "triangular"},
     "lattice as a log-metric": {"lattice": "metric"},
     "sites not scaled to unit variance": {"site_scale": 1.0},
@@ -31,7 +31,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "no places of rows": {"place_channels": False},
     "no sine and cosine of sites": {"site_waves": False},
     "no embeddings of sites, group, stoichiometry": {"identity_embedding": False},
-    "no regularisation": {"dropout": 0.0, "name_dropout": 0.0, "energy_noise": 0.0},
+    "no regularization": {"dropout": 0.0, "name_dropout": 0.0, "energy_noise": 0.0},
     "torus path": {"torus": True},
     "random order of equal sites": {"site_order": "random"},
     "origin shifts allowed by the group": {"origin_shifts": True},

@@ -28,7 +28,7 @@ from fastcrystal.utils.plotting import draw_cell
 SPECIAL = {"0": 0.0, "1/4": 1 / 4, "1/3": 1 / 3, "1/2": 1 / 2, "2/3": 2 / 3, "3/4": 3 / 4}
 #: most lines of coordinates under a picture
 _MAX_LISTED = 8
-#: told apart in colour, in greyscale and by their dashes
+#: told apart in color, in greyscale and by their dashes
 _LINES = (("#D55E00", "-"), ("#0072B2", "--"), ("#000000", ":"), ("#882255", "-."))
 
 
@@ -158,12 +158,12 @@ def draw_coordinate_distributions(sets: dict[str, CrystalDataset], path: Path, *
         axis, whole = panels[name], name == "all"
         label = _label(data_name, data) if whole else None
         axis.stairs(coordinate_density(data.frac[:, columns]), edges, fill=True, color="0.78", label=label)
-        for (set_name, crystals), (colour, dashes) in zip(generated, _LINES, strict=False):
+        for (set_name, crystals), (color, dashes) in zip(generated, _LINES, strict=False):
             d = distances[set_name][name]
             numbers = f"$W_1$ {d['wasserstein']:.3f}, TV {d['total_variation']:.2f}"
             label = f"{_label(set_name, crystals)}; {numbers}" if whole else numbers
             density = coordinate_density(crystals.frac[:, columns])
-            axis.stairs(density, edges, color=colour, linestyle=dashes, linewidth=1.3, label=label)
+            axis.stairs(density, edges, color=color, linestyle=dashes, linewidth=1.3, label=label)
         _finish_distribution(axis, "fractional coordinates, the three axes together" if whole else name, whole)
     if generated:
         note = "$W_1$: Wasserstein distance from the data, around the cell; TV: total variation of the histograms"
@@ -257,7 +257,7 @@ def draw_two_views(crystal: CrystalDataset, path: Path, *, displacement: float =
         figure.text(0.25 + 0.5 * k, 0.32, _listing(batch), ha="center", va="top", family="monospace", fontsize=8)
     losses = f"plain L1 loss {views.plain:.3f}        PBC loss {views.pbc:.3f}"
     figure.text(0.5, 0.06, losses, ha="center", fontsize=12)
-    note = "solid: the sites as they are written; pale: their images in the neighbouring cells"
+    note = "solid: the sites as they are written; pale: their images in the neighboring cells"
     figure.text(0.5, 0.02, note, ha="center", fontsize=7.5, color="0.35")
     figure.savefig(path, dpi=dpi)
     plt.close(figure)

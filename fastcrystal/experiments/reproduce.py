@@ -224,13 +224,13 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> Path:
     for axis, (task, title) in zip(axes, TITLES.items(), strict=True):
         models = [m for m in MODELS if m.task == task]
         first = results[models[0].name]
-        for offset, criterion, colour in ((-0.2, "fit", "#1f5fa8"), (0.2, "rms", "#9cc3e6")):
+        for offset, criterion, color in ((-0.2, "fit", "#1f5fa8"), (0.2, "rms", "#9cc3e6")):
             x = [i + offset for i in range(len(models))]
             height = [100 * results[m.name][f"match_rate_{criterion}"] for m in models]
             bounds = [results[m.name]["intervals"][f"match_rate_{criterion}"] for m in models]
             error = [[h - 100 * b[0] for h, b in zip(height, bounds, strict=True)]]
             error += [[100 * b[1] - h for h, b in zip(height, bounds, strict=True)]]
-            axis.bar(x, height, 0.38, yerr=error, capsize=3, color=colour, label=f"model ({criterion})")
+            axis.bar(x, height, 0.38, yerr=error, capsize=3, color=color, label=f"model ({criterion})")
         styles = {"copy": ":", "retrieval": "--", "chance": "-."}
         for name, style in styles.items():
             if first.get(f"{name}_fit") is not None:

@@ -1,1 +1,1 @@
-"""Elements and space groups as model inputs: lookup tables and fast featurisation."""
+"""Elements and space groups as model inputs: lookup tables and fast featurization."""

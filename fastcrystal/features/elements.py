@@ -43,7 +43,7 @@ class ElementTable:
     Attributes
     ----------
     values : ndarray, shape (104, 22), float32
-        Standardised: each column has zero mean and unit (population) variance over the rows 1..103.
+        Standardized: each column has zero mean and unit (population) variance over the rows 1..103.
     raw : ndarray, shape (104, 22), float64
         In the units of `units`.
     imputed : ndarray, shape (104, 22), bool
@@ -90,7 +90,7 @@ def element_table() -> ElementTable:
 
 
 def element_features() -> NDArray[np.float32]:
-    """What the model is told about an element: one-hot, then the standardised properties.
+    """What the model is told about an element: one-hot, then the standardized properties.
 
     Returns
     -------

@@ -5,7 +5,7 @@
 
 What the nine numbers of a lattice are, by mode (rows a, b, c; l^3 = sum_i r_i^3 over the covalent radii of the atoms):
 
-    raw           lattice, angstrom; neither centred nor scaled (paper)
+    raw           lattice, angstrom; neither centered nor scaled (paper)
     standard      lattice, angstrom
     composition   lattice / l
     triangular    log(a_x / l)     0              0             of the standard (lower-triangular) orientation
@@ -55,7 +55,7 @@ class LatticeScaling(Jsonable):
     site_scale: float = 1.0
     """Period of the site rows; 1 in the paper."""
     site_offset: float = 0.0
-    """Fractional coordinate that becomes 0; 0 in the paper, 0.5 centres the cell."""
+    """Fractional coordinate that becomes 0; 0 in the paper, 0.5 centers the cell."""
 
     def __post_init__(self) -> None:
         """Turn JSON lists into tuples and refuse what cannot be inverted."""
@@ -69,7 +69,7 @@ class LatticeScaling(Jsonable):
             raise ValueError(f"std and site_scale must be positive, got {self.std} and {self.site_scale}")
 
     @property
-    def standardised(self) -> bool:
+    def standardized(self) -> bool:
         """Whether lattices have mean 0 and standard deviation 1 over the training set, as normal noise has."""
         return self.mode != "raw"
 
@@ -97,7 +97,7 @@ class LatticeScaling(Jsonable):
         if not len(batch):
             raise ValueError("no crystals to measure lattices on")
         plain = cls(mode, site_scale=site_scale, site_offset=site_offset)
-        if not plain.standardised:
+        if not plain.standardized:
             return plain
         numbers = plain._numbers(batch.lattice.double(), batch.species, batch.num_sites)
         std, mean = torch.std_mean(numbers.flatten(1), dim=0, correction=0)
@@ -160,7 +160,7 @@ class LatticeScaling(Jsonable):
         return unpack_matrix(sites, num_sites, species.shape[1])[0], lattice.clamp(-MAX_ENTRY, MAX_ENTRY)
 
     def _numbers(self, lattice: Tensor, species: Tensor, num_sites: Tensor) -> Tensor:
-        """The nine numbers of each lattice before they are standardised, (B, 3, 3), dtype of `lattice`."""
+        """The nine numbers of each lattice before they are standardized, (B, 3, 3), dtype of `lattice`."""
         unit = lattice / self._unit(species, num_sites).to(lattice.dtype)
         if self.mode not in _SHAPE_MODES:
             return unit

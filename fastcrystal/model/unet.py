@@ -3,7 +3,7 @@
     x (B, L, 3) and, beside it, site channels and the initial structure
       -> convolution -> down: residual blocks + attention, halving L between levels
       -> middle      -> up:   the same with skip connections
-      -> GroupNorm, SiLU, zero-initialised convolution -> (B, L, 3)
+      -> GroupNorm, SiLU, zero-initialized convolution -> (B, L, 3)
 
 The architecture is the UNet of improved diffusion (Nichol and Dhariwal, arXiv:2102.09672) in one dimension, as the
 paper uses it. Inside, activations are (B, L, C): a convolution over a few rows is then one matrix product.
@@ -270,7 +270,7 @@ class CrystalUNet(nn.Module):
         has_initial : Tensor, shape (B,), bool, optional
             Rows that have an initial structure; all if not given. `initial` is ignored in the others.
         nameless : Tensor, shape (B,), bool, optional
-            Crystals whose elements are told by their properties alone, without the one-hot part (regularisation: a
+            Crystals whose elements are told by their properties alone, without the one-hot part (regularization: a
             network that has seen few formulas learns them by name).
 
         Raises

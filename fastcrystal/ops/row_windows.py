@@ -1,8 +1,8 @@
-"""Each row of a crystal with its neighbours: what turns a convolution along the rows into one matrix product.
+"""Each row of a crystal with its neighbors: what turns a convolution along the rows into one matrix product.
 
     y[b, j] = (x[b, s j - p], x[b, s j - p + 1], x[b, s j - p + 2])      side by side; rows outside are zero
 
-for stride s and padding p. In eager float32 on a CPU numba copies the three neighbours at once, which lie side by side
+for stride s and padding p. In eager float32 on a CPU numba copies the three neighbors at once, which lie side by side
 in memory already, and adds up the gradient in one pass, where torch pads, slices and concatenates; all else is torch,
 whose compiler makes one copy of it.
 """

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-#: address space of a worker, bytes: pathological cells make pymatgen build endless neighbour lists, and without a limit
+#: address space of a worker, bytes: pathological cells make pymatgen build endless neighbor lists, and without a limit
 #: the machine's out-of-memory killer may take the caller instead of the worker
 MEMORY_LIMIT = 8 << 30
 #: the paper's criterion: the defaults of pymatgen's StructureMatcher, spelt out so that a new default changes nothing

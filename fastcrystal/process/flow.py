@@ -36,7 +36,7 @@ class FlowMatching:
     noise: Literal["uniform", "normal"] = "uniform"
     """Source of the site rows: uniform over the cell, or standard normal."""
     lattice_noise: Literal["same", "normal"] = "same"
-    """Source of the lattice rows: as `noise` (uniform over [0, 1)), or standard normal, for standardised lattices."""
+    """Source of the lattice rows: as `noise` (uniform over [0, 1)), or standard normal, for standardized lattices."""
     torus: bool = False
     """Take sites the short way around the cell: u = x_1 - x_0 - P round((x_1 - x_0) / P), P = `site_scale`."""
     site_scale: float = 1.0

@@ -35,11 +35,11 @@ class Relaxed:
     energy : float
         Potential energy, eV/atom.
     max_force : float
-        Largest generalised force (atoms and cell), eV/angstrom.
+        Largest generalized force (atoms and cell), eV/angstrom.
     converged : bool
         Whether `max_force` fell below the threshold.
     steps : int
-        Optimiser steps taken.
+        Optimizer steps taken.
     """
 
     frac: NDArray[np.float64]
@@ -114,8 +114,8 @@ def relax(
             start = atoms.get_volume()
         check_volume()
     moving = UnitCellFilter(atoms) if cell == "full" else atoms
-    optimiser = FIRE(moving, logfile=None)
-    for _ in optimiser.irun(fmax=max_force, steps=steps):
+    optimizer = FIRE(moving, logfile=None)
+    for _ in optimizer.irun(fmax=max_force, steps=steps):
         check_volume()
         largest = _largest(moving)
         if not math.isfinite(largest):
@@ -134,7 +134,7 @@ def relax(
         energy,
         largest,
         largest < max_force,
-        optimiser.nsteps,
+        optimizer.nsteps,
     )
 
 
@@ -146,7 +146,7 @@ def _largest(moving: Any) -> float:
 def single_point(
     species: NDArray[np.integer], frac: NDArray[np.floating], lattice: NDArray[np.floating], potential: Any
 ) -> Relaxed:
-    """Energy and largest generalised force of a crystal as it is; arguments as for `relax`, `converged` is True."""
+    """Energy and largest generalized force of a crystal as it is; arguments as for `relax`, `converged` is True."""
     from ase import Atoms
     from ase.filters import UnitCellFilter
 

@@ -271,10 +271,10 @@ def call_custom(name: str) -> Any:
 
 
 def one_thread() -> None:
-    """torch in this process: one thread, and no code made anew for each number of neighbours."""
+    """torch in this process: one thread, and no code made anew for each number of neighbors."""
     import torch
 
     torch.set_num_threads(1)
-    # TorchScript's profiling executor re-specialises whenever the number of edges changes, which is every step here:
+    # TorchScript's profiling executor re-specializes whenever the number of edges changes, which is every step here:
     # without it a step of a small cell is a third faster (measured: 75 -> 53 ms on 2 atoms)
     torch._C._jit_set_profiling_executor(False)

@@ -20,7 +20,7 @@ from fastcrystal.relaxation.ase import Relaxed, relax
 from fastcrystal.relaxation.potentials import load_potential
 from fastcrystal.structure.distances import TOO_CLOSE, closeness
 
-#: cubic angstrom per atom below which a cell is no crystal, and neighbour lists have no end (diamond: 5.7)
+#: cubic angstrom per atom below which a cell is no crystal, and neighbor lists have no end (diamond: 5.7)
 MIN_VOLUME = 1.0
 
 

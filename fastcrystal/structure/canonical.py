@@ -1,10 +1,10 @@
 """The canonical form of a crystal: one matrix per crystal, whatever cell, origin, site order or rotation it came in.
 
-The generative model is not invariant, so two descriptions of a crystal are two targets to it. `canonicalise` undoes
+The generative model is not invariant, so two descriptions of a crystal are two targets to it. `canonicalize` undoes
 the choice in five steps:
 
 1. a primitive cell at a tight tolerance, so that what follows sees the same input for a cell and its supercells;
-2. spglib's symmetrised primitive cell at `symprec`: coordinates fixed by symmetry become exact;
+2. spglib's symmetrized primitive cell at `symprec`: coordinates fixed by symmetry become exact;
 3. every right-handed basis that is Niggli-reduced within a tolerance (1 for most triclinic cells, 24 for cubic);
 4. for each of those, every origin on an atom of the first species;
 5. of all these the one with the highest `_score`, its sites sorted by species, then x, y, z.
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from fastcrystal.parallel.map import map_parallel
 from fastcrystal.structure.lattice import standard_lattice, wrap
-from fastcrystal.symmetry.symmetrize import Cell, reduced, reduced_bases, symmetrised, unimodular
+from fastcrystal.symmetry.symmetrize import Cell, reduced, reduced_bases, symmetrized, unimodular
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -96,7 +96,7 @@ def species_order(species: NDArray[np.integer]) -> NDArray[np.int64]:
     return element[np.lexsort((element, pauling_electronegativity()[element], count))]
 
 
-def canonicalise(
+def canonicalize(
     species: NDArray[np.integer], frac: NDArray[np.floating], lattice: NDArray[np.floating], symprec: float = 0.1
 ) -> Canonical:
     """The canonical form of a crystal.
@@ -115,7 +115,7 @@ def canonicalise(
     Returns
     -------
     Canonical
-        At most 60 sites, in a symmetrised, Niggli-reduced primitive cell.
+        At most 60 sites, in a symmetrized, Niggli-reduced primitive cell.
 
     Raises
     ------
@@ -126,11 +126,11 @@ def canonicalise(
     if not symprec > 0:
         raise ValueError(f"symprec must be positive (angstrom), got {symprec}")
     cell = check_crystal(species, frac, lattice)
-    tight, _ = symmetrised(cell, min(_TIGHT, symprec))
+    tight, _ = symmetrized(cell, min(_TIGHT, symprec))
     if len(tight.species) > MAX_SITES:  # hundreds of sites are worth a first look: the next step takes seconds then
-        _check_count(symmetrised(tight, symprec)[0])
+        _check_count(symmetrized(tight, symprec)[0])
     tight = _best_description(reduced(tight))
-    cell, group = symmetrised(tight, symprec)
+    cell, group = symmetrized(tight, symprec)
     _check_count(cell)
     best = _best_description(reduced(cell))
     return Canonical(best.species, best.frac, best.lattice, group)
@@ -141,13 +141,13 @@ def _check_count(primitive: Cell) -> None:
         raise ValueError(f"a primitive cell must have 1..{MAX_SITES} sites, got {len(primitive.species)}")
 
 
-def canonicalise_structure(structure: Structure, symprec: float = 0.1) -> Canonical:
-    """The canonical form of an ordered pymatgen structure; see `canonicalise`.
+def canonicalize_structure(structure: Structure, symprec: float = 0.1) -> Canonical:
+    """The canonical form of an ordered pymatgen structure; see `canonicalize`.
 
     Raises
     ------
     ValueError
-        As `canonicalise`, and if the structure has partial occupancies or a species that is no element.
+        As `canonicalize`, and if the structure has partial occupancies or a species that is no element.
     """
     from pymatgen.core import DummySpecies
 
@@ -157,11 +157,11 @@ def canonicalise_structure(structure: Structure, symprec: float = 0.1) -> Canoni
         if isinstance(site.specie, DummySpecies):  # a placeholder such as X has a Z, but an arbitrary one
             raise ValueError(f"unknown element {site.specie}")
     numbers = [site.specie.Z for site in structure]
-    return canonicalise(np.array(numbers, dtype=np.int64), structure.frac_coords, structure.lattice.matrix, symprec)
+    return canonicalize(np.array(numbers, dtype=np.int64), structure.frac_coords, structure.lattice.matrix, symprec)
 
 
 def check_crystal(species: NDArray[np.integer], frac: NDArray[np.floating], lattice: NDArray[np.floating]) -> Cell:
-    """The same crystal in a reduced right-handed cell, or ValueError as `canonicalise` if it cannot be a crystal."""
+    """The same crystal in a reduced right-handed cell, or ValueError as `canonicalize` if it cannot be a crystal."""
     cell = reduced(_checked(species, frac, lattice))
     _check_distances(cell)
     return cell
@@ -259,21 +259,21 @@ def _site_order(frac: NDArray[np.float64], rank: NDArray[np.int64], origin: int)
     return np.lexsort((key[:, 2], key[:, 1], key[:, 0], np.arange(len(rank)) != origin, rank))
 
 
-def canonicalise_many(
+def canonicalize_many(
     cells: Iterable[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]],
     total: int | None = None,
     symprec: float = 0.1,
     jobs: int | None = None,
     progress: bool = False,
 ) -> Iterator[Canonical | str]:
-    """Canonicalise a stream of (species, frac, lattice) in processes: a Canonical, or the reason for none, in order.
+    """Canonicalize a stream of (species, frac, lattice) in processes: a Canonical, or the reason for none, in order.
 
     At most a few chunks per process are in flight, so an endless stream stays in bounded memory.
 
     Parameters
     ----------
     cells : iterable of (species (n,), frac (n, 3), lattice (3, 3))
-        As for `canonicalise`.
+        As for `canonicalize`.
     total : int, optional
         Length of the stream, for the progress bar.
     symprec : float
@@ -297,6 +297,6 @@ def canonicalise_many(
 def _attempt(symprec: float, cell: tuple[Any, Any, Any]) -> Canonical | str:
     """A canonical form, or the reason for none."""
     try:
-        return canonicalise(*cell, symprec=symprec)
+        return canonicalize(*cell, symprec=symprec)
     except ValueError as error:
         return str(error)

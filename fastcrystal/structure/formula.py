@@ -112,7 +112,7 @@ def parse_formula(formula: str) -> list[int]:
 
 
 def mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Splitmix64's finaliser (Steele, Lea, Flood, OOPSLA 2014): a bijection that spreads every bit over all."""
+    """Splitmix64's finalizer (Steele, Lea, Flood, OOPSLA 2014): a bijection that spreads every bit over all."""
     value = (value + np.uint64(0x9E3779B97F4A7C15)) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)

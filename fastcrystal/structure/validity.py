@@ -1,4 +1,4 @@
-"""Is a generated crystal possible at all? Distances, volume, finite numbers: vectorised, no pymatgen.
+"""Is a generated crystal possible at all? Distances, volume, finite numbers: vectorized, no pymatgen.
 
 A valid crystal has finite numbers, a lattice that spans a volume, a volume per atom that solids have, and no two atoms
 (periodic images included) nearer than 0.5 angstrom: the structural validity of CDVAE (Xie et al. 2022, section 5.2) and

@@ -63,8 +63,8 @@ def _spglib(function: Any, *args: Any, **kwargs: Any) -> Any:
             return None
 
 
-def symmetrised(cell: Cell, symprec: float) -> tuple[Cell, int]:
-    """The symmetrised primitive cell and the space group, at `symprec` or the nearest smaller tolerance that works.
+def symmetrized(cell: Cell, symprec: float) -> tuple[Cell, int]:
+    """The symmetrized primitive cell and the space group, at `symprec` or the nearest smaller tolerance that works.
 
     Raises
     ------
@@ -94,7 +94,7 @@ def space_group_of(
 def rotations_of(crystal: tuple[NDArray[Any], NDArray[Any], NDArray[Any], float]) -> NDArray[np.int64] | None:
     """The distinct rotations W, (R, 3, 3), of (lattice, frac, species, symprec); None where spglib finds none.
 
-    At the same tolerances as `symmetrised`, which says which group a crystal has. One argument, and a module without
+    At the same tolerances as `symmetrized`, which says which group a crystal has. One argument, and a module without
     torch: so that processes can be handed it and start fast.
     """
     from spglib import get_symmetry_dataset

@@ -156,7 +156,7 @@ def _peak_here(preset: str, length: int, device: str, precision: str, recompute:
     model = CrystalUNet(config.network(length=length, site_period=scaling.site_scale)).to(device)
     model.unet.recompute = recompute
     average = [p.detach().clone() for p in model.parameters()]
-    optimiser = torch.optim.Adam(model.parameters(), lr=1e-5, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, fused=True)
     half = half_precision(precision, torch.device(device))
     objective = Objective(make_process(config, scaling), config, length)
     generator = torch.Generator(device)
@@ -165,9 +165,9 @@ def _peak_here(preset: str, length: int, device: str, precision: str, recompute:
     for _ in range(2):
         with torch.autocast(device, half, enabled=half is not None):
             loss: Any = objective(model, example, generator)
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         torch._foreach_lerp_(average, [p.detach() for p in model.parameters()], 0.01)
     if device == "cpu":
         # kilobytes on Linux, bytes on macOS

@@ -72,7 +72,7 @@ def save_checkpoint(
     run : Path
         Run folder.
     step : int
-        Optimiser steps done.
+        Optimizer steps done.
     tensors : dict of str to dict of str to Tensor
         File name -> tensors by name.
     state : dict

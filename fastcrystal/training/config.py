@@ -82,7 +82,7 @@ class TrainConfig(Jsonable):
     preset: str = "slim"
     """Network and recipe: "slim" (about 1 M parameters) or "paper" (305 M)."""
     max_steps: int = 3000
-    """Optimiser steps."""
+    """Optimizer steps."""
     batch_size: int = 128
     """Crystals a step (256 in A.3)."""
     lr: float = 2e-3
@@ -100,7 +100,7 @@ class TrainConfig(Jsonable):
     length: int = 0
     """L of the crystal matrix; 0: the shortest that holds the data set's cells, 64 in the paper."""
     lattice: str = "composition"
-    """"composition": lattice in units of a length known from the formula, standardised; "raw": angstrom (paper)."""
+    """"composition": lattice in units of a length known from the formula, standardized; "raw": angstrom (paper)."""
     site_scale: float = 12**0.5
     """Sites enter the network as (frac - 1/2) * site_scale; the root of 12 gives uniform sites unit variance. 1 where
     `lattice` is "raw", which takes them as they are."""

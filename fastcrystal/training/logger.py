@@ -24,7 +24,7 @@ class MetricLogger:
     ----------
     run : Path
     step : int
-        Optimiser steps done; lines after it, of a run that died later, are dropped.
+        Optimizer steps done; lines after it, of a run that died later, are dropped.
     ranks : DistributedContext
         Losses are averaged over all processes; the leading one writes.
     """

@@ -1,4 +1,4 @@
-"""What training makes small, from a batch to one number: conditions, regularisation, the loss of the process."""
+"""What training makes small, from a batch to one number: conditions, regularization, the loss of the process."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Objective:
     ----------
     process : Process
     config : TrainConfig
-        Regularisation, and what is left open.
+        Regularization, and what is left open.
     length : int
         L of the crystal matrix.
     """
@@ -59,19 +59,19 @@ class Objective:
         model: CrystalUNet | Averaged,
         example: TrainingBatch,
         generator: torch.Generator,
-        regularise: bool = True,
+        regularize: bool = True,
     ) -> Tensor:
-        """The mean loss, shape (); `regularise` off: no noise on energies, all names told, no condition left open."""
+        """The mean loss, shape (); `regularize` off: no noise on energies, all names told, no condition left open."""
         crystals, config, device = example.crystals, self.config, example.x_1.device
         nameless = None
-        if regularise and config.energy_noise:
+        if regularize and config.energy_noise:
             noise = draws.normal((len(crystals),), generator, device)
             crystals = replace(crystals, energy=crystals.energy + config.energy_noise * noise)
-        if regularise and config.name_dropout:
+        if regularize and config.name_dropout:
             nameless = draws.uniform((len(crystals),), generator, device) < config.name_dropout
         told = example.initial if config.conditions_on_initial else None
         has_initial = None if told is None else torch.ones_like(crystals.num_sites, dtype=torch.bool)
-        rate = config.condition_dropout if regularise else 0.0
+        rate = config.condition_dropout if regularize else 0.0
         group, energy, has_initial = drop_conditions(
             crystals.space_group, crystals.energy, has_initial, rate, generator
         )

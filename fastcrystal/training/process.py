@@ -15,7 +15,7 @@ from fastcrystal.training.config import TrainConfig
 
 
 def make_process(config: TrainConfig, scaling: LatticeScaling) -> Process:
-    """The process that `config` asks for: standardised lattices start from normal noise, raw ones as the sites do."""
+    """The process that `config` asks for: standardized lattices start from normal noise, raw ones as the sites do."""
     if config.algo == "regression":
         return Regression(scaling.site_scale, scaling.site_offset, config.lattice_weight)
     if config.diffuses:
@@ -30,7 +30,7 @@ def make_process(config: TrainConfig, scaling: LatticeScaling) -> Process:
         )
     return FlowMatching(
         noise="uniform" if config.noise == "none" else config.noise,  # type: ignore[arg-type]
-        lattice_noise="normal" if scaling.standardised else "same",
+        lattice_noise="normal" if scaling.standardized else "same",
         torus=config.torus,
         site_scale=scaling.site_scale,
         site_offset=scaling.site_offset,

@@ -91,7 +91,7 @@ class Trainer:
             # the network alone: what it is trained for draws numbers, which a graph cannot
             compile_network(self.model)
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
-        self.optimiser = torch.optim.Adam(
+        self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=config.lr, betas=(0.9, 0.999), eps=1e-8, fused=True
         )
         self.half = half_precision(config.precision, self.device)
@@ -216,7 +216,7 @@ class Trainer:
         )
 
     def train_step(self, lr: float) -> Tensor:
-        """One optimiser step, left out where a gradient is not finite.
+        """One optimizer step, left out where a gradient is not finite.
 
         Parameters
         ----------
@@ -231,20 +231,20 @@ class Trainer:
         self.generator.manual_seed(step_seed(self.config.seed, self.step))
         torch.manual_seed(step_seed(self.config.seed, self.step, 1 + self.ranks.rank))  # the dropout's
         example = self.task.batch(self.step, self.generator)
-        for group in self.optimiser.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = lr
         with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
             loss: Tensor = self._loss(example, self.generator)
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         # by 0 where the loss is not finite: so are all gradients then, which DDP brings to every process
         guarded = loss / loss.isfinite()
         self.scaler.scale(guarded).backward()  # type: ignore[no-untyped-call]
         if not self.scaler.is_enabled():
             # what GradScaler does, for the other precisions: fused Adam leaves a step out by itself, without a wait
             norm = torch.nn.utils.get_total_norm([p.grad for p in self.model.parameters() if p.grad is not None])
-            self.optimiser.grad_scale = None  # type: ignore[attr-defined]
-            self.optimiser.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
-        self.scaler.step(self.optimiser)
+            self.optimizer.grad_scale = None  # type: ignore[attr-defined]
+            self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        self.scaler.step(self.optimizer)
         self.scaler.update()
         # a young average forgets faster, so that a short run does not carry its initial weights
         decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
@@ -258,7 +258,7 @@ class Trainer:
         """Loss of the averaged weights, with the same noise every time and no condition left open."""
         generator = torch.Generator().manual_seed(self.config.seed)
         self.model.eval()
-        loss = self.objective(Averaged(self.model, self.average), example, generator, regularise=False)
+        loss = self.objective(Averaged(self.model, self.average), example, generator, regularize=False)
         self.model.train()
         return float(loss)
 
@@ -292,7 +292,7 @@ class Trainer:
         """Write a checkpoint of the present step; only the leading process does."""
         if not self.ranks.is_main_process:
             return None
-        moments = self.optimiser.state_dict()["state"]
+        moments = self.optimizer.state_dict()["state"]
         tensors = {
             "model": self.model.state_dict(),
             "ema": self.average,
@@ -330,7 +330,7 @@ class Trainer:
             index, name = key.split(".")
             own = torch.empty_like(parameters[int(index)])  # fused Adam takes moments in the parameters' strides alone
             moments.setdefault(int(index), {})[name] = own.copy_(value) if value.shape == own.shape else value
-        self.optimiser.load_state_dict({"state": moments, "param_groups": self.optimiser.state_dict()["param_groups"]})
+        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.bad_steps = state["step"], state["bad_steps"]

@@ -33,7 +33,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Set OLD_ERROR_HANDLING:Deprecati
 #: pymatgen takes a third of a second to expand a space group: once for each crystal
 crystal = functools.cache(crystals.crystal)
 
-#: how many multiples of 1/12 are translations of the Euclidean normaliser (International Tables A, tables 3.5.2.3 to
+#: how many multiples of 1/12 are translations of the Euclidean normalizer (International Tables A, tables 3.5.2.3 to
 #: 3.5.2.5), modulo the lattice: 12 for each polar direction, times the index of the others
 TABULATED = {
     **{2: 8, 11: 8, 12: 4, 14: 8, 62: 8, 63: 4, 71: 4, 123: 4, 129: 4, 139: 2, 141: 2},

@@ -1,4 +1,4 @@
-"""Featurisation: the kernel, the numpy reference, and the package's own lattice and matrix functions agree."""
+"""Featurization: the kernel, the numpy reference, and the package's own lattice and matrix functions agree."""
 
 import subprocess
 import sys
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from fastcrystal import crystal
 from fastcrystal.data import collate as module
-from fastcrystal.data.collate import featurise, featurise_reference
+from fastcrystal.data.collate import featurize, featurize_reference
 from fastcrystal.structure import lattice
 
 Array = NDArray[Any]
@@ -23,7 +23,7 @@ Array = NDArray[Any]
 
 @dataclass
 class Flat:
-    """Arguments of featurise."""
+    """Arguments of featurize."""
 
     cells: Array
     frac: Array
@@ -31,7 +31,7 @@ class Flat:
     offsets: Array
 
     def __call__(self, length: int = 64, **out: Any) -> tuple[Array, Array]:
-        return featurise(self.cells, self.frac, self.numbers, self.offsets, length, **out)
+        return featurize(self.cells, self.frac, self.numbers, self.offsets, length, **out)
 
 
 def crystals(
@@ -67,7 +67,7 @@ def test_kernel_is_the_reference(seed: int, count: int, length: int, kind: str, 
     matrix, species = flat(length, out=out)
     assert matrix is out[0]
     assert species is out[1]
-    wanted = featurise_reference(flat.cells, flat.frac, flat.numbers, flat.offsets, length)
+    wanted = featurize_reference(flat.cells, flat.frac, flat.numbers, flat.offsets, length)
     np.testing.assert_array_equal(species, wanted[1])
     np.testing.assert_array_equal(matrix[:, :-3], wanted[0][:, :-3])
     np.testing.assert_allclose(matrix[:, -3:], wanted[0][:, -3:], rtol=2e-6, atol=2e-6 * 20)
@@ -122,7 +122,7 @@ def test_same_as_the_batch_path(length: int) -> None:
 
 def test_right_angles_give_exact_zeros() -> None:
     cubic = np.array([[4.0, 4.0, 4.0, 90.0, 90.0, 90.0]])
-    matrix, _ = featurise(cubic, np.zeros((1, 3)), np.array([29]), np.array([0, 1]), 8)
+    matrix, _ = featurize(cubic, np.zeros((1, 3)), np.array([29]), np.array([0, 1]), 8)
     np.testing.assert_array_equal(matrix[0, -3:], 4 * np.eye(3))
 
 
@@ -144,7 +144,7 @@ def test_a_part_of_the_sites_and_other_dtypes() -> None:
 
 def test_large_coordinates_wrap() -> None:
     frac = np.array([[1e12 + 0.25, -1e12 - 0.25, 3e20]])
-    matrix, _ = featurise(np.array([[4.0, 4, 4, 90, 90, 90]]), frac, np.array([1]), np.array([0, 1]), 8)
+    matrix, _ = featurize(np.array([[4.0, 4, 4, 90, 90, 90]]), frac, np.array([1]), np.array([0, 1]), 8)
     np.testing.assert_allclose(matrix[0, 0], [0.25, 0.75, 0], atol=1e-3)
 
 
@@ -173,7 +173,7 @@ BAD: dict[str, tuple[Callable[[Any], None], str]] = {
 }
 
 
-@pytest.mark.parametrize("run", [featurise, featurise_reference], ids=["featurise", "reference"])
+@pytest.mark.parametrize("run", [featurize, featurize_reference], ids=["featurize", "reference"])
 @pytest.mark.parametrize("case", BAD)
 def test_bad_crystals_are_named(case: str, run: Any) -> None:
     spoil, message = BAD[case]
@@ -186,7 +186,7 @@ def test_bad_crystals_are_named(case: str, run: Any) -> None:
 def test_flat_lattices_are_named() -> None:
     flat = crystals(2, 5, kind="lattices")
     flat.cells[3, 2] = flat.cells[3, 0] = [1, 0, 0]
-    for run in (featurise, featurise_reference):
+    for run in (featurize, featurize_reference):
         with pytest.raises(ValueError, match=r"^cell of crystal 3 spans no volume"):
             run(flat.cells, flat.frac, flat.numbers, flat.offsets, 24)
 
@@ -209,7 +209,7 @@ def test_too_many_sites_for_the_length() -> None:
 )
 def test_bad_shapes_are_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        featurise(**{**vars(crystals()), **changes})
+        featurize(**{**vars(crystals()), **changes})
 
 
 def test_bad_output_is_named() -> None:
@@ -224,7 +224,7 @@ def test_constants_are_the_packages() -> None:
     assert (module.EXTRA_ROWS, module.PAPER_LENGTH) == (crystal.EXTRA_ROWS, crystal.PAPER_LENGTH)
     assert crystal.MAX_ATOMIC_NUMBER == module.MAX_ATOMIC_NUMBER
     pytest.importorskip("numba")
-    from fastcrystal.kernels import featurise as kernel
+    from fastcrystal.kernels import featurize as kernel
 
     assert (kernel._SNAP, kernel._FLAT, kernel._MAX_Z) == (lattice.SNAP, module.FLAT, crystal.MAX_ATOMIC_NUMBER)
     assert kernel.BAD_FRAC == module._BAD_FRAC
@@ -236,7 +236,7 @@ def test_without_numba() -> None:
         "import numpy as np\n"
         "from fastcrystal.data import collate as f\n"
         "assert f._kernel() is None\n"
-        "m, s = f.featurise(np.array([[4., 4, 4, 90, 90, 90]]), np.array([[1.25, -.5, 0]]), np.array([29]),"
+        "m, s = f.featurize(np.array([[4., 4, 4, 90, 90, 90]]), np.array([[1.25, -.5, 0]]), np.array([29]),"
         " np.array([0, 1]), 8)\n"
         "print(m[0, 0].tolist(), m[0, -3:].tolist(), s.tolist())"
     )

@@ -55,7 +55,7 @@ def test_a_slow_structure_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
             except Exception:  # noqa: PERF203 - parsers catch all sorts of things: the clock gets past that
                 continue
 
-    monkeypatch.setattr(parsing, "canonicalise", slow)
+    monkeypatch.setattr(parsing, "canonicalize", slow)
     sites = Sites(np.array([11]), np.zeros((1, 3)), np.eye(3) * 4)
     began = time.monotonic()
     outcome = process(Rules(seconds=0.3), (0, Entry("x", "x", "arrays", sites)))

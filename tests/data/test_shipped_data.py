@@ -11,7 +11,7 @@ import spglib
 
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
-from fastcrystal.structure.canonical import canonicalise
+from fastcrystal.structure.canonical import canonicalize
 from fastcrystal.structure.validity import check
 
 PATH = Path(str(resources.files("fastcrystal.data").joinpath("prototypes.npz")))
@@ -82,7 +82,7 @@ def test_space_groups_are_spglibs(sample: CrystalDataset) -> None:
 def test_canonical_form_is_final(sample: CrystalDataset) -> None:
     for i in range(len(sample)):
         own = slice(sample.offsets[i], sample.offsets[i + 1])
-        again = canonicalise(sample.species[own], sample.frac[own], sample.lattice[i], SYMPREC)
+        again = canonicalize(sample.species[own], sample.frac[own], sample.lattice[i], SYMPREC)
         assert again.species.tolist() == sample.species[own].tolist()
         step = again.frac - sample.frac[own]
         assert np.abs(step - np.round(step)).max() < 1e-3, sample.labels["id"][i]

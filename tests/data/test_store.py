@@ -23,7 +23,7 @@ from fastcrystal.data.store import format as store_format
 from fastcrystal.data.store import open_store
 from fastcrystal.data.store import writer as store_writer
 from fastcrystal.data.store.writer import StoreWriter
-from fastcrystal.structure.canonical import canonicalise
+from fastcrystal.structure.canonical import canonicalize
 
 FIELDS = ("formula", "num_sites", "energy", "space_group", "lattice", "species", "frac")
 SETTINGS = {"symprec": 0.1}
@@ -93,7 +93,7 @@ def load_both(one: CrystalDataset, other: CrystalDataset) -> CrystalDataset:
 
 def test_one_by_one(data: CrystalDataset, tmp_path: Path) -> None:
     o = data.offsets
-    forms = [canonicalise(data.species[o[i] : o[i + 1]], data.frac[o[i] : o[i + 1]], data.lattice[i]) for i in range(5)]
+    forms = [canonicalize(data.species[o[i] : o[i + 1]], data.frac[o[i] : o[i + 1]], data.lattice[i]) for i in range(5)]
     with StoreWriter(tmp_path / "s", [{"name": "x"}, {"name": "y"}], SETTINGS) as writer:
         for i, form in enumerate(forms):
             writer.add(0, form, id=f"é{i}", energy=-0.5 * i, declared_group=i, label="z" if i == 4 else "")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastcrystal.cli.app import main
-from fastcrystal.data.curation.summary import as_markdown, summarise
+from fastcrystal.data.curation.summary import as_markdown, summarize
 from fastcrystal.data.curation.summary_page import PANELS, SYSTEMS, table_place, write_summary
 from fastcrystal.data.store import Store
 from fastcrystal.features.elements import SYMBOLS
@@ -30,7 +30,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def test_counts(store: Store) -> None:
-    s = summarise(store)
+    s = summarize(store)
     assert (s.name, s.n_crystals, s.by_label) == ("known", 12, {"set0": 10, "set1": 2})
     assert s.by_sites.tolist() == [0, 1, 9, 0, 2]
     assert {g: n for g, n in enumerate(s.by_group.tolist()) if n} == {0: 1, 62: 2, 225: 8, 229: 1}
@@ -48,15 +48,15 @@ def test_counts(store: Store) -> None:
 
 
 def test_a_view_counts_its_own(store: Store) -> None:
-    s = summarise(store.where(labels=["set1"]))
+    s = summarize(store.where(labels=["set1"]))
     assert (s.n_crystals, s.by_label, s.elements) == (2, {"set1": 2}, ["O", "Mg", "Cs"])
-    unknown = summarise(store.select(np.arange(2, 6)))
+    unknown = summarize(store.select(np.arange(2, 6)))
     assert len(unknown.energies) == 0
     assert "all unknown" in as_markdown(unknown)
 
 
 def test_page(store: Store) -> None:
-    page = as_markdown(summarise(store))
+    page = as_markdown(summarize(store))
     assert "| declared and computed space group differ | 1 of 10 that have both (10.00%) |" in page
     assert "| formulas of 7 or more crystals | 1 with 9 crystals |" in page
     assert "| formation energy unknown | 7 |" in page
@@ -111,7 +111,7 @@ def test_outliers_do_not_squeeze_the_energies(tmp_path: Path) -> None:
     from fastcrystal.data.curation.summary_page import draw_energies
 
     data = make([((11, 17), np.linspace(-1, 0, 3000).tolist())])
-    summary = summarise(store_of(tmp_path / "s", data))
+    summary = summarize(store_of(tmp_path / "s", data))
     energy = np.append(summary.energies, np.float32(1e4))
     figure, axis = plt.subplots()
     draw_energies(axis, replace(summary, energy={"set0": energy}, n_crystals=3001))

@@ -8,7 +8,7 @@ from pymatgen.core import Composition
 
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.datasets.synthetic import PER_FORMULA, synthetic_crystals
-from fastcrystal.structure.canonical import canonicalise
+from fastcrystal.structure.canonical import canonicalize
 from fastcrystal.structure.formula import formula_strings
 
 
@@ -34,7 +34,7 @@ def test_they_are_crystals_of_the_group_that_is_told(made: list[CrystalDataset])
     o = data.offsets
     told = 0
     for i in rng.choice(len(data), 25, replace=False):
-        form = canonicalise(data.species[o[i] : o[i + 1]], data.frac[o[i] : o[i + 1]], data.lattice[i], symprec=0.01)
+        form = canonicalize(data.species[o[i] : o[i + 1]], data.frac[o[i] : o[i + 1]], data.lattice[i], symprec=0.01)
         told += form.space_group == data.space_group[i]
     assert told >= 23  # float32 coordinates cost the tight tolerance now and then
 

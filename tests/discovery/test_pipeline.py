@@ -18,7 +18,7 @@ from pymatgen.core import Structure
 
 from fastcrystal.discovery.conditions import LADDERS, ladder, plan
 from fastcrystal.discovery.config import DiscoverConfig
-from fastcrystal.discovery.filtering import check_validity, deduplicate, drop_relaxed_copies, fingerprint, symmetrise
+from fastcrystal.discovery.filtering import check_validity, deduplicate, drop_relaxed_copies, fingerprint, symmetrize
 from fastcrystal.discovery.pipeline import choose, discover, hull_energy
 from fastcrystal.relaxation.candidate import Candidate, read_candidates
 from fastcrystal.relaxation.potentials import scale_of
@@ -85,7 +85,7 @@ def _amounts(formula: str) -> dict[str, float]:
     return dict(Composition(formula).get_el_amt_dict())
 
 
-def test_copies_are_recognised_whatever_the_cell() -> None:
+def test_copies_are_recognized_whatever_the_cell() -> None:
     conventional = rocksalt().structure().to_conventional()
     again = rocksalt(id="b").at(
         np.array(rocksalt().species), np.array([[0.25] * 3, [0.75] * 3]), np.array(rocksalt().lattice)
@@ -114,15 +114,15 @@ def test_what_relaxed_to_one_crystal_counts_once() -> None:
     assert not any(c.reason for c in drop_relaxed_copies([low, caesium.measuring(energy=-3.0)], jobs=1, progress=False))
 
 
-def test_symmetrised_to_the_group_that_was_asked_for() -> None:
+def test_symmetrized_to_the_group_that_was_asked_for() -> None:
     rng = np.random.default_rng(0)
     good = rocksalt()
     shaken = good.at(good.arrays[0], good.arrays[1] + 0.01 * rng.normal(size=(2, 3)), good.arrays[2])
-    exact = symmetrise(shaken)
+    exact = symmetrize(shaken)
     assert exact.measured["space_group"] == 225
     assert exact.measured["symmetrised"] in (0.1, 0.3)
     assert exact.structure().get_space_group_info(1e-4)[1] == 225
-    assert symmetrise(replace(shaken, requested_group=194)).measured["symmetrised"] is None
+    assert symmetrize(replace(shaken, requested_group=194)).measured["symmetrised"] is None
 
 
 def test_space_groups_take_turns() -> None:

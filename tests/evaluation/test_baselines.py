@@ -69,7 +69,7 @@ def test_exchange_goes_by_amount_then_electronegativity_and_scales_the_volume() 
     (made,) = found.to_structures()
     result = match_pairs(found, test.batch(), jobs=1, progress=False, time_limit=60)
     assert result.fit.all()
-    # the most electropositive cation (Sr for Ba) is the one with twelve oxygen neighbours
+    # the most electropositive cation (Sr for Ba) is the one with twelve oxygen neighbors
     sr, ti = (made[made.atomic_numbers.index(z)] for z in (38, 22))
     oxygen = [s for s in made if s.specie.Z == 8]
     assert min(ti.distance(o) for o in oxygen) < min(sr.distance(o) for o in oxygen)

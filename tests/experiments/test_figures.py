@@ -36,8 +36,8 @@ def run_folder(path: Path, true: CrystalDataset, made: CrystalDataset) -> Path:
     return path
 
 
-def colours(path: Path) -> set[tuple[int, ...]]:
-    """Distinct colours of a picture, in steps of an eighth."""
+def colors(path: Path) -> set[tuple[int, ...]]:
+    """Distinct colors of a picture, in steps of an eighth."""
     import matplotlib.pyplot as plt
 
     pixels = plt.imread(path)
@@ -47,10 +47,10 @@ def colours(path: Path) -> set[tuple[int, ...]]:
 
 def test_coordinate_distributions(tmp_path: Path) -> None:
     some = DATA.select(range(0, len(DATA), 20))
-    alone = colours(draw_coordinate_distributions({"data": some}, tmp_path / "alone.png", dpi=40))
+    alone = colors(draw_coordinate_distributions({"data": some}, tmp_path / "alone.png", dpi=40))
     assert len(alone) > 4
     assert all(len(set(c)) == 1 for c in alone)  # the data alone are grey
-    both = colours(draw_coordinate_distributions({"data": some, "made": some}, tmp_path / "both.png", dpi=40))
+    both = colors(draw_coordinate_distributions({"data": some, "made": some}, tmp_path / "both.png", dpi=40))
     assert any(r > b + 2 for r, _, b in both)  # the line of the second set is orange
 
 
@@ -111,7 +111,7 @@ def test_figures_of_two_runs(tmp_path: Path) -> None:
     runs[0] = runs[0] / "checkpoints" / "00000012"  # a checkpoint stands for its run
     made = make_figures(runs, out=tmp_path / "out", dpi=40)
     assert [p.name for p in made.paths] == ["coordinates.png", "two_views.png"]
-    assert all(len(colours(path)) > 20 for path in made.paths)
+    assert all(len(colors(path)) > 20 for path in made.paths)
     # runs of one name are told apart by their paths
     assert list(made.distances) == [str(run) for run in runs]
     assert made.distances[str(runs[1])] == coordinate_distances(true, shaken(true, 0.1))
@@ -143,4 +143,4 @@ def test_unusable_runs(tmp_path: Path) -> None:
 def test_sheet_of_cells(tmp_path: Path) -> None:
     structures = DATA.select([0]).batch().to_structures()
     path = draw_crystals(structures, ["one"], tmp_path / "sheet.png")
-    assert len(colours(path)) > 10
+    assert len(colors(path)) > 10

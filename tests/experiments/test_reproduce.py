@@ -83,7 +83,7 @@ def test_modification_depends_on_the_initial_structure(made: tuple[Path, TrainCo
     for name in ("modify-regression", "modify-cfm", "modify-ddpm"):
         sampler, conditions, initial = sampler_of(made[0], name)
         fill_zero_layers(sampler.model)
-        with torch.no_grad():  # four steps have barely opened the zero-initialised ways
+        with torch.no_grad():  # four steps have barely opened the zero-initialized ways
             for p in sampler.model.parameters():
                 p.add_(0.02 * torch.randn(p.shape, generator=torch.Generator().manual_seed(0)))
         a, again = (sampler.sample(conditions, initial=initial, steps=2) for _ in range(2))

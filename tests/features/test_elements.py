@@ -1,4 +1,4 @@
-"""The element table: shape, standardisation, physics, provenance flags, and an import that stays light."""
+"""The element table: shape, standardization, physics, provenance flags, and an import that stays light."""
 
 import subprocess
 import sys
@@ -32,7 +32,7 @@ def test_no_nan_and_no_sentinel() -> None:
     assert (table.raw >= 0).all()
 
 
-def test_standardised_over_the_elements() -> None:
+def test_standardized_over_the_elements() -> None:
     values = element_table().values[1:].astype(np.float64)
     np.testing.assert_allclose(values.mean(0), 0, atol=1e-6)
     np.testing.assert_allclose(values.std(0), 1, atol=1e-6)
@@ -156,8 +156,8 @@ def test_unknown_symbol(symbol: str) -> None:
 
 
 def test_unknown_property() -> None:
-    with pytest.raises(ValueError, match=r"^unknown property 'colour': choose from period, group, "):
-        element_table().column("colour")
+    with pytest.raises(ValueError, match=r"^unknown property 'color': choose from period, group, "):
+        element_table().column("color")
 
 
 @pytest.mark.parametrize("module", ["elements", "space_groups"])

@@ -42,7 +42,7 @@ def test_large_batches_encode_each_group_once() -> None:
     torch.testing.assert_close(whole, torch.cat(parts))
 
 
-def test_energy_is_standardised_and_unknown_energy_is_not_the_mean() -> None:
+def test_energy_is_standardized_and_unknown_energy_is_not_the_mean() -> None:
     scaled, plain, b = block(energy_mean=-2.0, energy_std=0.5), block(), random_batch(4, 6)
     args = b.species, b.num_sites, b.space_group
     torch.testing.assert_close(scaled(*args, b.energy), plain(*args, (b.energy + 2) / 0.5))

@@ -83,8 +83,8 @@ def test_raw_is_the_crystal_matrix() -> None:
 
 
 @pytest.mark.parametrize("mode", MODES[1:])
-def test_lattices_are_standardised(mode: Mode) -> None:
-    assert SCALINGS[mode].standardised
+def test_lattices_are_standardized(mode: Mode) -> None:
+    assert SCALINGS[mode].standardized
     entries = SCALINGS[mode].encode(BATCH, 16)[:, -3:].flatten(1)
     varies = entries.std(0) > 0
     every = mode == "metric"
@@ -101,9 +101,9 @@ def test_standard_measures_angstrom() -> None:
     assert SCALINGS["standard"].std[0] == pytest.approx(lattice[:, 0].std(correction=0).item())
 
 
-def test_raw_is_not_standardised() -> None:
-    assert not LatticeScaling().standardised
-    assert not SCALINGS["raw"].standardised
+def test_raw_is_not_standardized() -> None:
+    assert not LatticeScaling().standardized
+    assert not SCALINGS["raw"].standardized
 
 
 def test_entries_that_never_vary_keep_their_size() -> None:

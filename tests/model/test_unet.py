@@ -174,7 +174,7 @@ def test_identity_tells_sizes_apart_that_the_mean_forgets() -> None:
     )
     for switch in (False, True):
         model = build(replace(TINY, identity_embedding=switch))
-        with torch.no_grad():  # only the centre of the kernels: no edge effects, so the mean knows no size
+        with torch.no_grad():  # only the center of the kernels: no edge effects, so the mean knows no size
             for weight in (p for p in model.conditions.elements.convs.parameters() if p.ndim == 3):
                 weight[..., ::2] = 0
         same = torch.allclose(condition(model, four).embedding, condition(model, eight).embedding, atol=1e-6)

@@ -87,7 +87,7 @@ def test_kernel_is_as_near_the_truth_as_the_reference(
     kernel.launch(out, x, y, given, n, *coefficients, seed, 7, wrap)
     reference = update_step_reference(x, y, noise[0], n, *coefficients, wrap)
     truth = update_step_reference(x.double(), y.double(), noise[1], n, *coefficients, wrap)
-    if wrap:  # a value near a whole number may end at 0 or just below 1, which are neighbours
+    if wrap:  # a value near a whole number may end at 0 or just below 1, which are neighbors
         site = row_kinds(n, L)[0]
         live = out[site.expand_as(out)]
         assert live.min() >= 0

@@ -22,7 +22,7 @@ from fastcrystal.data.augment import allowed_shifts
 from fastcrystal.parallel import map as parallel
 from fastcrystal.parallel.map import backend, map_parallel, workers
 from fastcrystal.structure import match
-from fastcrystal.structure.canonical import Canonical, canonicalise_many
+from fastcrystal.structure.canonical import Canonical, canonicalize_many
 from fastcrystal.structure.match import match_pairs
 from tests.factories.crystals import KINDS, crystal, join, pack, shaken
 
@@ -142,9 +142,9 @@ def test_canonical_forms_of_a_cluster(two_workers: str) -> None:
     structures = [crystal(kind, "Sr", "Ti", "O") for kind in KINDS]
     cells = [(np.array(s.atomic_numbers), s.frac_coords, s.lattice.matrix) for s in structures]
     cells = [*cells, (cells[0][0], cells[0][1], np.zeros((3, 3)))] * 6
-    here = list(canonicalise_many(cells, jobs=1))
+    here = list(canonicalize_many(cells, jobs=1))
     with backend(two_workers):
-        there = list(canonicalise_many(iter(cells)))
+        there = list(canonicalize_many(iter(cells)))
     assert len(there) == len(cells) > 32  # more than one chunk
     for a, b in zip(here, there, strict=True):
         if not isinstance(a, Canonical) or not isinstance(b, Canonical):

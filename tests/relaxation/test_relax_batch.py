@@ -79,7 +79,7 @@ def test_a_batch_ends_where_ase_does() -> None:
     assert batch.pop("old") == old
     alone = relaxed(*given, max_force=0.01, batch=1)
     ase = relaxed(*given, max_force=0.01, batch=1, name=f"{MODELS}:ase_lj")
-    # ASE moves the zero to the cutoff: 78 neighbours of an atom are within it
+    # ASE moves the zero to the cutoff: 78 neighbors of an atom are within it
     shift = 39 * 4 * EPSILON * (2.5**-12 - 2.5**-6)
     for name, c in batch.items():
         same(c, alone[name], 1e-4)

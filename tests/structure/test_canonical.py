@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fastcrystal.data.canonicalise import canonicalise_dataset
+from fastcrystal.data.canonicalize import canonicalize_dataset
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
 from fastcrystal.structure.canonical import (
     Canonical,
-    canonicalise,
-    canonicalise_many,
-    canonicalise_structure,
+    canonicalize,
+    canonicalize_many,
+    canonicalize_structure,
     species_order,
 )
 from fastcrystal.structure.lattice import lattice_from_parameters, volume
@@ -112,37 +112,37 @@ def test_known_crystals_in_any_description(name: str) -> None:
     from pymatgen.core import Lattice, Structure
 
     cell, group, sites = KNOWN[name]
-    form = canonicalise(*cell)
+    form = canonicalize(*cell)
     check_form(form)
     assert (form.space_group, len(form.species)) == (group, sites)
     built = [Structure(Lattice(x[2]), x[0], x[1]) for x in (cell, (form.species, form.frac, form.lattice))]
     assert StructureMatcher().fit(*built)
     for seed in range(5):
-        assert same(form, canonicalise(*redescribe(cell, np.random.default_rng(seed))))
+        assert same(form, canonicalize(*redescribe(cell, np.random.default_rng(seed))))
 
 
 def test_first_species_is_the_rarest_then_the_cation() -> None:
-    assert canonicalise(*KNOWN["perovskite"][0]).species.tolist() == [38, 22, 8, 8, 8]
-    assert canonicalise(*KNOWN["rocksalt"][0]).species.tolist() == [11, 17]
+    assert canonicalize(*KNOWN["perovskite"][0]).species.tolist() == [38, 22, 8, 8, 8]
+    assert canonicalize(*KNOWN["rocksalt"][0]).species.tolist() == [11, 17]
     assert species_order(np.array([8, 8, 12, 12])).tolist() == [12, 8]  # Mg before O though heavier
     assert species_order(np.array([18, 17])).tolist() == [17, 18]  # no electronegativity: last
 
 
 def test_hands_of_quartz_stay_distinct() -> None:
     species, frac, lattice = KNOWN["quartz, right"][0]
-    mirrored = canonicalise(species, -frac, lattice)
-    right = canonicalise(species, frac, lattice)
+    mirrored = canonicalize(species, -frac, lattice)
+    right = canonicalize(species, frac, lattice)
     assert (right.space_group, mirrored.space_group) == (154, 152)
     # a left-handed basis is another description, not another crystal
     swap = [1, 0, 2]
-    assert same(right, canonicalise(species, frac[:, swap], lattice[swap]))
+    assert same(right, canonicalize(species, frac[:, swap], lattice[swap]))
     assert not same(right, mirrored)
 
 
 def test_hands_within_one_space_group_stay_distinct() -> None:
     cell = crystal(19, (5, 6, 7, 90, 90, 90), ["Na", "O"], [[0.11, 0.23, 0.31], [0.37, 0.05, 0.68]])
     species, frac, lattice = cell
-    form, mirrored = canonicalise(*cell), canonicalise(species, -frac, lattice)
+    form, mirrored = canonicalize(*cell), canonicalize(species, -frac, lattice)
     assert form.space_group == mirrored.space_group == 19
     assert not same(form, mirrored)
 
@@ -159,9 +159,9 @@ def test_low_symmetry_crystals_in_any_description(seed: int) -> None:
     if n > 1 and np.linalg.norm((apart - np.round(apart)) @ lattice, axis=-1).min() < 1:
         return
     cell = (rng.integers(1, 104, n), frac, lattice)
-    form = canonicalise(*cell)
+    form = canonicalize(*cell)
     check_form(form)
-    again = canonicalise(*redescribe(cell, rng))
+    again = canonicalize(*redescribe(cell, rng))
     assert same(form, again)
     assert volume(form.lattice) == pytest.approx(volume(lattice), rel=0.05)
 
@@ -173,20 +173,20 @@ def test_noise_and_float32_do_not_matter(seed: int, name: str, noise: float) -> 
     rng = np.random.default_rng(seed)
     species, frac, lattice = redescribe(cell, rng)
     noisy = (frac + rng.uniform(-noise, noise, frac.shape) @ np.linalg.inv(lattice)).astype(np.float32)
-    form = canonicalise(species, noisy, lattice.astype(np.float32))
+    form = canonicalize(species, noisy, lattice.astype(np.float32))
     check_form(form)
-    assert same(canonicalise(*cell), form, tolerance=max(1e-3, 3 * noise))
+    assert same(canonicalize(*cell), form, tolerance=max(1e-3, 3 * noise))
 
 
 def test_canonical_form_is_its_own_canonical_form() -> None:
     for cell, _, _ in KNOWN.values():
-        form = canonicalise(*cell)
-        assert same(form, canonicalise(form.species, form.frac, form.lattice), 1e-6)
+        form = canonicalize(*cell)
+        assert same(form, canonicalize(form.species, form.frac, form.lattice), 1e-6)
 
 
-def test_symmetrised_positions_are_exact() -> None:
+def test_symmetrized_positions_are_exact() -> None:
     species, frac, lattice = KNOWN["perovskite"][0]
-    form = canonicalise(species, frac + np.random.default_rng(0).uniform(-2e-3, 2e-3, frac.shape), lattice)
+    form = canonicalize(species, frac + np.random.default_rng(0).uniform(-2e-3, 2e-3, frac.shape), lattice)
     assert np.abs(form.frac * 2 - np.round(form.frac * 2)).max() < 1e-9
     assert np.abs(form.lattice - 3.9 * np.eye(3)).max() < 1e-9
 
@@ -215,7 +215,7 @@ GOOD: Cell = (np.array([11, 17]), np.array([[0, 0, 0], [0.5, 0.5, 0.5]]), 4.0 * 
 def test_bad_input(change: dict[str, Any], message: str) -> None:
     arguments = dict(zip(("species", "frac", "lattice"), GOOD, strict=True)) | change
     with pytest.raises(ValueError, match=message) as error:
-        canonicalise(**arguments)
+        canonicalize(**arguments)
     assert "\n" not in str(error.value)
 
 
@@ -226,9 +226,9 @@ def many_sites(n: int) -> Cell:
 
 
 def test_sixty_sites_are_the_most() -> None:
-    assert len(canonicalise(*many_sites(60)).species) == 60
+    assert len(canonicalize(*many_sites(60)).species) == 60
     with pytest.raises(ValueError, match=r"1\.\.60 sites, got 61"):
-        canonicalise(*many_sites(61))
+        canonicalize(*many_sites(61))
 
 
 def test_structures() -> None:
@@ -236,14 +236,14 @@ def test_structures() -> None:
 
     cell = KNOWN["rutile"][0]
     structure = Structure(Lattice(cell[2]), cell[0], cell[1])
-    form = canonicalise_structure(structure)
-    assert same(form, canonicalise(*cell))
-    assert same(form, canonicalise_structure(structure.copy().add_oxidation_state_by_element({"Ti": 4, "O": -2})))
+    form = canonicalize_structure(structure)
+    assert same(form, canonicalize(*cell))
+    assert same(form, canonicalize_structure(structure.copy().add_oxidation_state_by_element({"Ti": 4, "O": -2})))
     mixed = Structure(Lattice.cubic(4), [{"Fe": 0.5, "Ni": 0.5}], [[0, 0, 0]])
     with pytest.raises(ValueError, match="partial occupancies"):
-        canonicalise_structure(mixed)
+        canonicalize_structure(mixed)
     with pytest.raises(ValueError, match="unknown element X"):
-        canonicalise_structure(Structure(Lattice.cubic(4), ["X"], [[0, 0, 0]]))
+        canonicalize_structure(Structure(Lattice.cubic(4), ["X"], [[0, 0, 0]]))
 
 
 def dataset(cells: list[Cell]) -> CrystalDataset:
@@ -265,7 +265,7 @@ def dataset(cells: list[Cell]) -> CrystalDataset:
 def test_data_sets_keep_order_and_lose_nothing(jobs: int) -> None:
     flat = (GOOD[0], GOOD[1], np.zeros((3, 3)))
     cells = [KNOWN["rutile"][0], flat, KNOWN["CsCl"][0], KNOWN["spinel"][0]] * 12
-    out, rejects = canonicalise_dataset(dataset(cells), jobs=jobs, progress=False)
+    out, rejects = canonicalize_dataset(dataset(cells), jobs=jobs, progress=False)
     assert len(out) == 36
     assert [r[0] for r in rejects] == [f"c{i}" for i in range(48) if i % 4 == 1]
     assert all("no volume" in r[1] for r in rejects)
@@ -275,18 +275,18 @@ def test_data_sets_keep_order_and_lose_nothing(jobs: int) -> None:
     assert out.energy[:3].tolist() == [0, 2, 3]
     assert out.name == "mine"
     assert (out.frac < 1).all()
-    first = canonicalise(*cells[0])
+    first = canonicalize(*cells[0])
     assert np.abs(out.frac[:6] - first.frac).max() < 1e-6
 
 
 def test_data_set_without_a_good_crystal() -> None:
-    out, rejects = canonicalise_dataset(dataset([(GOOD[0], GOOD[1], np.zeros((3, 3)))]), jobs=1, progress=False)
+    out, rejects = canonicalize_dataset(dataset([(GOOD[0], GOOD[1], np.zeros((3, 3)))]), jobs=1, progress=False)
     assert (len(out), len(rejects)) == (0, 1)
 
 
 def test_jobs_must_be_positive() -> None:
     with pytest.raises(ValueError, match="jobs must be at least 1, got 0"):
-        list(canonicalise_many([GOOD], jobs=0))
+        list(canonicalize_many([GOOD], jobs=0))
 
 
 def test_import_is_light() -> None:
@@ -307,8 +307,8 @@ def test_share_on_real_structures() -> None:
     for i in range(len(data)):
         part = slice(ends[i], ends[i + 1])
         cell = (data.species[part], data.frac[part], data.lattice[i])
-        form = canonicalise(*cell)
+        form = canonicalize(*cell)
         check_form(form)
-        kept.append(same(form, canonicalise(*redescribe(cell, np.random.default_rng(i)))))
+        kept.append(same(form, canonicalize(*redescribe(cell, np.random.default_rng(i)))))
     # measured on 955: all but a fraction of a percent (scripts/measure_canonical.py)
     assert sum(kept) >= 58

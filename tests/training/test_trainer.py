@@ -57,8 +57,8 @@ def test_settings_survive_json() -> None:
     assert config.length == 64
     assert config.lr == 1e-5
     assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
-    with pytest.raises(ValueError, match="TrainConfig has no field colour"):
-        TrainConfig.from_dict({"colour": 1})
+    with pytest.raises(ValueError, match="TrainConfig has no field color"):
+        TrainConfig.from_dict({"color": 1})
     with pytest.raises(ValueError, match="preset must be one of slim, paper, got 'x'"):
         TrainConfig.from_preset("x")
 

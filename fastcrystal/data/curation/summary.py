@@ -82,7 +82,7 @@ class Summary:
         return int(inside.sum()), int(self.group_sizes[inside].sum())
 
 
-def summarise(store: Store) -> Summary:
+def summarize(store: Store) -> Summary:
     """Count what is in a store or view; sites are read once for each formula.
 
     Parameters

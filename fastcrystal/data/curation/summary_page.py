@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.data.curation.summary import PAPER_GROUPS, Summary, as_markdown, summarise
+from fastcrystal.data.curation.summary import PAPER_GROUPS, Summary, as_markdown, summarize
 from fastcrystal.data.store import Store
 from fastcrystal.features.elements import SYMBOLS, element_table
 
-#: last space group of each crystal system, and a colour that is told apart from its neighbours without colour vision
+#: last space group of each crystal system, and a color that is told apart from its neighbors without color vision
 SYSTEMS = {
     "triclinic": (2, "#999999"),
     "monoclinic": (15, "#E69F00"),
@@ -52,7 +52,7 @@ def write_summary(store: Store, out: str | Path, *, dpi: int = 130) -> list[Path
     """
     if not len(store):
         raise ValueError(f"{store.path} holds no crystals: there is nothing to draw")
-    summary = summarise(store)
+    summary = summarize(store)
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file: give a folder for the pictures")
@@ -99,12 +99,12 @@ def draw_sites(axis: Any, summary: Summary) -> None:
 
 
 def draw_groups(axis: Any, summary: Summary) -> None:
-    """Crystals of each space group, coloured by crystal system, the most frequent ones named."""
+    """Crystals of each space group, colored by crystal system, the most frequent ones named."""
     counts = summary.by_group
     first = 1
-    for name, (last, colour) in SYSTEMS.items():
+    for name, (last, color) in SYSTEMS.items():
         members = np.arange(first, last + 1)
-        axis.bar(members, counts[members], width=1.0, color=colour, label=f"{name} {counts[members].sum():,}")
+        axis.bar(members, counts[members], width=1.0, color=color, label=f"{name} {counts[members].sum():,}")
         first = last + 1
     axis.set_yscale("log")
     top = max(int(counts[1:].max()), 1)
@@ -121,17 +121,17 @@ def draw_groups(axis: Any, summary: Summary) -> None:
 
 
 def draw_elements(axis: Any, summary: Summary) -> None:
-    """The periodic table, each element coloured by the crystals that contain it."""
+    """The periodic table, each element colored by the crystals that contain it."""
     import matplotlib as mpl
 
     counts = summary.by_element
     top = max(int(counts.max()), 2)
-    colours = mpl.colormaps["viridis"]
+    colors = mpl.colormaps["viridis"]
     # what is a thousand times rarer than the most frequent element is dark, and so is all below it
     norm = mpl.colors.LogNorm(max(1.0, top / 1000), top, clip=True)
     for z in range(1, len(SYMBOLS)):
         x, y = table_place(z)
-        face = colours(norm(counts[z])) if counts[z] else (0.95, 0.95, 0.95, 1.0)
+        face = colors(norm(counts[z])) if counts[z] else (0.95, 0.95, 0.95, 1.0)
         dark = bool(counts[z]) and np.dot(face[:3], (0.299, 0.587, 0.114)) < 0.55
         ink = "white" if dark else ("black" if counts[z] else "0.6")
         axis.add_patch(mpl.patches.Rectangle((x - 0.48, y - 0.48), 0.96, 0.96, facecolor=face, edgecolor="none"))
@@ -143,7 +143,7 @@ def draw_elements(axis: Any, summary: Summary) -> None:
     axis.set_aspect("equal")
     axis.set_axis_off()
     bar = axis.inset_axes((0.2, 0.955, 0.42, 0.025))
-    axis.figure.colorbar(mpl.cm.ScalarMappable(norm, colours), cax=bar, orientation="horizontal")
+    axis.figure.colorbar(mpl.cm.ScalarMappable(norm, colors), cax=bar, orientation="horizontal")
     bar.tick_params(labelsize=7.5)
     bar.minorticks_off()
     bar.set_title(f"crystals that contain the element ({len(summary.elements)} elements)", fontsize=8.5)
@@ -203,9 +203,9 @@ def draw_energies(axis: Any, summary: Summary) -> None:
     axis.locator_params("y", integer=True)
     axis.yaxis.set_major_formatter("{x:,.0f}")
     if len(largest) > 1:
-        for name, colour in zip(shown, _LINES, strict=False):
+        for name, color in zip(shown, _LINES, strict=False):
             label = f"{name} {len(summary.energy[name]):,}"
-            axis.stairs(_heaped(summary.energy[name], edges), edges, color=colour, linewidth=1.2, label=label)
+            axis.stairs(_heaped(summary.energy[name], edges), edges, color=color, linewidth=1.2, label=label)
         more = f"; grey: all {len(largest)}" if len(largest) > len(shown) else "; grey: all"
         axis.legend(fontsize=7.5, frameon=False, title=f"collections{more}", title_fontsize=7.5)
     axis.set_xlim(edges[0], edges[-1])

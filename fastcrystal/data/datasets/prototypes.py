@@ -177,12 +177,12 @@ def _scale(structure: Any) -> None:
 
     radius = covalent_radius()[np.array(structure.atomic_numbers)]
     ratio = np.inf
-    for i, neighbours in enumerate(structure.get_all_neighbors(r=_search_radius(structure))):
-        for n in neighbours:
+    for i, neighbors in enumerate(structure.get_all_neighbors(r=_search_radius(structure))):
+        for n in neighbors:
             ratio = min(ratio, n.nn_distance / (radius[i] + radius[n.index]))
     structure.scale_lattice(structure.volume / ratio**3)
 
 
 def _search_radius(structure: Any) -> float:
-    """A radius that holds a neighbour of every site: 1.5 times the diameter of a site's share of the cell."""
+    """A radius that holds a neighbor of every site: 1.5 times the diameter of a site's share of the cell."""
     return float(3.0 * (structure.volume / len(structure)) ** (1 / 3))

@@ -46,7 +46,7 @@ def _templates() -> _Templates:
     from math import gcd
 
     from fastcrystal.data.datasets.prototypes import library
-    from fastcrystal.structure.canonical import canonicalise
+    from fastcrystal.structure.canonical import canonicalize
 
     rows = []
     for _, structure in library(60):
@@ -56,7 +56,7 @@ def _templates() -> _Templates:
             continue
         order = np.lexsort((element, count))
         slot = np.argsort(order)[np.searchsorted(element, numbers)]
-        form = canonicalise(numbers, structure.frac_coords, structure.lattice.matrix)
+        form = canonicalize(numbers, structure.frac_coords, structure.lattice.matrix)
         subscripts = tuple(int(c) for c in count[order] // gcd(*count.tolist()))
         rows.append((subscripts, slot, structure.frac_coords % 1.0, structure.lattice.matrix, form.space_group))
     amounts = sorted({r[0] for r in rows})

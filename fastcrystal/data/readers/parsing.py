@@ -28,7 +28,7 @@ from fastcrystal.data.readers.disorder import ordered
 from fastcrystal.data.readers.entry import Entry, Reject, Sites
 from fastcrystal.data.readers.structure_text import check_structure, parse_structure, stated_group
 from fastcrystal.data.readers.text import one_line
-from fastcrystal.structure.canonical import MAX_INPUT_SITES, MAX_SITES, Canonical, canonicalise
+from fastcrystal.structure.canonical import MAX_INPUT_SITES, MAX_SITES, Canonical, canonicalize
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -125,7 +125,7 @@ def process(rules: Rules, item: tuple[int, Entry | Reject] | Outcome) -> Outcome
     try:
         with time_limit(rules.seconds), np.errstate(all="ignore"):
             sites, group = read_sites(entry, rules)
-            form = canonicalise(*sites, symprec=rules.symprec)
+            form = canonicalize(*sites, symprec=rules.symprec)
     except _OutOfTime:
         return Outcome(source, entry.id, None, f"takes longer than {rules.seconds:g} s")
     except ValueError as error:

@@ -246,7 +246,7 @@ def _read(part: Part, key: str, first: NDArray[np.int64], count: NDArray[np.int6
     if key not in part.files or len(first) > FEW:
         taken: NDArray[Any] = value[first if len(first) == count.sum() else spans(first, count)]
         return taken
-    # A page of a mapped file brings up to 2 MB of neighbours into this process: a few hundred crystals drawn at random
+    # A page of a mapped file brings up to 2 MB of neighbors into this process: a few hundred crystals drawn at random
     # would map the whole store. Reading them leaves the file in the system's cache, where all processes share it.
     data = part.files[key].read(first, count)
     if len(data) != _row_bytes(value) * count.sum():

@@ -1,4 +1,4 @@
-"""What all charts of the report share: plotly, colours, and the one place where text is made harmless for it."""
+"""What all charts of the report share: plotly, colors, and the one place where text is made harmless for it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-#: told apart without colour vision, and from white paper (Okabe and Ito)
+#: told apart without color vision, and from white paper (Okabe and Ito)
 BLUE, ORANGE, GREEN, PURPLE, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A8A8A", "#1A1A1A"
 _GRID = "#E3E3E3"
 #: most categories, bars or labels on one axis: more cannot be read on a phone
@@ -78,14 +78,14 @@ def axis(title: str, **more: Any) -> dict[str, Any]:
     return {"title": {"text": title, "standoff": 10, "font": {"size": 13}}, "automargin": True, **line, **more}
 
 
-def dots(name: str, x: list[Any], y: list[Any], colour: str, **more: Any) -> dict[str, Any]:
+def dots(name: str, x: list[Any], y: list[Any], color: str, **more: Any) -> dict[str, Any]:
     """A scatter trace of markers."""
-    marker = {"color": colour, "size": 8, "opacity": 0.75, "line": {"color": "white", "width": 0.5}}
+    marker = {"color": color, "size": 8, "opacity": 0.75, "line": {"color": "white", "width": 0.5}}
     marker |= more.pop("marker", {})
     return {"type": "scatter", "mode": "markers", "name": name, "x": x, "y": y, "marker": marker, **more}
 
 
-def line(name: str, x: list[Any], y: list[Any], colour: str, **more: Any) -> dict[str, Any]:
+def line(name: str, x: list[Any], y: list[Any], color: str, **more: Any) -> dict[str, Any]:
     """A scatter trace of lines; None in x and y breaks it."""
-    look = {"color": colour, "width": 1.5, **more.pop("look", {})}
+    look = {"color": color, "width": 1.5, **more.pop("look", {})}
     return {"type": "scatter", "mode": "lines", "name": name, "x": x, "y": y, "line": look, **more}

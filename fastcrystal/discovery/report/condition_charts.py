@@ -71,15 +71,15 @@ def group_chart(run: RunFolder) -> Chart | None:
     )
     chart.add_trace(line("as asked", [1, 230], [1, 230], GREY, look={"dash": "dash"}, hoverinfo="skip"))
     sentences = []
-    for (name, found), colour, symbol in zip(pairs.items(), (BLUE, ORANGE), ("circle", "diamond-open"), strict=True):
+    for (name, found), color, symbol in zip(pairs.items(), (BLUE, ORANGE), ("circle", "diamond-open"), strict=True):
         if not found:
             continue
         counted = sorted(Counter(found).items())
         size = [6 + 4 * math.sqrt(n) for _, n in counted]
         text = [f"{name}: asked {a}, obtained {g}: {n}" for (a, g), n in counted]
-        marker = {"size": size, "symbol": symbol, "line": {"color": colour if "open" in symbol else INK, "width": 1}}
+        marker = {"size": size, "symbol": symbol, "line": {"color": color if "open" in symbol else INK, "width": 1}}
         more = {"text": text, "hovertemplate": "%{text}<extra></extra>", "marker": marker}
-        chart.add_trace(dots(name, [a for (a, _), _ in counted], [g for (_, g), _ in counted], colour, **more))
+        chart.add_trace(dots(name, [a for (a, _), _ in counted], [g for (_, g), _ in counted], color, **more))
         same = sum(a == g for a, g in found)
         sentences.append(f"{same} of {len(found)} {name} have the group asked for ({same / len(found):.0%})")
     caption = (

@@ -23,7 +23,7 @@ from fastcrystal.relaxation.candidate import Candidate
 
 #: eV/atom: a reference this near to the hull is one of its corners
 _ON = 1e-6
-#: meV/atom: colours reach as far, or what is near the hull could not be told from what is on it
+#: meV/atom: colors reach as far, or what is near the hull could not be told from what is on it
 _COLOURS = 200.0
 #: meV/atom: what lies higher is out of the picture at first, or the few near the hull could not be told apart
 _PICTURE = 500.0
@@ -98,7 +98,7 @@ def _binary(corners: list[str], known: list[Reference], placed: list[Candidate])
             _reference_dots("known, on it", on, INK, "circle"),
         ]
     )
-    for below, name, colour, symbol in _SIDES:
+    for below, name, color, symbol in _SIDES:
         some = [c for c in placed if (c.measured["e_above_hull"] < 0) == below]
         inside = [(c, f) for c in some if (f := _of_candidate(c, corners)) is not None]
         chart.add_trace(
@@ -106,7 +106,7 @@ def _binary(corners: list[str], known: list[Reference], placed: list[Candidate])
                 name,
                 [f[1] for _, f in inside],
                 [measured(c, "formation_energy") for c, _ in inside],
-                colour,
+                color,
                 marker={"symbol": symbol},
                 **_hover([c for c, _ in inside]),
             )
@@ -118,16 +118,16 @@ def _binary(corners: list[str], known: list[Reference], placed: list[Candidate])
     return Chart("hull", "Convex hull", caption, chart, 480)
 
 
-#: below the hull? -> name, colour, symbol
+#: below the hull? -> name, color, symbol
 _SIDES = ((False, "candidate above the hull", BLUE, "diamond"), (True, "candidate below the hull", ORANGE, "star"))
 
 
-def _reference_dots(name: str, known: list[Reference], colour: str, symbol: str) -> dict[str, Any]:
+def _reference_dots(name: str, known: list[Reference], color: str, symbol: str) -> dict[str, Any]:
     return dots(
         name,
         [r.fractions[1] for r in known],
         [r.formation_energy for r in known],
-        colour,
+        color,
         marker={"symbol": symbol},
         text=[_of_reference(r) for r in known],
         hovertemplate="%{text}<extra></extra>",
@@ -176,7 +176,7 @@ def _ternary(corners: list[str], known: list[Reference], placed: list[Candidate]
     markers = {"type": "scatterternary", "mode": "markers", "name": name, "marker": marker, "cliponaxis": False}
     chart.add_trace({**markers, **shares, **_hover([c for c, _ in best])})
     caption = (
-        "Black points are known crystals on the hull; grey lines join neighbours on it. A diamond is "
+        "Black points are known crystals on the hull; grey lines join neighbors on it. A diamond is "
         "the best candidate of a composition: orange below the hull, blue above, deepest at 200 meV/atom and beyond."
     )
     return Chart("hull", "Convex hull", caption, chart, 560)
@@ -220,8 +220,8 @@ def _bars(placed: list[Candidate]) -> Chart:
         yaxis=axis("", autorange="reversed", type="category"),
         margin={"l": 8, "r": 16, "t": 16, "b": 56},
     )
-    colours = [ORANGE if v < 0 else BLUE for v in far]
-    bars = {"type": "bar", "orientation": "h", "x": far, "y": [plain(c.id) for c in some], "marker": {"color": colours}}
+    colors = [ORANGE if v < 0 else BLUE for v in far]
+    bars = {"type": "bar", "orientation": "h", "x": far, "y": [plain(c.id) for c in some], "marker": {"color": colors}}
     chart.add_trace({**bars, **_hover(some)})
     caption = f"The best {len(some)} candidates; orange: below the hull of the references."
     return Chart("hull", "Energy above the hull", caption, chart, 140 + 22 * len(some))
@@ -255,8 +255,8 @@ def _strips(placed: list[Candidate]) -> Chart:
     )
     ends = [-0.6, len(formulas) - 0.4]
     chart.add_trace(line("hull", ends, [0, 0], INK, look={"dash": "dash"}, hoverinfo="skip"))
-    colours = [ORANGE if v < 0 else BLUE for v in far]
-    chart.add_trace(dots("candidate", x, far, BLUE, marker={"color": colours}, **_hover(placed)))
+    colors = [ORANGE if v < 0 else BLUE for v in far]
+    chart.add_trace(dots("candidate", x, far, BLUE, marker={"color": colors}, **_hover(placed)))
     caption = "Each point is a candidate; below the dashed line it is lower in energy than any mix of the references."
     if beyond:
         caption += f" {beyond} of {len(far)} lie above {_PICTURE:g} meV/atom, out of the picture."

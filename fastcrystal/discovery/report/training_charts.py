@@ -76,7 +76,7 @@ def training_charts(run: RunFolder) -> tuple[list[Chart], str]:
 def _sets(
     candidates: NDArray[Any], data: NDArray[Any], own: NDArray[np.bool_]
 ) -> dict[str, tuple[NDArray[np.float64], str]]:
-    """Name -> finite values, colour."""
+    """Name -> finite values, color."""
     sets = {"data set": (data, GREY), "data set, these elements": (data[own], GREEN), "candidates": (candidates, BLUE)}
     finite = {name: (values[np.isfinite(values)].astype(np.float64), c) for name, (values, c) in sets.items()}
     return {name: found for name, found in finite.items() if len(found[0])}
@@ -90,12 +90,12 @@ def _histogram(
     low, high = np.append(ends[:, 0], own.min()).min(), np.append(ends[:, 1], own.max()).max()
     edges = np.linspace(low, high + 1e-9, _BINS + 1)
     chart = figure(xaxis=axis(unit), yaxis=axis("share of the crystals, %", rangemode="tozero"))
-    for set_name, (values, colour) in sets.items():
+    for set_name, (values, color) in sets.items():
         share = 100 * np.histogram(np.clip(values, edges[0], edges[-1]), edges)[0] / len(values)
         # an outline in steps: filled bars of three sets would hide each other
         x = np.repeat(edges, 2)
         y = np.concatenate([[0], np.repeat(share, 2), [0]])
-        look = {"color": colour, "width": 2 if set_name == "candidates" else 1.5}
+        look = {"color": color, "width": 2 if set_name == "candidates" else 1.5}
         trace = {"type": "scatter", "mode": "lines", "name": set_name, "line": look, "hoverinfo": "x+y+name"}
         fill = {"fill": "tozeroy", "fillcolor": "rgba(138,138,138,0.25)"} if set_name == "data set" else {}
         chart.add_trace({**trace, **fill, "x": np.round(x, 5).tolist(), "y": np.round(y, 4).tolist()})
@@ -111,11 +111,11 @@ def _systems(sets: dict[str, tuple[NDArray[np.float64], str]]) -> Chart:
     chart = figure(
         barmode="group", xaxis=axis("crystal system"), yaxis=axis("share of the crystals, %", rangemode="tozero")
     )
-    for name, (values, colour) in sets.items():
+    for name, (values, color) in sets.items():
         known = values[values > 0].astype(np.int64)
         if len(known):
             share = 100 * np.bincount(np.searchsorted(last, known), minlength=len(last)) / len(known)
             bars = {"type": "bar", "name": name, "x": list(SYSTEMS), "y": np.round(share, 3).tolist()}
-            chart.add_trace({**bars, "marker": {"color": colour}, "hovertemplate": "%{x}: %{y:.1f} %"})
+            chart.add_trace({**bars, "marker": {"color": color}, "hovertemplate": "%{x}: %{y:.1f} %"})
     caption = "Crystal systems of the space groups: of candidates as relaxed, or as generated where they were not."
     return Chart("systems", "Crystal systems", caption, chart, 380)

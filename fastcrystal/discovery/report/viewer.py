@@ -41,18 +41,18 @@ def scene(candidate: Candidate) -> dict[str, Any]:
 
     numbers, frac, lattice = candidate.arrays
     shown, site = _with_copies(frac % 1.0)
-    centres = shown @ lattice
+    centers = shown @ lattice
     halves = _half_bonds(numbers, frac % 1.0, lattice, shown, site, covalent_radii)
     elements, bonds = [], []
     for z in dict.fromkeys(numbers.tolist()):
         red, green, blue = (round(255 * v) for v in _darker(jmol_colors[z]))
-        colour = f"rgb({red},{green},{blue})"
+        color = f"rgb({red},{green},{blue})"
         of_kind = numbers[site] == z
-        atoms = [[*np.round(p, 3).tolist(), int(s)] for p, s in zip(centres[of_kind], site[of_kind], strict=True)]
+        atoms = [[*np.round(p, 3).tolist(), int(s)] for p, s in zip(centers[of_kind], site[of_kind], strict=True)]
         radius = round(float(covalent_radii[z]) * _SIZE, 3)
-        elements.append({"symbol": SYMBOLS[z], "color": colour, "radius": radius, "atoms": atoms})
+        elements.append({"symbol": SYMBOLS[z], "color": color, "radius": radius, "atoms": atoms})
         ends = np.round(halves[z], 3).reshape(-1).tolist() if z in halves else []
-        bonds.append({"color": colour, "ends": ends})
+        bonds.append({"color": color, "ends": ends})
     return {"elements": elements, "bonds": bonds, "cell": np.round(lattice, 4).tolist()}
 
 
@@ -79,7 +79,7 @@ def _half_bonds(
     site: NDArray[np.int64],
     radii: NDArray[np.float64],
 ) -> dict[int, NDArray[np.float64]]:
-    """Element -> (k, 2, 3) from atoms that are drawn half way to each neighbour, drawn or not.
+    """Element -> (k, 2, 3) from atoms that are drawn half way to each neighbor, drawn or not.
 
     Two halves make a bond; one alone is a bond that leaves the cell, drawn for atoms away from its faces only: corners
     would bristle with them. Contacts of two metals are left out where there is anything else: in a boride they are as
@@ -88,9 +88,9 @@ def _half_bonds(
     from ase.neighborlist import primitive_neighbor_list
     from pymatgen.core import Element
 
-    if abs(np.linalg.det(lattice)) < 1.0 * len(numbers):  # neighbours without end
+    if abs(np.linalg.det(lattice)) < 1.0 * len(numbers):  # neighbors without end
         return {}
-    # self_interaction: an atom and its own copy are neighbours in small cells
+    # self_interaction: an atom and its own copy are neighbors in small cells
     cutoffs = radii[numbers] * BOND
     first, second, shift = primitive_neighbor_list("ijS", (True,) * 3, lattice, frac @ lattice, cutoffs)
     if len(first) > 2 * _MAX_BONDS:
@@ -98,16 +98,16 @@ def _half_bonds(
     vectors = (frac[second] + shift - frac[first]) @ lattice
     metal = np.array([Element.from_Z(int(z)).is_metal for z in numbers])
     wanted = ~(metal[first] & metal[second]) | metal.all()
-    centres = shown @ lattice
+    centers = shown @ lattice
     inside: NDArray[np.bool_] = np.all((shown > MARGIN) & (shown < 1 - MARGIN), axis=1)
     halves: dict[int, list[NDArray[np.float64]]] = {}
-    for place, s, own in zip(centres, site.tolist(), inside.tolist(), strict=True):
+    for place, s, own in zip(centers, site.tolist(), inside.tolist(), strict=True):
         for vector in vectors[(first == s) & wanted]:
-            if own or (np.abs(centres - place - vector).max(1) < 1e-3).any():
+            if own or (np.abs(centers - place - vector).max(1) < 1e-3).any():
                 halves.setdefault(int(numbers[s]), []).append(np.stack([place, place + vector / 2]))
     return {z: np.array(ends) for z, ends in halves.items()}
 
 
-def _darker(colour: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Pale colours (hydrogen's white) a little darker: the paper is white too."""
-    return np.asarray(colour * min(1.0, 0.86 / max(float(colour.mean()), 1e-9)))
+def _darker(color: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Pale colors (hydrogen's white) a little darker: the paper is white too."""
+    return np.asarray(color * min(1.0, 0.86 / max(float(color.mean()), 1e-9)))

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.read import pack, reduced_formula
 from fastcrystal.relaxation.ase import POTENTIALS
-from fastcrystal.structure.canonical import Canonical, canonicalise_many
+from fastcrystal.structure.canonical import Canonical, canonicalize_many
 
 #: polymorphs further apart than this in energy (eV/atom) are not compared: a relaxation stops within a few 0.01
 SAME_ENERGY = 0.05
@@ -108,7 +108,7 @@ def finish(records: Iterable[dict[str, Any]], *, window: float = 1.5, symprec: f
     cells = [(np.array(r["species"]), np.array(r["frac"]), np.array(r["lattice"])) for r in good]
     forms: list[Canonical] = []
     kept: list[dict[str, Any]] = []
-    for r, form in zip(good, canonicalise_many(iter(cells), len(cells), symprec), strict=True):
+    for r, form in zip(good, canonicalize_many(iter(cells), len(cells), symprec), strict=True):
         if isinstance(form, Canonical):
             forms.append(form)
             kept.append({**r, "e_form": formation_energy(r, references)})

@@ -1,6 +1,6 @@
-"""Featurisation: crystals a second against a loop over rows and against numpy; unpacking the space-group table.
+"""Featurization: crystals a second against a loop over rows and against numpy; unpacking the space-group table.
 
-    pytest benchmarks/bench_featurise.py --benchmark-only -s
+    pytest benchmarks/bench_featurize.py --benchmark-only -s
 
 Every case first checks its result against the reference. `extra_info` of each case holds the rates and the ratios.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fastcrystal.data.collate import Output, featurise, featurise_reference
+from fastcrystal.data.collate import Output, featurize, featurize_reference
 from fastcrystal.features import space_groups
 from fastcrystal.structure.lattice import lattice_from_parameters, standard_lattice, wrap
 
@@ -61,20 +61,20 @@ def seconds(call: Callable[[], object], repeat: int = 3) -> float:
 @pytest.mark.parametrize("length", [24, 64])
 @pytest.mark.parametrize("kind", ["parameters", "lattices"])
 @pytest.mark.parametrize("memory", ["reused", "fresh"])
-def test_featurise(benchmark: Any, kind: str, length: int, memory: str) -> None:
+def test_featurize(benchmark: Any, kind: str, length: int, memory: str) -> None:
     flat = crystals(kind)
     first = (flat[0][:ROWS], *flat[1:3], flat[3][: ROWS + 1])
-    out = featurise(*flat, length)
-    wanted = featurise_reference(*flat, length)
+    out = featurize(*flat, length)
+    wanted = featurize_reference(*flat, length)
     np.testing.assert_allclose(out[0], wanted[0], rtol=1e-6, atol=1e-5)
     np.testing.assert_array_equal(out[1], wanted[1])
     reused = out if memory == "reused" else None
 
     rate = {
         "rows": ROWS / seconds(lambda: row_by_row(*first, length)),
-        "numpy": CRYSTALS / seconds(lambda: featurise_reference(*flat, length, out=reused)),
+        "numpy": CRYSTALS / seconds(lambda: featurize_reference(*flat, length, out=reused)),
     }
-    benchmark(featurise, *flat, length, out=reused)
+    benchmark(featurize, *flat, length, out=reused)
     rate["fastcrystal"] = CRYSTALS / benchmark.stats.stats.median
     report(benchmark, f"L = {length}, {kind}, {memory} memory", rate)
 

@@ -7,13 +7,13 @@ import itertools
 import numpy as np
 
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.structure.canonical import Canonical, canonicalise_many
+from fastcrystal.structure.canonical import Canonical, canonicalize_many
 
 
-def canonicalise_dataset(
+def canonicalize_dataset(
     data: CrystalDataset, symprec: float = 0.1, jobs: int | None = None, progress: bool = True
 ) -> tuple[CrystalDataset, list[tuple[str, str]]]:
-    """Canonicalise every crystal of a data set, in parallel processes, in order.
+    """Canonicalize every crystal of a data set, in parallel processes, in order.
 
     Parameters
     ----------
@@ -45,7 +45,7 @@ def canonicalise_dataset(
     rejects: list[tuple[str, str]] = []
     ends = data.offsets
     cells = ((data.species[a:b], data.frac[a:b], data.lattice[i]) for i, (a, b) in enumerate(itertools.pairwise(ends)))
-    for i, result in enumerate(canonicalise_many(cells, n, symprec, jobs, progress)):
+    for i, result in enumerate(canonicalize_many(cells, n, symprec, jobs, progress)):
         if isinstance(result, Canonical):
             kept.append(i)
             forms.append(result)

@@ -64,7 +64,7 @@ def _from_lattice(cell, rows):
 
 @numba.njit(cache=True, nogil=True, error_model="numpy")
 def _sites(frac, numbers, start, n, matrix, species):
-    """One crystal's sites: `frac` (3 S,) and `matrix` (3 L,) are flat so that the loops vectorise."""
+    """One crystal's sites: `frac` (3 S,) and `matrix` (3 L,) are flat so that the loops vectorize."""
     edge = frac.dtype.type(1 - _SNAP)
     bad = 0
     for k in range(3 * n):
