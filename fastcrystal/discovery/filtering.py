@@ -202,5 +202,5 @@ def symmetrize(candidate: Candidate) -> Candidate:
         if group == candidate.requested_group and len(ideal.species) == len(candidate.species):
             order = np.argsort(ideal.species, kind="stable")
             moved = candidate.at(ideal.species[order], ideal.frac[order] % 1.0, ideal.lattice)
-            return moved.measuring(symmetrized=tolerance, space_group=group)
-    return candidate.measuring(symmetrized=None)
+            return moved.measuring(symmetrised=tolerance, space_group=group)
+    return candidate.measuring(symmetrised=None)
