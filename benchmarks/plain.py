@@ -90,7 +90,7 @@ def loader(data: DenseCrystals, batch_size: int, generator: torch.Generator, wor
 def flow_loss(
     model: PlainUNet, flow: FlowMatching, batch: Dense, t: Tensor, x_0: Tensor, nameless: Tensor | None = None
 ) -> Tensor:
-    """L1 distance of predicted and true velocity (or data) at `t` on the way from `x_0` (Algorithm 5).
+    """L1 distance of predicted and true velocity (or data) at `t` on the way from `x_0`.
 
     Parameters
     ----------
@@ -118,7 +118,7 @@ def flow_loss(
 
 @torch.no_grad()
 def sample(model: PlainUNet, flow: FlowMatching, batch: Dense, x_0: Tensor, steps: int) -> Tensor:
-    """Crystal matrices (B, L, 3) from `x_0` by `steps` Euler steps (Algorithm 6); conditions encoded at each."""
+    """Crystal matrices (B, L, 3) from `x_0` by `steps` Euler steps; conditions encoded at each."""
     x = x_0
     for i in range(steps):
         t = torch.full((len(x),), i / steps, dtype=x.dtype, device=x.device)

@@ -89,7 +89,7 @@ def _sorted_formulas(
 
 
 def _deal(elements: list[frozenset[int]], weight: list[int], order: list[int], fractions: list[float]) -> list[int]:
-    """Algorithm 1 of Sechidis et al.: the side of each formula.
+    """Iterative stratification (Sechidis et al. 2011): the side of each formula.
 
     Always serve the element with the fewest crystals left to deal; give each of its formulas to the side that still
     wants most of that element, and among equals to the side that wants most crystals.

@@ -3,7 +3,7 @@
 Table 1 (modification)   regression, flow matching, diffusion, beside copying the input
 Table 2 (generation)     flow matching from uniform and from normal noise, DDPM, DDIM
 
-DDPM and DDIM share their training (Algorithm 9): one network serves both rows.
+DDPM and DDIM share their training: one network serves both rows.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class UNetConfig(Jsonable):
     """Learned embeddings of the number of sites (which the mean over sites forgets), of the space-group number, and of
     the stoichiometry, added to the condition embedding. Ties the network to matrices of at most `length` rows."""
     initial: bool = False
-    """Take an initial structure (Algorithms 7 and 8): as extra channels beside x and through the coordinate condition
+    """Take an initial structure (Palette, section 5.3): as extra channels beside x and through the coordinate condition
     block."""
     time_scale: float = 1000.0
     """Factor on t before the sinusoids."""

@@ -1,4 +1,4 @@
-"""One step of a sampler on crystal matrices: Euler (Algorithm 6), DDPM (Algorithms 8 and 10), DDIM (Algorithm 11).
+"""One step of a sampler on crystal matrices: Euler, DDPM, DDIM.
 
     out_b = a_b x_b + b_b y_b + c_b z_b     on site rows [0, n_b) and the three lattice rows
     out_b = 0                               on padding rows [n_b, L - 3), whatever they hold
@@ -121,7 +121,7 @@ def euler_step(
     wrap: bool = False,
     inplace: bool = False,
 ) -> Tensor:
-    """x + dt v (Algorithm 6).
+    """x + dt v, the step of Euler's method.
 
     Parameters
     ----------
@@ -158,7 +158,7 @@ def ddpm_step(
     wrap: bool = False,
     inplace: bool = False,
 ) -> Tensor:
-    """The ancestral step from t to t_prev (Algorithms 8 and 10): `NoiseSchedule.ddpm_coefficients`, no clipping.
+    """The ancestral step from t to t_prev: `NoiseSchedule.ddpm_coefficients`, no clipping.
 
     Parameters
     ----------
@@ -200,7 +200,7 @@ def ddim_step(
     wrap: bool = False,
     inplace: bool = False,
 ) -> Tensor:
-    """The DDIM step from t to t_prev (Algorithm 11): `NoiseSchedule.ddim_coefficients`, no clipping.
+    """The DDIM step from t to t_prev: `NoiseSchedule.ddim_coefficients`, no clipping.
 
     Parameters
     ----------

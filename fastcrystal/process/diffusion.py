@@ -1,4 +1,4 @@
-"""Diffusion (paper, section 3: Algorithms 7 and 9 train; 8 and 10 sample as DDPM, 11 as DDIM).
+"""Diffusion (paper, section 5.3): training, and sampling as DDPM or DDIM.
 
     x_1 data, eps ~ N(0, I), t in 0..T-1: 0 is nearest to the data
     x_t = sqrt(alpha_bar_t) x_1 + sqrt(1 - alpha_bar_t) eps,   target eps
@@ -36,7 +36,7 @@ class Diffusion:
     """The noise schedule, and how the way back is walked."""
 
     sampler: Literal["ddpm", "ddim"] = "ddpm"
-    """"ddpm": ancestral steps (Algorithms 8 and 10); "ddim": deterministic where `eta` is 0 (Algorithm 11)."""
+    """"ddpm": ancestral steps; "ddim": deterministic where `eta` is 0."""
     schedule: Literal["squaredcos_cap_v2", "linear"] = "squaredcos_cap_v2"
     """See `NoiseSchedule`."""
     training_steps: int = TRAINING_STEPS
@@ -116,7 +116,9 @@ class Diffusion:
         generator: torch.Generator | None = None,
         initial: Tensor | None = None,
     ) -> Tensor:
-        """L1 distance of predicted and true noise (or data) at a random time, mean of the batch (Algorithms 7 and 9).
+        """L1 distance of predicted and true noise (or data) at a random time, mean of the batch.
+
+        Algorithm 9 of the paper; Algorithm 7 where `cond` holds an initial structure.
 
         Parameters
         ----------
@@ -160,7 +162,10 @@ class Diffusion:
         *,
         x_T: Tensor | None = None,
     ) -> Tensor:
-        """Walk back from noise to data: Algorithms 8 and 10 ("ddpm"), or 11 ("ddim").
+        """Walk back from noise to data.
+
+        Algorithm 10 of the paper ("ddpm"), Algorithm 11 ("ddim"); Algorithm 8 is "ddpm" with an initial structure among
+        the conditions.
 
         Parameters
         ----------

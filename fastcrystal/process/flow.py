@@ -1,11 +1,11 @@
-"""Conditional flow matching (paper, section 3: Algorithms 4 and 5 train, Algorithm 6 samples).
+"""Conditional flow matching (paper, section 5.2).
 
     x_0 source, x_1 data, t in [0, 1]
     x_t = (1 - t) x_0 + t x_1,   target velocity u = x_1 - x_0
     sampling: dx / dt = v(x, t), from x_0 at t = 0 to x_1 at t = 1
 
-The source is noise (generation, Algorithm 5) or the initial structure (modification, Algorithm 4). Everything works on
-crystal matrices (B, L, 3); padding rows are zero throughout.
+The source is noise (generation) or the initial structure (modification). Everything works on crystal matrices
+(B, L, 3); padding rows are zero throughout.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class FlowMatching:
     ) -> Tensor:
         """L1 distance of predicted and true velocity (or data) at a random time, averaged over the batch.
 
-        Algorithm 5, or Algorithm 4 with `initial`.
+        Algorithm 3 of the paper; Algorithm 4 with `initial`, Algorithm 5 from noise.
 
         Parameters
         ----------

@@ -1,4 +1,4 @@
-"""Regression for modification (paper, section 3: Algorithm 1 trains, Algorithm 2 infers).
+"""Regression for modification (paper, section 5.1).
 
     x_0 initial structure, x_1 target
     one call of the network predicts x_1 from x_0

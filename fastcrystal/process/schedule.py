@@ -120,7 +120,7 @@ class NoiseSchedule:
         return torch.tensor(self.alpha_bar, dtype=torch.float64, device=device)
 
     def ddpm_coefficients(self, t: int, t_prev: int) -> tuple[float, float, float]:
-        """a, b, c of the ancestral step x_prev = a x_t + b eps + c z, z ~ N(0, I) (Ho et al. 2020, Algorithm 2).
+        """a, b, c of the ancestral step x_prev = a x_t + b eps + c z, z ~ N(0, I) (Ho et al. 2020, eq. 11).
 
             alpha = alpha_bar_t / alpha_bar_prev
             a = 1 / sqrt(alpha)

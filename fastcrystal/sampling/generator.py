@@ -108,7 +108,7 @@ class Generator:
         compile: bool = False,
         progress: bool = False,
     ) -> CrystalBatch:
-        """One crystal for each crystal of `conditions` (Algorithms 2, 6, 8, 10, 11, as the model was trained).
+        """One crystal for each crystal of `conditions`, by the sampler of the process that the model was trained for.
 
         Parameters
         ----------

@@ -64,8 +64,8 @@ class TrainConfig(Jsonable):
     """Settings of a run. `TrainConfig.from_preset` fills what a preset decides."""
 
     algo: str = "cfm"
-    """"cfm": conditional flow matching (Algorithms 4 to 6); "ddpm" and "ddim": diffusion, trained alike and sampled
-    with and without noise (Algorithms 7 to 11); "regression" (Algorithms 1 and 2), for modification alone."""
+    """"cfm": conditional flow matching; "ddpm" and "ddim": diffusion, trained alike and sampled with and without noise;
+    "regression", for modification alone."""
     noise: str = "auto"
     """Source of the sites: "uniform" over the cell, "normal", or "none" where an initial structure is the source;
     "auto": the first of `NOISES_OF`."""
@@ -298,7 +298,7 @@ class TrainConfig(Jsonable):
 
     @property
     def conditions_on_initial(self) -> bool:
-        """Whether the network is told the initial structure (Palette: Algorithms 7 and 8), beside what it denoises."""
+        """Whether the network is told the initial structure (Palette), beside what it denoises."""
         return self.task == "modify" and self.diffuses
 
     @classmethod

@@ -1,7 +1,7 @@
 """The two tasks, from a data set to batches: what is trained on, what validates, what is judged.
 
-generate    a crystal x_1 from its conditions (Algorithms 5 and 9)
-modify      a more stable polymorph x_1 from a less stable one, x_0, and the energy between them (Algorithms 1, 4 and 7)
+generate    a crystal x_1 from its conditions
+modify      a more stable polymorph x_1 from a less stable one, x_0, and the energy between them
 
 The data set lies on the device whole and a batch is gathered there; or, streamed, it stays where it is, in a store on
 disk, and a thread reads the batch of the next step while this one is trained on.
