@@ -14,6 +14,7 @@ from fastcrystal.cli.discovery import add_discovery
 from fastcrystal.cli.evaluate_files import add_files, check_arguments, judge_files
 from fastcrystal.cli.hull import add_hull
 from fastcrystal.cli.options import add_jobs
+from fastcrystal.cli.replaced import refuse_replaced
 from fastcrystal.cli.report import add_report
 from fastcrystal.training.config import (
     ALGORITHMS,
@@ -45,7 +46,11 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
-    args = build_parser().parse_args(argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+    status = run_guarded(f"fastcrystal {words[0] if words else ''}".strip(), lambda: refuse_replaced(words))
+    if status:
+        return status
+    args = build_parser().parse_args(words)
     return run_guarded(f"fastcrystal {args.command}", lambda: _run(args))
 
 

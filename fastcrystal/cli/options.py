@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    import argparse
+
+T = TypeVar("T")
 
 
 def add_jobs(p: Any, what: str = "processes (default: all cores)") -> None:
@@ -12,3 +18,60 @@ def add_jobs(p: Any, what: str = "processes (default: all cores)") -> None:
 
     p.add_argument("--jobs", type=int, help=what)
     p.add_argument("--backend", default="loky", metavar="WHERE", help=f"where they run: {BACKENDS} (docs/clusters.md)")
+
+
+def add_settings(p: Any) -> None:
+    """`--set` and `--config`, for all settings that have no flag of their own; `with_settings` applies them."""
+    p.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other setting, repeatable; `--set help` lists them with their values",
+    )
+    p.add_argument("--config", type=Path, metavar="FILE", help="settings from a TOML file; --set goes before it")
+
+
+def given_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """Values of `--config` and `--set` as nested dicts, for `fastcrystal.utils.settings.updated`.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the file or a `--set` cannot be read.
+    """
+    from fastcrystal.utils.settings import load_toml, merge, parse_overrides
+
+    values = {} if args.config is None else load_toml(args.config)
+    return merge(values, parse_overrides([text for text in args.set if text != "help"]))
+
+
+def with_settings(args: argparse.Namespace, config: T) -> T:
+    """The settings changed by `--config` and `--set`; `--set help` prints them instead and ends the command.
+
+    Parameters
+    ----------
+    args : Namespace
+        Of a parser with `add_settings`.
+    config : dataclass
+        Defaults of the command, with its own flags applied: `--set` and `--config` change what they name.
+
+    Raises
+    ------
+    FileNotFoundError, ValueError
+        If the file cannot be read, a name is unknown, a value has another type, or the settings refuse it.
+    """
+    from fastcrystal.utils.settings import updated
+
+    config = updated(config, given_settings(args))
+    show_settings(args, config)
+    return config
+
+
+def show_settings(args: argparse.Namespace, config: object) -> None:
+    """Print the settings and end the command, where `--set help` asks for it."""
+    from fastcrystal.utils.settings import describe
+
+    if "help" in args.set:
+        print(describe(config))
+        raise SystemExit(0)

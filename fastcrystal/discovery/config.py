@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 
 from fastcrystal.discovery.conditions import LADDERS, RUNGS
 from fastcrystal.relaxation.settings import RelaxSettings
-from fastcrystal.utils.serialization import Jsonable
+from fastcrystal.utils.settings import Settings
 
 
 @dataclass(frozen=True)
-class DiscoverConfig(Jsonable):
+class DiscoverConfig(Settings):
     """What a discovery does; RUN/request.json holds it, and a run goes on only with the same.
 
     Attributes

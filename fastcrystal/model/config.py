@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from fastcrystal.utils.serialization import Jsonable
+from fastcrystal.utils.settings import Settings
 
 
 @dataclass(frozen=True)
-class UNetConfig(Jsonable):
+class UNetConfig(Settings):
     """Everything that decides the network's weights; plain numbers, so it goes into JSON as it is."""
 
     model_channels: int = 32

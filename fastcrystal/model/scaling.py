@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from fastcrystal.crystal import CrystalBatch, pack_matrix, unpack_matrix
-from fastcrystal.utils.serialization import Jsonable
+from fastcrystal.utils.settings import Settings
 
 Mode = Literal["raw", "standard", "composition", "triangular", "metric"]
 _MODES = ("raw", "standard", "composition", "triangular", "metric")
@@ -43,7 +43,7 @@ MAX_ENTRY = 1e4
 
 
 @dataclass(frozen=True)
-class LatticeScaling(Jsonable):
+class LatticeScaling(Settings):
     """The map between crystals and the network's matrices; fixed by the training set, saved with the weights."""
 
     mode: Mode = "raw"

@@ -8,11 +8,11 @@ from typing import Any
 
 from fastcrystal.relaxation.ase import Cell
 from fastcrystal.relaxation.potentials import check_batched, check_potential
-from fastcrystal.utils.serialization import Jsonable
+from fastcrystal.utils.settings import Settings
 
 
 @dataclass(frozen=True)
-class RelaxSettings(Jsonable):
+class RelaxSettings(Settings):
     """How to relax.
 
     Attributes

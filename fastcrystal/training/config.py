@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from fastcrystal.utils.serialization import Jsonable
+from fastcrystal.utils.settings import Settings
 
 if TYPE_CHECKING:
     from fastcrystal.model.config import UNetConfig
@@ -60,7 +60,7 @@ RECIPES: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class TrainConfig(Jsonable):
+class TrainConfig(Settings):
     """Settings of a run. `TrainConfig.from_preset` fills what a preset decides."""
 
     algo: str = "cfm"

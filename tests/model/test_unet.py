@@ -295,7 +295,7 @@ def test_errors_name_the_values() -> None:
         ({"channel_mult": ()}, "1 to 4 levels"),
         ({"model_channels": 20}, "multiple of norm_groups, got 20 and 8"),
         ({"num_heads": 5}, "multiple of num_heads"),
-        ({"condition_channels": (8,)}, "three widths"),
+        ({"condition_channels": (8,)}, "condition_channels must be 3 values, each an integer"),
         ({"element_pool": "max"}, "got 'max'"),
         ({"energy_std": 0.0}, "energy_std must be positive, got 0.0"),
         ({"change_std": -1.0}, "change_std must be positive, got -1.0"),
