@@ -84,13 +84,13 @@ def from_json(path: Path) -> CrystalDataset:
     """Read `as_dictionaries` and pack them."""
     found = json.loads(path.read_text(encoding="utf-8"))
     return CrystalDataset(
-        np.array([c["formula"] for c in found]),
-        np.array([len(c["numbers"]) for c in found]),
-        np.array([c["e_form"] for c in found], dtype=np.float32),
-        np.array([c["sg"] for c in found]),
-        np.array([c["lattice"] for c in found], dtype=np.float32),
         np.concatenate([c["numbers"] for c in found]),
         np.concatenate([np.array(c["frac"], dtype=np.float32) for c in found]),
+        np.array([c["lattice"] for c in found], dtype=np.float32),
+        np.array([len(c["numbers"]) for c in found]),
+        np.array([c["sg"] for c in found]),
+        np.array([c["e_form"] for c in found], dtype=np.float32),
+        np.array([c["formula"] for c in found]),
     )
 
 
@@ -101,7 +101,7 @@ def test_open(benchmark: Any, tmp_path: Path) -> None:
     path, structures = tmp_path / "crystals.json", tmp_path / "structures.json"
     path.write_text(json.dumps(as_dictionaries(data)), encoding="utf-8")
     assert from_json(path).fingerprint() == data.fingerprint()
-    first = data.select(range(PYMATGEN)).batch().to_structures()
+    first = data.batch(range(PYMATGEN)).to_structures()
     structures.write_text(json.dumps([s.as_dict() for s in first]), encoding="utf-8")
 
     def pymatgen() -> list[Any]:
@@ -135,7 +135,7 @@ def test_store(benchmark: Any, tmp_path: Path) -> None:
         return open_store(tmp_path / "store").batch(rows)
 
     def theirs() -> Any:
-        return load_dataset(npz).select(rows).batch()
+        return load_dataset(npz).batch(rows)
 
     assert torch.equal(ours().frac, theirs().frac)
     found = paired(ours, theirs, rounds=10, limit=20)

@@ -90,13 +90,13 @@ def packed(crystals: CrystalBatch) -> CrystalDataset:
     """A batch as flat arrays; every crystal a formula of its own, so that any split has crystals on all sides."""
     real = crystals.site_mask
     return CrystalDataset(
-        np.array([f"X{i}" for i in range(len(crystals))]),
-        crystals.num_sites.numpy(),
-        crystals.energy.numpy(),
-        crystals.space_group.numpy(),
-        crystals.lattice.numpy(),
         crystals.species[real].numpy(),
         crystals.frac[real].numpy(),
+        crystals.lattice.numpy(),
+        crystals.num_sites.numpy(),
+        crystals.space_group.numpy(),
+        crystals.energy.numpy(),
+        np.array([f"X{i}" for i in range(len(crystals))]),
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
+from dataclasses import replace
 
 import numpy as np
 
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.structure.canonical import Canonical, canonicalize_many
+from fastcrystal.structure.crystal import Crystal
 
 
 def canonicalize_dataset(
@@ -39,28 +40,18 @@ def canonicalize_dataset(
         If `jobs` is less than 1.
     """
     n = len(data)
-    names = data.labels["id"].tolist() if "id" in data.labels else [str(i) for i in range(n)]
+    names = data.ids
     kept: list[int] = []
     forms: list[Canonical] = []
     rejects: list[tuple[str, str]] = []
-    ends = data.offsets
-    cells = ((data.species[a:b], data.frac[a:b], data.lattice[i]) for i, (a, b) in enumerate(itertools.pairwise(ends)))
-    for i, result in enumerate(canonicalize_many(cells, n, symprec, jobs, progress)):
+    for i, result in enumerate(canonicalize_many(data, n, symprec, jobs, progress)):
         if isinstance(result, Canonical):
             kept.append(i)
             forms.append(result)
         else:
             rejects.append((names[i], result))
     part = data.select(np.array(kept, dtype=np.int64))
-    out = CrystalDataset(
-        part.formula,
-        np.array([len(c.species) for c in forms], dtype=np.int64),
-        part.energy,
-        np.array([c.space_group for c in forms], dtype=np.int64),
-        np.array([c.lattice for c in forms], dtype=np.float32).reshape(-1, 3, 3),
-        np.concatenate([np.zeros(0, dtype=np.int64), *(c.species for c in forms)]),
-        np.concatenate([np.zeros((0, 3)), *(c.frac for c in forms)]).astype(np.float32),
-        part.labels,
-        data.name,
+    out = CrystalDataset.from_crystals(
+        (Crystal(f.species, f.frac, f.lattice) for f in forms), [f.space_group for f in forms], part.energy
     )
-    return out, rejects
+    return replace(out, formula=part.formula, labels=part.labels, name=data.name), rejects

@@ -1,4 +1,4 @@
-"""CrystalDataset: crystals packed into flat arrays, a few hundred bytes each, read from one .npz without pickle.
+"""CrystalDataset: N crystals as flat arrays in memory, a few hundred bytes each; one .npz on disk, without pickle.
 
 Arrays in the file (N crystals, S sites in all):
 
@@ -14,16 +14,21 @@ Arrays in the file (N crystals, S sites in all):
 
 from __future__ import annotations
 
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from fastcrystal.crystal import CrystalBatch
+from fastcrystal.data.collate import collate, spans
+from fastcrystal.structure.crystal import Crystal
+from fastcrystal.structure.formula import formula_strings
 
 #: attribute -> key in files and stores, where the two differ
 FILE_KEYS = {"num_sites": "natoms", "energy": "e_form", "space_group": "sg", "species": "numbers"}
@@ -31,35 +36,129 @@ FILE_KEYS = {"num_sites": "natoms", "energy": "e_form", "space_group": "sg", "sp
 
 @dataclass(frozen=True)
 class CrystalDataset:
-    """Crystals as flat arrays; see the module's docstring for shapes and units.
+    """N crystals of S sites in all.
 
     Attributes
     ----------
-    formula, num_sites, energy, space_group, lattice, species, frac
-        The file's arrays; `FILE_KEYS` says which have another name there.
-    labels : dict of str to ndarray
-        Optional per-crystal strings: "id", "source", "prototype".
+    species : ndarray, shape (S,), int64
+        Atomic numbers, crystal after crystal.
+    frac : ndarray, shape (S, 3), float32 or float64
+        Fractional coordinates; float32 in [0, 1) in a data set to train on, else as its source has them.
+    lattice : ndarray, shape (N, 3, 3), dtype of `frac`
+        Row vectors, angstrom.
+    num_sites : ndarray, shape (N,), int64
+    space_group : ndarray, shape (N,), int64
+        International number; 0: unknown.
+    energy : ndarray, shape (N,), floating
+        Formation energy, eV/atom; NaN: unknown.
+    formula : ndarray, shape (N,), str
+        Reduced formula: the same string for the same composition.
+    labels : dict of str to ndarray, shape (N,), str
+        Optional: "id", "source", "prototype".
     name : str
         Where it came from, for run folders and tables.
     """
 
-    formula: NDArray[np.str_]
-    num_sites: NDArray[np.int64]
-    energy: NDArray[np.float32]
-    space_group: NDArray[np.int64]
-    lattice: NDArray[np.float32]
     species: NDArray[np.int64]
-    frac: NDArray[np.float32]
+    frac: NDArray[np.floating[Any]]
+    lattice: NDArray[np.floating[Any]]
+    num_sites: NDArray[np.int64]
+    space_group: NDArray[np.int64]
+    energy: NDArray[np.floating[Any]]
+    formula: NDArray[np.str_]
     labels: dict[str, NDArray[np.str_]] = field(default_factory=dict)
     name: str = ""
+
+    @classmethod
+    def from_columns(
+        cls,
+        columns: Mapping[str, NDArray[Any]],
+        formula: NDArray[np.str_] | None = None,
+        labels: dict[str, NDArray[np.str_]] | None = None,
+        name: str = "",
+    ) -> CrystalDataset:
+        """Of arrays under the keys of the file, in any numeric types; formulas are worked out if not given."""
+        num_sites, species = columns["natoms"].astype(np.int64), columns["numbers"].astype(np.int64)
+        return cls(
+            species,
+            columns["frac"].astype(np.float32, copy=False),
+            columns["lattice"].astype(np.float32, copy=False),
+            num_sites,
+            columns["sg"].astype(np.int64),
+            columns["e_form"].astype(np.float32, copy=False),
+            formula_strings(species, np.concatenate([[0], np.cumsum(num_sites)])) if formula is None else formula,
+            labels or {},
+            name,
+        )
+
+    @classmethod
+    def from_crystals(
+        cls,
+        crystals: Iterable[Crystal],
+        space_group: Sequence[int] | NDArray[np.integer[Any]] | None = None,
+        energy: Sequence[float] | NDArray[np.floating[Any]] | None = None,
+        *,
+        labels: Mapping[str, Sequence[str] | NDArray[np.str_]] | None = None,
+        name: str = "",
+        dtype: type[np.floating[Any]] = np.float32,
+    ) -> CrystalDataset:
+        """Of crystals one by one; formulas are worked out.
+
+        Parameters
+        ----------
+        crystals : iterable of Crystal
+        space_group : sequence of int, optional
+            Unknown (0) where not given.
+        energy : sequence of float, optional
+            Formation energies, eV/atom; unknown (NaN) where not given.
+        labels : mapping of str to sequence of str, optional
+        name : str
+        dtype : numpy floating type
+            Of coordinates, lattices and energies.
+        """
+        crystals = list(crystals)
+        n = len(crystals)
+        num_sites = np.array([c.num_sites for c in crystals], dtype=np.int64)
+        species = np.concatenate([np.zeros(0, dtype=np.int64), *(c.species for c in crystals)])
+        return cls(
+            species,
+            np.concatenate([np.zeros((0, 3)), *(c.frac for c in crystals)]).astype(dtype),
+            np.array([c.lattice for c in crystals], dtype=dtype).reshape(-1, 3, 3),
+            num_sites,
+            np.array([0] * n if space_group is None else space_group, dtype=np.int64),
+            np.array([np.nan] * n if energy is None else energy, dtype=dtype),
+            formula_strings(species, np.concatenate([[0], np.cumsum(num_sites)])),
+            {k: np.array(v, dtype=np.str_) for k, v in (labels or {}).items()},
+            name,
+        )
 
     def __len__(self) -> int:
         return len(self.num_sites)
 
-    @property
+    def __getitem__(self, i: int) -> Crystal:
+        """Crystal i, in float64."""
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"crystal must be in 0..{len(self) - 1}, got {i}")
+        own = slice(*self.offsets[i % len(self) :][:2])
+        return Crystal(self.species[own], self.frac[own].astype(np.float64), self.lattice[i].astype(np.float64))
+
+    def __iter__(self) -> Iterator[Crystal]:
+        return (self[i] for i in range(len(self)))
+
+    @functools.cached_property
     def offsets(self) -> NDArray[np.int64]:
         """Crystal i owns sites offsets[i]:offsets[i + 1]; shape (N + 1,)."""
         return np.concatenate([[0], np.cumsum(self.num_sites)])
+
+    @property
+    def max_sites(self) -> int:
+        """Sites of the largest crystal; 1 where there are none."""
+        return int(self.num_sites.max(initial=1))
+
+    @property
+    def ids(self) -> list[str]:
+        """Labels "id", or running numbers where there are none."""
+        return self.labels["id"].tolist() if "id" in self.labels else [str(i) for i in range(len(self))]
 
     @property
     def formulas(self) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
@@ -69,26 +168,26 @@ class CrystalDataset:
 
     def formula_elements(self) -> list[frozenset[int]]:
         """Atomic numbers in each of `formulas`."""
-        first, offsets = np.unique(self.formula, return_index=True)[1], self.offsets
-        return [frozenset(self.species[offsets[i] : offsets[i + 1]].tolist()) for i in first]
+        first = np.unique(self.formula, return_index=True)[1]
+        return [frozenset(self.species[self.offsets[i] : self.offsets[i + 1]].tolist()) for i in first]
 
-    def select(self, index: NDArray[np.integer] | NDArray[np.bool_] | Sequence[int]) -> CrystalDataset:
-        """The crystals at `index` (positions or a mask), in that order."""
-        index = np.asarray(index)
-        index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
-        first, count = self.offsets[:-1], self.num_sites[index]
-        sites = np.repeat(first[index] - np.concatenate([[0], np.cumsum(count)[:-1]]), count) + np.arange(count.sum())
-        return CrystalDataset(
-            self.formula[index],
-            count,
-            self.energy[index],
-            self.space_group[index],
-            self.lattice[index],
-            self.species[sites],
-            self.frac[sites],
-            {k: v[index] for k, v in self.labels.items()},
-            self.name,
+    def select(self, rows: NDArray[np.integer] | NDArray[np.bool_] | Sequence[int]) -> CrystalDataset:
+        """The crystals at `rows` (positions or a mask), in that order."""
+        rows = _positions(rows)
+        count = self.num_sites[rows]
+        sites = spans(self.offsets[:-1][rows], count)
+        per_crystal = ("lattice", "num_sites", "space_group", "energy", "formula")
+        return replace(
+            self,
+            species=self.species[sites],
+            frac=self.frac[sites],
+            **{k: getattr(self, k)[rows] for k in per_crystal},
+            labels={k: v[rows] for k, v in self.labels.items()},
         )
+
+    def astype(self, dtype: type[np.floating[Any]]) -> CrystalDataset:
+        """The same crystals with coordinates, lattices and energies of another floating type."""
+        return replace(self, **{k: getattr(self, k).astype(dtype) for k in ("frac", "lattice", "energy")})
 
     def fingerprint(self) -> str:
         """SHA-256 of the crystals (not of the labels), so that a run can tell its data from another's."""
@@ -97,32 +196,33 @@ class CrystalDataset:
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
-    def batch(self, max_sites: int | None = None) -> CrystalBatch:
-        """All crystals as one padded batch on the CPU (select first for a part).
+    def batch(
+        self,
+        rows: NDArray[np.integer] | NDArray[np.bool_] | Sequence[int] | None = None,
+        max_sites: int | None = None,
+    ) -> CrystalBatch:
+        """A padded batch on the CPU, in the data set's floating type.
+
+        Parameters
+        ----------
+        rows : positions or mask, optional
+            All crystals where not given.
+        max_sites : int, optional
+            N; that of the batch's largest crystal where not given.
 
         Raises
         ------
         ValueError
-            If there are no crystals, or one has more than `max_sites` sites.
+            If there are no crystals at all, or one has more than `max_sites` sites.
         """
-        if not len(self):
+        if rows is None and not len(self):
             raise ValueError("an empty data set has no batch")
-        n = int(self.num_sites.max()) if max_sites is None else max_sites
-        if n < self.num_sites.max():
-            raise ValueError(f"max_sites must be at least {self.num_sites.max()} for this data set, got {n}")
-        rows = np.repeat(np.arange(len(self)), self.num_sites)
-        columns = np.arange(len(self.species)) - np.repeat(self.offsets[:-1], self.num_sites)
-        species = np.zeros((len(self), n), dtype=np.int64)
-        frac = np.zeros((len(self), n, 3), dtype=np.float32)
-        species[rows, columns], frac[rows, columns] = self.species, self.frac
-        return CrystalBatch(
-            torch.from_numpy(species),
-            torch.from_numpy(frac),
-            torch.from_numpy(self.lattice.copy()),
-            torch.from_numpy(self.num_sites.copy()),
-            torch.from_numpy(self.space_group.copy()),
-            torch.from_numpy(self.energy.copy()),
-        )
+        index = np.arange(len(self)) if rows is None else _positions(rows)
+        count = self.num_sites[index]
+        width = int(count.max(initial=1)) if max_sites is None else max_sites
+        species, frac = collate(self.species, self.frac, self.offsets[:-1][index], count, width)
+        others = (self.lattice[index], count, self.space_group[index], self.energy[index])
+        return CrystalBatch(*map(torch.from_numpy, (species, frac, *others)))
 
     def with_crystals(self, batch: CrystalBatch) -> CrystalDataset:
         """The same formulas, energies, groups and labels with the sites and lattices of a batch, crystal by crystal.
@@ -161,3 +261,9 @@ class CrystalDataset:
             np.savez_compressed(f, **arrays)  # type: ignore[arg-type]
         partial.replace(path)
         return path
+
+
+def _positions(rows: NDArray[Any] | Sequence[int]) -> NDArray[np.int64]:
+    """Positions as they are, or those of a mask."""
+    rows = np.asarray(rows)
+    return np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)

@@ -57,17 +57,8 @@ def load_dataset(name_or_path: str | Path = "prototypes", source: str | None = N
     if strange or arrays["natoms"].ndim != 1:
         k = strange[0] if strange else "natoms"
         raise ValueError(f"{path}: {k} has the wrong type or shape, got {arrays[k].dtype} {arrays[k].shape}")
-    data = CrystalDataset(
-        arrays["formula"],
-        arrays["natoms"].astype(np.int64),
-        arrays["e_form"].astype(np.float32),
-        arrays["sg"].astype(np.int64),
-        arrays["lattice"].astype(np.float32),
-        arrays["numbers"].astype(np.int64),
-        arrays["frac"].astype(np.float32),
-        {k: arrays[k] for k in _LABELS if k in arrays},
-        path.stem,
-    )
+    labels = {k: arrays[k] for k in _LABELS if k in arrays}
+    data = CrystalDataset.from_columns(arrays, arrays["formula"], labels, path.stem)
     _check(data, path)
     if source is None:
         return data

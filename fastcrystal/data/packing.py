@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.structure.canonical import Canonical
+from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.formula import formula_strings
 
 
@@ -23,19 +24,8 @@ def pack(
     labels : dict of str to ndarray, shape (N,), str
     name : str
     """
-    natoms = np.array([len(f.species) for f in forms], dtype=np.int64)
-    numbers = np.concatenate([np.zeros(0, dtype=np.int64), *(f.species for f in forms)])
-    return CrystalDataset(
-        formula_strings(numbers, np.concatenate([[0], np.cumsum(natoms)])),
-        natoms,
-        energy,
-        np.array([f.space_group for f in forms], dtype=np.int64),
-        np.array([f.lattice for f in forms], dtype=np.float32).reshape(-1, 3, 3),
-        numbers,
-        np.concatenate([np.zeros((0, 3)), *(f.frac for f in forms)]).astype(np.float32),
-        labels,
-        name,
-    )
+    crystals = (Crystal(f.species, f.frac, f.lattice) for f in forms)
+    return CrystalDataset.from_crystals(crystals, [f.space_group for f in forms], energy, labels=labels, name=name)
 
 
 def reduced_formula(species: NDArray[np.integer]) -> str:

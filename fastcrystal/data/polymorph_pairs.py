@@ -324,7 +324,7 @@ class PairDataset(Dataset[Pair]):
         if pairing not in ("listed", "nearest"):
             raise ValueError(f"pairing must be listed or nearest, got {pairing!r}")
         self.data, self.pairing = data, pairing
-        self._crystals = data.batch(max_sites)
+        self._crystals = data.batch(max_sites=max_sites)
 
     def __len__(self) -> int:
         """Crystals, not pairs: the keys are the sampler's."""

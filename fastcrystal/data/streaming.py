@@ -52,7 +52,7 @@ class Streamed:
     def _read(self, step: int) -> CrystalBatch:
         with torch.cuda.stream(self._queue) if self._queue is not None else nullcontext():
             rows = self.drawn(step).cpu().numpy()
-        crystals = self.data.select(rows).batch(max_sites=self.max_sites)
+        crystals = self.data.batch(rows, self.max_sites)
         if self._queue is None:
             return crystals
         return CrystalBatch(*(getattr(crystals, f.name).pin_memory() for f in fields(crystals)))

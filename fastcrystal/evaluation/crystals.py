@@ -113,13 +113,13 @@ class Crystals:
         """The crystals at `index` in the layout of data sets, in float32."""
         sites, _, _ = self._sites(index)
         return CrystalDataset(
-            self.formula[index],
-            self.num_sites[index],
-            self.energy[index].astype(np.float32),
-            self.space_group[index],
-            self.lattice[index].astype(np.float32),
             self.species[sites],
             self.frac[sites].astype(np.float32),
+            self.lattice[index].astype(np.float32),
+            self.num_sites[index],
+            self.space_group[index],
+            self.energy[index].astype(np.float32),
+            self.formula[index],
             name=self.name,
         )
 

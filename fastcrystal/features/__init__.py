@@ -1,1 +1,1 @@
-"""Elements and space groups as model inputs: lookup tables and fast featurization."""
+"""Elements and space groups as model inputs: lookup tables."""

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from fastcrystal.data import load
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
+from fastcrystal.structure.crystal import Crystal
 from tests.factories.crystals import crystal, pack
 
 KEYS = ("formula", "natoms", "e_form", "sg", "lattice", "numbers", "frac")
@@ -91,7 +93,7 @@ def test_a_mask_selects_like_positions() -> None:
 
 def test_batch_agrees_with_select() -> None:
     data = example()
-    whole = data.batch(12)
+    whole = data.batch(max_sites=12)
     assert whole.species.shape == (4, 12)
     whole.validate()
     for i in range(4):
@@ -111,9 +113,40 @@ def test_a_batch_is_a_copy() -> None:
     assert data.lattice.any()
 
 
+def test_one_crystal_after_another() -> None:
+    data = example()
+    crystals = [Crystal.from_structure(s) for s in data.batch().to_structures()]
+    for i, (mine, known) in enumerate(zip(data, crystals, strict=True)):
+        assert mine.species.tolist() == known.species.tolist() == data[i - len(data)].species.tolist()
+        np.testing.assert_array_equal(mine.frac, known.frac)
+        np.testing.assert_array_equal(mine.lattice, known.lattice)
+        assert mine.frac.dtype == mine.lattice.dtype == np.float64
+    with pytest.raises(IndexError, match=r"crystal must be in 0\.\.3, got 4"):
+        data[4]
+    again = CrystalDataset.from_crystals(data, data.space_group, data.energy, labels=data.labels)
+    same(again, replace(data, formula=again.formula))
+    assert again.formula.tolist() == ["O2Ti", "ClNa", "O3SrTi", "ClCs"]
+    assert again.ids == ["r", "s", "p", "c"]
+
+
+def test_what_is_unknown_and_double_precision() -> None:
+    data = CrystalDataset.from_crystals(example(), name="mine", dtype=np.float64)
+    assert data.ids == ["0", "1", "2", "3"]
+    assert data.space_group.tolist() == [0] * 4
+    assert np.isnan(data.energy).all()
+    batch = data.batch([2, 0])
+    assert batch.frac.dtype == batch.lattice.dtype == batch.energy.dtype == torch.float64
+    assert batch.num_sites.tolist() == data.num_sites[[2, 0]].tolist()
+    assert len(data.batch([])) == 0
+    assert data.astype(np.float32).batch().lattice.dtype == torch.float32
+    assert data.max_sites == 6
+    empty = CrystalDataset.from_crystals([])
+    assert (len(empty), empty.max_sites, empty.frac.shape, list(empty)) == (0, 1, (0, 3), [])
+
+
 def test_batch_refuses() -> None:
-    with pytest.raises(ValueError, match="max_sites must be at least 6 for this data set, got 5"):
-        example().batch(5)
+    with pytest.raises(ValueError, match="max_sites must be at least 6 for these crystals, got 5"):
+        example().batch(max_sites=5)
     with pytest.raises(ValueError, match="empty"):
         example().select([]).batch()
 

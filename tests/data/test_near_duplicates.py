@@ -12,6 +12,7 @@ from fastcrystal.cli.app import main
 from fastcrystal.data.curation.near_duplicates import NearDuplicates, choose_pairs, find_near_duplicates
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.store import Store, open_store
+from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.match import MatchResult
 from tests.factories.made_up import make
 from tests.factories.made_up_store import joined, store_of
@@ -21,15 +22,8 @@ NAN = float("nan")
 
 def cell(lattice: object, frac: object, numbers: tuple[int, ...] = (11, 17), energy: float = -2.0) -> CrystalDataset:
     """One crystal."""
-    return CrystalDataset(
-        np.array([""]),
-        np.array([len(numbers)]),
-        np.array([energy], dtype=np.float32),
-        np.array([225]),
-        np.asarray(lattice, dtype=np.float32).reshape(1, 3, 3),
-        np.array(numbers),
-        np.asarray(frac, dtype=np.float32).reshape(-1, 3),
-    )
+    crystal = Crystal(np.array(numbers), np.asarray(frac).reshape(-1, 3), np.asarray(lattice))
+    return CrystalDataset.from_crystals([crystal], [225], [energy])
 
 
 @pytest.fixture(scope="module")

@@ -22,13 +22,13 @@ def make(formulas: Sequence[tuple[int, ...]], copies: list[int]) -> CrystalDatas
     each = [f for f, n in zip(formulas, copies, strict=True) for _ in range(n)]
     natoms = np.array([len(f) for f in each], dtype=np.int64)
     return CrystalDataset(
-        np.array(["-".join(map(str, f)) for f in each]),
-        natoms,
-        np.zeros(len(each), dtype=np.float32),
-        np.ones(len(each), dtype=np.int64),
-        np.tile(np.eye(3, dtype=np.float32), (len(each), 1, 1)),
         np.array([z for f in each for z in f], dtype=np.int64),
         np.zeros((int(natoms.sum()), 3), dtype=np.float32),
+        np.tile(np.eye(3, dtype=np.float32), (len(each), 1, 1)),
+        natoms,
+        np.ones(len(each), dtype=np.int64),
+        np.zeros(len(each), dtype=np.float32),
+        np.array(["-".join(map(str, f)) for f in each]),
     )
 
 

@@ -79,7 +79,7 @@ def test_any_order_of_steps_gives_each_its_own_batch(tiny_npz: Path) -> None:
 
     streamed = Streamed(data, drawn, torch.device("cpu"))
     for step in (0, 1, 2, 7, 3, 3):
-        want = data.select(drawn(step).numpy()).batch(streamed.max_sites)
+        want = data.batch(drawn(step).numpy(), streamed.max_sites)
         assert same(streamed.batch(step), want)
 
 
@@ -89,7 +89,7 @@ def same(one: CrystalBatch, other: CrystalBatch) -> bool:
 
 def test_what_the_thread_meets_is_raised_in_the_training(tiny_npz: Path) -> None:
     class Gone(CrystalDataset):
-        def select(self, index: object) -> CrystalDataset:
+        def batch(self, rows: object = None, max_sites: int | None = None) -> CrystalBatch:
             raise ValueError("the store is damaged")
 
     data = load_dataset(tiny_npz)

@@ -11,6 +11,7 @@ from pymatgen.core import Lattice, Structure
 
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.structure.crystal import Crystal
 
 #: name -> (space group, lattice, species of the asymmetric unit, coordinates)
 _KINDS = {
@@ -39,17 +40,10 @@ def pack(
     structures: Sequence[Structure], energy: Sequence[float] | None = None, group: Sequence[int] | None = None
 ) -> CrystalDataset:
     """Structures as a data set."""
-    n = len(structures)
-    return CrystalDataset(
-        np.array([s.composition.alphabetical_formula.replace(" ", "") for s in structures]),
-        np.array([len(s) for s in structures], dtype=np.int64),
-        np.array([np.nan] * n if energy is None else energy, dtype=np.float32),
-        np.array([0] * n if group is None else group, dtype=np.int64),
-        np.array([s.lattice.matrix for s in structures], dtype=np.float32),
-        np.concatenate([s.atomic_numbers for s in structures]).astype(np.int64),
-        np.concatenate([s.frac_coords % 1 for s in structures]).astype(np.float32),
-        name="by hand",
-    )
+    crystals = (Crystal.from_structure(s) for s in structures)
+    data = CrystalDataset.from_crystals(crystals, group, energy, name="by hand")
+    formula = np.array([s.composition.alphabetical_formula.replace(" ", "") for s in structures])
+    return replace(data, frac=data.frac % 1, formula=formula)
 
 
 def random_batch(count: int, seed: int, max_sites: int = 10) -> CrystalBatch:

@@ -16,13 +16,13 @@ def make(groups: Sequence[tuple[Sequence[int], Sequence[float]]], seed: int = 0)
     each = [(species, energy) for species, energies in groups for energy in energies]
     natoms = np.array([len(s) for s, _ in each], dtype=np.int64)
     return CrystalDataset(
-        np.array(["-".join(map(str, sorted(set(s)))) for s, _ in each]),
-        natoms,
-        np.array([e for _, e in each], dtype=np.float32),
-        np.arange(1, len(each) + 1) % 230,
-        np.eye(3, dtype=np.float32) * (3 + np.arange(len(each), dtype=np.float32))[:, None, None],
         np.array([z for s, _ in each for z in s], dtype=np.int64),
         rng.random((int(natoms.sum()), 3), dtype=np.float32),
+        np.eye(3, dtype=np.float32) * (3 + np.arange(len(each), dtype=np.float32))[:, None, None],
+        natoms,
+        np.arange(1, len(each) + 1) % 230,
+        np.array([e for _, e in each], dtype=np.float32),
+        np.array(["-".join(map(str, sorted(set(s)))) for s, _ in each]),
         name="made-up",
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,15 +16,9 @@ from fastcrystal.data.store.writer import StoreWriter
 
 def joined(parts: Sequence[CrystalDataset]) -> CrystalDataset:
     """Crystals of several data sets one after the other."""
-    return CrystalDataset(
-        np.concatenate([p.formula for p in parts]),
-        np.concatenate([p.num_sites for p in parts]),
-        np.concatenate([p.energy for p in parts]),
-        np.concatenate([p.space_group for p in parts]),
-        np.concatenate([p.lattice for p in parts]),
-        np.concatenate([p.species for p in parts]),
-        np.concatenate([p.frac for p in parts]),
-    )
+    names = ("species", "frac", "lattice", "num_sites", "space_group", "energy", "formula")
+    columns: dict[str, Any] = {name: np.concatenate([getattr(p, name) for p in parts]) for name in names}
+    return CrystalDataset(**columns)
 
 
 def with_groups(data: CrystalDataset, groups: Sequence[int]) -> CrystalDataset:

@@ -22,6 +22,7 @@ from fastcrystal.structure.canonical import (
     canonicalize_structure,
     species_order,
 )
+from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.lattice import lattice_from_parameters, volume
 from tests.factories.shared_data import dft_file
 
@@ -248,17 +249,8 @@ def test_structures() -> None:
 
 def dataset(cells: list[Cell]) -> CrystalDataset:
     n = len(cells)
-    return CrystalDataset(
-        np.array(["x"] * n),
-        np.array([len(c[0]) for c in cells]),
-        np.arange(n, dtype=np.float32),
-        np.zeros(n, dtype=np.int64),
-        np.array([c[2] for c in cells], dtype=np.float32),
-        np.concatenate([c[0] for c in cells]),
-        np.concatenate([c[1] for c in cells]).astype(np.float32),
-        {"id": np.array([f"c{i}" for i in range(n)])},
-        "mine",
-    )
+    labels = {"id": [f"c{i}" for i in range(n)]}
+    return CrystalDataset.from_crystals((Crystal(*c) for c in cells), energy=range(n), labels=labels, name="mine")
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

@@ -140,13 +140,13 @@ def _decorated(
     scale = np.cbrt(volume / np.abs(np.linalg.det(shapes.lattice))[template])
     ids = np.char.add("made:", np.arange(first, first + len(template)).astype(np.str_))
     return CrystalDataset(
-        names,
-        natoms,
-        rng.normal(-0.4, 0.5, len(template)).astype(np.float32),
-        shapes.group[template],
-        (shapes.lattice[template] * scale[:, None, None]).astype(np.float32),
         numbers,
         shapes.frac[site],
+        (shapes.lattice[template] * scale[:, None, None]).astype(np.float32),
+        natoms,
+        shapes.group[template],
+        rng.normal(-0.4, 0.5, len(template)).astype(np.float32),
+        names,
         {"id": ids},
         "synthetic",
     )

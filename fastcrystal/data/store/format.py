@@ -35,6 +35,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastcrystal.data.collate import spans
 from fastcrystal.utils.files import file_sha256, to_disk, write_json
 
 FORMAT = "fastcrystal-store"
@@ -256,13 +257,6 @@ def _read(part: Part, key: str, first: NDArray[np.int64], count: NDArray[np.int6
 
 def _row_bytes(value: NDArray[Any]) -> int:
     return value.dtype.itemsize * math.prod(value.shape[1:])
-
-
-def spans(first: NDArray[np.int64], count: NDArray[np.int64]) -> NDArray[np.int64]:
-    """The positions first:first + count of all spans, one span after the other."""
-    ends = np.concatenate([[0], np.cumsum(count)])
-    positions: NDArray[np.int64] = np.arange(ends[-1]) + np.repeat(first - ends[:-1], count)
-    return positions
 
 
 def concatenate(pieces: Sequence[Columns]) -> Columns:

@@ -176,21 +176,9 @@ class Store:
     def read(self, rows: Rows | None = None) -> CrystalDataset:
         """Crystals in memory, with the labels "id" and "source"; all of them where no rows are given."""
         got = self.columns(rows)
-        np.array(self.labels, dtype=np.str_)[got["label"]]
-        return CrystalDataset(
-            formula_strings(got["numbers"], got["site_offsets"]),
-            np.diff(got["site_offsets"]),
-            got["e_form"],
-            got["sg"].astype(np.int64),
-            got["lattice"],
-            got["numbers"].astype(np.int64),
-            got["frac"],
-            {
-                "id": np.array(decode_ids(got), dtype=np.str_),
-                "source": np.array(self.labels, dtype=np.str_)[got["label"]],
-            },
-            self.name,
-        )
+        source = np.array(self.labels, dtype=np.str_)[got["label"]]
+        labels = {"id": np.array(decode_ids(got), dtype=np.str_), "source": source}
+        return CrystalDataset.from_columns(got | {"natoms": np.diff(got["site_offsets"])}, None, labels, self.name)
 
     def batch(self, rows: Rows | None = None, max_sites: int | None = None) -> CrystalBatch:
         """A padded batch on the CPU; parameters and errors as `CrystalDataset.batch`."""
@@ -198,8 +186,7 @@ class Store:
         count = np.diff(got["site_offsets"])
         # the formulas' text, which a batch has no room for, is the slow part of `read`
         none = np.broadcast_to(np.array("", dtype=np.str_), count.shape)
-        flat = (got["e_form"], got["sg"].astype(np.int64), got["lattice"], got["numbers"].astype(np.int64), got["frac"])
-        return CrystalDataset(none, count, *flat).batch(max_sites)
+        return CrystalDataset.from_columns(got | {"natoms": count}, none).batch(max_sites=max_sites)
 
     def select(self, rows: Rows) -> Store:
         """A view of some crystals (positions or a mask), in that order; nothing is copied.
