@@ -10,10 +10,6 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.relaxation.potentials import MISSING_EXTRA, POTENTIALS, load_potential
-
-__all__ = ["MISSING_EXTRA", "POTENTIALS", "Cell", "Relaxed", "load_potential", "relax", "single_point"]
-
 #: what may change: atoms and cell, or atoms only
 Cell: TypeAlias = Literal["full", "fixed"]
 #: a cell that grows or shrinks beyond this factor of the volume that the search found has lost its structure

@@ -13,8 +13,8 @@ import numpy as np
 
 from fastcrystal.parallel import worker
 from fastcrystal.parallel.worker import Judge
+from fastcrystal.relaxation.potentials import load_batched, one_thread
 from fastcrystal.relaxation.torchsim import relax_together
-from fastcrystal.relaxation.torchsim_models import load_model
 from fastcrystal.relaxation.worker import answer_of, checked_volume
 
 
@@ -24,7 +24,7 @@ def batch_relaxer(name: str, device: str) -> Judge:
     The request holds "crystals", each [numbers, frac, lattice], and the settings of `relax_together`. The reply holds
     "answers", each as that of `worker.relaxer`, or the "reason" why there are none.
     """
-    model = load_model(name, device)
+    model = load_batched(name, device)
 
     def judge(request: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -71,4 +71,6 @@ if __name__ == "__main__":
     os.chdir(folder)
     if device != "cpu":
         worker.MEMORY_LIMIT = -1
-    worker.serve(lambda: batch_relaxer(name, device))
+    sys.path.insert(0, folder)
+    with one_thread():
+        worker.serve(lambda: batch_relaxer(name, device))

@@ -1,7 +1,7 @@
-"""ASE calculators by name: the potentials that have a pip extra, and anybody's as "module:function".
+"""Interatomic potentials by name: those that have a pip extra, and any other as "module:function".
 
-Every energy belongs to a scale: the potential that it came from, and its version. Energies of two scales are not
-comparable; `scale_of` names the scale, and what uses energies (`fastcrystal.stability.hull`) refuses to mix them.
+Every energy belongs to a scale, the potential that it came from and its version (`scale_of`). Energies of two scales
+are not comparable, and `fastcrystal.stability.hull` refuses to mix them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ import importlib.util
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,29 +20,38 @@ from typing import Any
 
 from fastcrystal.utils.files import file_sha256
 
-#: what `load_potential` takes beside the names, for help texts and errors
+#: the form of custom potentials, for help texts and errors
 CUSTOM = "MODULE:FUNCTION (a callable that returns an ASE calculator)"
-#: those that torch-sim relaxes in batches, beside "module:function"
-BATCHED = ("sevennet-0",)
 MISSING_TORCHSIM = "relaxation in batches needs torch-sim and Python 3.11 or newer: pip install 'fastcrystal[torchsim]'"
-#: where matgl looks for M3GNet: a folder of model.pt, state.pt and model.json, or a name in the Hugging Face cache
+#: the M3GNet that matgl loads: a folder of model.pt, state.pt and model.json, or a name in the Hugging Face cache
 M3GNET_VARIABLE, M3GNET_MODEL = "FASTCRYSTAL_M3GNET", "M3GNet-PES-MatPES-PBE-2025.2"
-#: where MatterSim keeps what it has downloaded
+#: MatterSim's own download folder
 MATTERSIM_WEIGHTS = Path("~/.local/mattersim/pretrained_models/mattersim-v1.0.0-1M.pth")
 
 
 @dataclass(frozen=True)
-class _Named:
-    """A potential with a name."""
+class NamedPotential:
+    """A potential that is known by name.
 
-    shown: str
-    """Beside its energies."""
+    Attributes
+    ----------
+    label : str
+        Name and version, shown beside its energies.
+    module : str
+        Its Python module.
+    missing : str
+        Error message where that is not installed: the pip extra.
+    make : callable
+        Device -> ASE calculator.
+    make_batched : callable, optional
+        Device -> torch-sim model; None where torch-sim has none.
+    """
+
+    label: str
     module: str
-    """That its package must have."""
     missing: str
-    """One line for those who lack it."""
     make: Callable[[str], Any]
-    """Device -> calculator."""
+    make_batched: Callable[[str], Any] | None = None
 
 
 def _sevennet(device: str) -> Any:
@@ -89,23 +99,32 @@ def _m3gnet(device: str) -> Any:
     return PESCalculator(potential.to(device), stress_unit="eV/A3")
 
 
+def _sevennet_batched(device: str) -> Any:
+    import sevenn.calculator
+    import torch
+
+    if not hasattr(sevenn.calculator, "torch_script_type"):  # torch-sim 0.3 asks for it, sevenn 0.13 has dropped it
+        sevenn.calculator.torch_script_type = torch.jit.ScriptModule
+    from torch_sim.models.sevennet import SevenNetModel
+
+    return SevenNetModel(_sevennet(device).model, device=device)
+
+
 def _extra(what: str, extra: str) -> str:
     return f"relaxation needs {what} and ASE: pip install 'fastcrystal[{extra}]'"
 
 
 MISSING_EXTRA = _extra("SevenNet", "mlip")
-_NAMED = {
-    "sevennet-0": _Named("SevenNet-0 (11Jul2024)", "sevenn", MISSING_EXTRA, _sevennet),
-    "chgnet": _Named("CHGNet 0.3.0", "chgnet", _extra("CHGNet", "chgnet"), _chgnet),
-    "mattersim": _Named("MatterSim v1.0.0 1M", "mattersim", _extra("MatterSim", "mattersim"), _mattersim),
-    "m3gnet": _Named("M3GNet (matgl)", "matgl", _extra("matgl", "matgl"), _m3gnet),
+POTENTIALS = {
+    "sevennet-0": NamedPotential("SevenNet-0 (11Jul2024)", "sevenn", MISSING_EXTRA, _sevennet, _sevennet_batched),
+    "chgnet": NamedPotential("CHGNet 0.3.0", "chgnet", _extra("CHGNet", "chgnet"), _chgnet),
+    "mattersim": NamedPotential("MatterSim v1.0.0 1M", "mattersim", _extra("MatterSim", "mattersim"), _mattersim),
+    "m3gnet": NamedPotential("M3GNet (matgl)", "matgl", _extra("matgl", "matgl"), _m3gnet),
 }
-#: potentials by the name that the command line takes -> what is shown beside their energies
-POTENTIALS = {name: known.shown for name, known in _NAMED.items()}
 
 
 def load_potential(name: str = "sevennet-0", device: str = "cpu") -> Any:
-    """An ASE calculator by name; one thread, because structures are relaxed side by side in processes.
+    """An ASE calculator by name.
 
     Parameters
     ----------
@@ -124,48 +143,88 @@ def load_potential(name: str = "sevennet-0", device: str = "cpu") -> Any:
         If the potential, or the module, cannot be imported; the message names the pip extra.
     """
     known = check_potential(name)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-    if known is None:
-        return _custom(name)
-    one_thread()
+    if known is not None:
+        return _made(known, known.make, device)
+    from fastcrystal.relaxation.torchsim import as_calculator, is_model
+
+    calculator = _call_custom(name)
+    if is_model(calculator):
+        return as_calculator(calculator)
+    if not hasattr(calculator, "get_potential_energy") or not hasattr(calculator, "get_property"):
+        raise ValueError(f"potential {name!r} returned a {type(calculator).__name__}: an ASE calculator is needed")
+    return calculator
+
+
+def load_batched(name: str, device: str = "cpu") -> Any:
+    """A `torch_sim.models.interface.ModelInterface`, which evaluates many crystals at once, by name.
+
+    Parameters
+    ----------
+    name : str
+        A name in `POTENTIALS` of which torch-sim has a model, or "module:function": a callable without arguments that
+        returns a model. Its code is run: use your own.
+    device : str
+        For the potentials by name: "cpu", "cuda", ...
+
+    Raises
+    ------
+    ValueError
+        If the potential has no such model, or the callable fails or returns something else.
+    ImportError
+        If torch-sim or the potential is not installed; the message names the pip extra.
+    """
+    known = check_batched(name)
+    if known is not None:
+        assert known.make_batched is not None  # for the type checker: `check_batched` has seen to it
+        return _made(known, known.make_batched, device)
+    from fastcrystal.relaxation.torchsim import is_model
+
+    model = _call_custom(name)
+    if not is_model(model):
+        raise ValueError(f"{name} returns a {type(model).__name__}, no torch-sim model: leave out --batch")
+    return model
+
+
+def _made(known: NamedPotential, make: Callable[[str], Any], device: str) -> Any:
     try:
-        return known.make(device)
+        return make(device)
     except ImportError as error:
         # a package of another name: the potential is there, but something that it needs is not
         detail = "" if (error.name or known.module).split(".")[0] == known.module else f" ({error})"
         raise ImportError(known.missing + detail) from None
 
 
-def check_potential(name: str) -> _Named | None:
-    """Whether `load_potential` can be asked for it, without loading weights; None for "module:function".
+def check_potential(name: str) -> NamedPotential | None:
+    """The entry of `POTENTIALS`, None for "module:function"; nothing is loaded.
 
     Raises
     ------
     ValueError, ImportError
         As `load_potential`.
     """
-    if name in _NAMED:
-        known = _NAMED[name]
+    if name in POTENTIALS:
+        known = POTENTIALS[name]
         if not (_is_installed(known.module) and _is_installed("ase")):
             raise ImportError(known.missing)
         return known
     if not re.fullmatch(r"\w+(\.\w+)*:\w+(\.\w+)*", name):
-        raise ValueError(f"potential must be one of {', '.join(_NAMED)} or {CUSTOM}, got {name!r}")
+        raise ValueError(f"potential must be one of {', '.join(POTENTIALS)} or {CUSTOM}, got {name!r}")
     _function(name)
     return None
 
 
-def check_batched(name: str) -> _Named | None:
-    """As `check_potential`, for `fastcrystal.relaxation.torchsim_models.load_model`.
+def check_batched(name: str) -> NamedPotential | None:
+    """As `check_potential`, for `load_batched`.
 
     Raises
     ------
     ValueError, ImportError
         Also if torch-sim has no model of the potential, or is not installed.
     """
-    if name in _NAMED and name not in BATCHED:
+    if name in POTENTIALS and POTENTIALS[name].make_batched is None:
+        batched = ", ".join(n for n, known in POTENTIALS.items() if known.make_batched is not None)
         raise ValueError(
-            f"potential {name} cannot relax in batches: leave out --batch, or take {', '.join(BATCHED)} or "
+            f"potential {name} cannot relax in batches: leave out --batch, or take {batched} or "
             "MODULE:FUNCTION (a callable that returns a torch-sim model)"
         )
     known = check_potential(name)
@@ -175,7 +234,7 @@ def check_batched(name: str) -> _Named | None:
 
 
 def scale_of(name: str) -> str:
-    """The energy scale of a potential: what its energies may be compared with.
+    """The energy scale of a potential: only energies of one scale are compared.
 
     For "module:function" it is that and the version of the package or, where it is of no package, a digest of the
     module's file: two files of one name, and a file before and after an edit, are two scales.
@@ -185,13 +244,13 @@ def scale_of(name: str) -> str:
     ValueError
         If the name is neither known nor of the form "module:function".
     """
-    if name in _NAMED:
-        if name == "m3gnet":  # the weights are the user's choice
-            return f"{POTENTIALS[name]} {os.environ.get(M3GNET_VARIABLE, M3GNET_MODEL)}"
-        return POTENTIALS[name]
+    if name in POTENTIALS:
+        label = POTENTIALS[name].label
+        # the weights of m3gnet are the user's choice
+        return f"{label} {os.environ.get(M3GNET_VARIABLE, M3GNET_MODEL)}" if name == "m3gnet" else label
     module, _, function = name.partition(":")
     if not module or not function:
-        raise ValueError(f"potential must be one of {', '.join(_NAMED)} or {CUSTOM}, got {name!r}")
+        raise ValueError(f"potential must be one of {', '.join(POTENTIALS)} or {CUSTOM}, got {name!r}")
     try:
         return f"{name} {version(module.split('.')[0])}"
     except PackageNotFoundError:
@@ -199,21 +258,30 @@ def scale_of(name: str) -> str:
 
 
 def _source_digest(module: str) -> str:
-    """Of a module's file; "" where there is none."""
-    _look_here()
+    """Digest of a module's file; "" where there is none."""
     try:
-        spec = importlib.util.find_spec(module)
-    except (ImportError, ValueError):  # it is refused, with words, where it is loaded
+        with _working_folder_on_path():
+            spec = importlib.util.find_spec(module)
+    except (ImportError, ValueError):  # it is refused, with a reason, where it is loaded
         spec = None
     if spec is None or not spec.origin or not Path(spec.origin).is_file():
         return ""
     return file_sha256(Path(spec.origin))[:8]
 
 
-def _look_here() -> None:
-    """Find modules in the working folder first, as `python -m` does and the command `fastcrystal` does not."""
-    if not {"", os.getcwd()} & set(sys.path[:1]):
-        sys.path.insert(0, os.getcwd())
+@contextmanager
+def _working_folder_on_path() -> Iterator[None]:
+    """Modules of the working folder come first, as with `python -m`; the command `fastcrystal` does not see to it."""
+    folder = os.getcwd()
+    if {"", folder} & set(sys.path[:1]):
+        yield
+        return
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:
+            sys.path.remove(folder)
 
 
 def _is_installed(module: str) -> bool:
@@ -225,9 +293,9 @@ def _is_installed(module: str) -> bool:
 def _function(name: str) -> Callable[[], Any]:
     """The callable of "module:function"."""
     module, _, path = name.partition(":")
-    _look_here()
     try:
-        found: Any = importlib.import_module(module)
+        with _working_folder_on_path():
+            found: Any = importlib.import_module(module)
     except Exception as error:  # whatever the module does when it is imported
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise ImportError(f"potential {name!r}: module {module} cannot be imported ({reason})") from None
@@ -240,29 +308,11 @@ def _function(name: str) -> Callable[[], Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _custom(name: str) -> Any:
-    from fastcrystal.relaxation.torchsim_states import as_calculator, is_model
-
-    calculator = call_custom(name)
-    if is_model(calculator):
-        return as_calculator(calculator)
-    if not hasattr(calculator, "get_potential_energy") or not hasattr(calculator, "get_property"):
-        raise ValueError(f"potential {name!r} returned a {type(calculator).__name__}: an ASE calculator is needed")
-    return calculator
-
-
-def call_custom(name: str) -> Any:
-    """What the callable of "module:function" returns.
-
-    Raises
-    ------
-    ValueError
-        If it fails.
-    ImportError
-        If it, or the module, needs something that is not installed.
-    """
+def _call_custom(name: str) -> Any:
+    """The result of the callable of "module:function"."""
     try:
-        return _function(name)()
+        with _working_folder_on_path():
+            return _function(name)()
     except (ImportError, ValueError):
         raise
     except Exception as error:
@@ -270,11 +320,18 @@ def call_custom(name: str) -> Any:
         raise ValueError(f"potential {name!r}: the call without arguments failed ({reason})") from None
 
 
-def one_thread() -> None:
-    """torch in this process: one thread, and no code made anew for each number of neighbors."""
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """torch with one thread, and no TorchScript made anew for each number of neighbors: for a process of many."""
     import torch
 
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    # TorchScript's profiling executor re-specializes whenever the number of edges changes, which is every step here:
-    # without it a step of a small cell is a third faster (measured: 75 -> 53 ms on 2 atoms)
-    torch._C._jit_set_profiling_executor(False)
+    # the profiling executor re-specializes whenever the number of edges changes, which is every step of a relaxation:
+    # without it a step of a small cell takes a third less (measured: 75 -> 53 ms on 2 atoms)
+    profiling = torch._C._jit_set_profiling_executor(False)
+    try:
+        yield
+    finally:
+        torch._C._jit_set_profiling_executor(profiling)
+        torch.set_num_threads(threads)

@@ -17,7 +17,7 @@ import numpy as np
 from fastcrystal.parallel import worker
 from fastcrystal.parallel.worker import Judge
 from fastcrystal.relaxation.ase import Relaxed, relax
-from fastcrystal.relaxation.potentials import load_potential
+from fastcrystal.relaxation.potentials import load_potential, one_thread
 from fastcrystal.structure.distances import TOO_CLOSE, closeness
 
 #: cubic angstrom per atom below which a cell is no crystal, and neighbor lists have no end (diamond: 5.7)
@@ -110,6 +110,8 @@ def displacement(before: Any, after: Any, lattice: Any) -> float:
 if __name__ == "__main__":
     name, device, folder = sys.argv[1:]
     os.chdir(folder)  # "module:function" may be a file there
+    sys.path.insert(0, folder)
     if device != "cpu":
         worker.MEMORY_LIMIT = -1  # CUDA reserves more addresses than the machine has memory
-    worker.serve(lambda: relaxer(name, device))
+    with one_thread():
+        worker.serve(lambda: relaxer(name, device))

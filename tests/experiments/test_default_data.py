@@ -24,7 +24,8 @@ from fastcrystal.experiments.default_data.build import (
 )
 from fastcrystal.experiments.default_data.finish import Finished, card, finish, formation_energy
 from fastcrystal.features.elements import covalent_radius
-from fastcrystal.relaxation.ase import POTENTIALS, load_potential, relax, single_point
+from fastcrystal.relaxation.ase import relax, single_point
+from fastcrystal.relaxation.potentials import POTENTIALS, NamedPotential, load_potential
 from fastcrystal.stability.elemental import elemental_references
 from fastcrystal.utils.files import cut_broken_line
 from tests.factories.crystals import crystal
@@ -178,7 +179,7 @@ def test_relaxations_are_written_and_not_made_again(
     monkeypatch.setattr(build, "library", lambda max_sites: shapes)
     config = BuildConfig(max_prototypes=3, steps=2)
     if jobs > 1:  # a fresh process: nothing that is patched here is patched there
-        monkeypatch.setitem(POTENTIALS, "none", "none")
+        monkeypatch.setitem(POTENTIALS, "none", NamedPotential("none", "none", "none", lambda device: None))
         with pytest.raises(ValueError, match=r"candidate \d: potential must be one of .*, got 'none'"):
             relax_all(tmp_path, replace(config, potential="none"), ["Cu3Au"], jobs)
         return

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 
 from fastcrystal.relaxation import process as relaxing
 from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.relaxation.candidates import relax_candidates
-from fastcrystal.relaxation.potentials import check_potential, load_potential, scale_of
+from fastcrystal.relaxation.potentials import (
+    POTENTIALS,
+    NamedPotential,
+    check_potential,
+    load_potential,
+    one_thread,
+    scale_of,
+)
 from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.relaxation.worker import displacement
 from tests.factories.candidates import made
@@ -144,6 +154,44 @@ def test_calculators_are_refused_in_one_line(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(sys, "path", [*sys.path])
     assert not relaxed(made("a", "Cu", "fcc", 3.6), name="own_potential:make")["a"].reason
     assert scale_of("own_potential:make").startswith("own_potential:make ")
+
+
+def test_loading_leaves_the_session_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Environment, threads of torch, its TorchScript executor and the module path belong to the caller."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    (tmp_path / "mine.py").write_text("from ase.calculators.emt import EMT\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "made", ModuleType("made"))
+    monkeypatch.setitem(POTENTIALS, "made", NamedPotential("made", "made", "no made", lambda device: device))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        before = session()
+        load_potential("made")
+        load_potential("mine:EMT")
+        scale_of("mine:EMT")
+        list(relax_candidates([made("a", "Cu", "fcc", 3.6)], EMT, jobs=1, steps=1))
+        assert session() == before
+        with one_thread():
+            assert torch.get_num_threads() == 1
+            assert session() != before
+        assert session() == before
+    finally:
+        torch.set_num_threads(threads)
+        sys.modules.pop("mine", None)
+
+
+def session() -> tuple[object, ...]:
+    profiling = torch._C._jit_set_profiling_executor(True)
+    torch._C._jit_set_profiling_executor(profiling)
+    return dict(os.environ), torch.get_num_threads(), profiling, list(sys.path), os.getcwd()
+
+
+def test_workers_have_one_thread() -> None:
+    """What the caller keeps, a worker does not: they run side by side."""
+    threads = relaxed(made("a", "Cu", "fcc", 3.6), name=f"{HERE}:Counting")["a"]
+    assert threads.reason == ""
+    assert threads.measured["energy"] == 1.0
 
 
 @pytest.mark.parametrize(("name", "module", "extra"), [("chgnet", "chgnet", "chgnet"), ("m3gnet", "matgl", "matgl")])

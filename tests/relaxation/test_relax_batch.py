@@ -8,7 +8,7 @@ import math
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from fastcrystal.discovery.pipeline import _same_request
 from fastcrystal.relaxation import batch as relax_batch
 from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.relaxation.candidates import relax_candidates
-from fastcrystal.relaxation.potentials import scale_of
+from fastcrystal.relaxation.potentials import POTENTIALS, NamedPotential, load_batched, load_potential, scale_of
 from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.stability.references import _key
 from tests.factories.candidates import made
@@ -184,8 +184,7 @@ def test_time_limit_keeps_what_there_is() -> None:
 @needs_torch_sim
 def test_volumes_are_searched_as_one_by_one() -> None:
     from fastcrystal.relaxation.ase import _relax_volume
-    from fastcrystal.relaxation.torchsim import _relax_volumes
-    from fastcrystal.relaxation.torchsim_states import as_calculator, as_state
+    from fastcrystal.relaxation.torchsim import _relax_volumes, as_calculator, as_state
 
     model = lj()
     crystals = [bulk("Cu", "fcc", a=a, cubic=cubic) for a, cubic in ((3.3, True), (3.5, False), (4.6, True))]
@@ -218,6 +217,22 @@ def test_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ImportError, match=r"pip install 'fastcrystal\[torchsim\]'") as caught:
         relax_candidates([], "ase.calculators.emt:EMT", batch=2)
     assert "\n" not in str(caught.value)
+
+
+def test_each_name_has_its_own_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second potential that torch-sim knows is loaded by its own loader, not as SevenNet."""
+    for module in ("torch_sim", "first", "second"):
+        monkeypatch.setitem(sys.modules, module, ModuleType(module))
+
+    def named(name: str) -> NamedPotential:
+        return NamedPotential(name, name, f"no {name}", lambda device: "ASE", lambda device: f"{name} on {device}")
+
+    for name in ("first", "second"):
+        monkeypatch.setitem(POTENTIALS, name, named(name))
+        assert load_batched(name, "cuda") == f"{name} on cuda"
+    assert load_potential("second") == "ASE"
+    with pytest.raises(ValueError, match="leave out --batch, or take sevennet-0, first, second or MODULE:FUNCTION"):
+        load_batched("chgnet")
 
 
 @needs_torch_sim

@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from fastcrystal.data.datasets.prototypes import Candidate, candidates, default_formulas, library
 from fastcrystal.parallel.map import map_parallel
-from fastcrystal.relaxation.ase import POTENTIALS, load_potential, relax, single_point
+from fastcrystal.relaxation.ase import relax, single_point
+from fastcrystal.relaxation.potentials import load_potential, one_thread, scale_of
 from fastcrystal.stability.elemental import elemental_references
 from fastcrystal.utils.files import cut_broken_line
 
@@ -88,7 +89,7 @@ def relax_all(work: Path, config: BuildConfig, formulas: Sequence[str], jobs: in
         tqdm.write(f"resuming {work}: {len(done)} done, {len(tasks)} to go")
     with (
         (work / "relaxed.jsonl").open("a", encoding="utf-8") as out,
-        tqdm(total=len(tasks), unit="crystal", desc=f"relaxing with {POTENTIALS[config.potential]}") as bar,
+        tqdm(total=len(tasks), unit="crystal", desc=f"relaxing with {scale_of(config.potential)}") as bar,
     ):
         relaxed = functools.partial(_relax_one, config)
         for record in map_parallel(relaxed, tasks, jobs, ordered=False, label="candidate"):
@@ -122,10 +123,11 @@ def _relax_one(config: BuildConfig, candidate: Candidate) -> dict[str, Any]:
     record: dict[str, Any] = {"key": candidate.key, "formula": candidate.formula, "prototype": candidate.prototype}
     try:
         crystal = (np.array(candidate.species), np.array(candidate.frac), np.array(candidate.lattice))
-        if candidate.prototype == "reference" and len(crystal[0]) > MAX_RELAXED_REFERENCE:
-            done = single_point(*crystal, potential)
-        else:
-            done = relax(*crystal, potential, steps=config.steps, max_force=config.max_force)
+        with one_thread():
+            if candidate.prototype == "reference" and len(crystal[0]) > MAX_RELAXED_REFERENCE:
+                done = single_point(*crystal, potential)
+            else:
+                done = relax(*crystal, potential, steps=config.steps, max_force=config.max_force)
     except Exception as error:  # one bad structure never stops the rest; its reason is kept
         return {**record, "reason": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
     return {

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.read import pack, reduced_formula
-from fastcrystal.relaxation.ase import POTENTIALS
+from fastcrystal.relaxation.potentials import POTENTIALS
 from fastcrystal.structure.canonical import Canonical, canonicalize_many
 
 #: polymorphs further apart than this in energy (eV/atom) are not compared: a relaxation stops within a few 0.01
@@ -218,6 +218,7 @@ def card(done: Finished, settings: dict[str, Any], versions: dict[str, str]) -> 
     data = done.data
     formulas, sizes = np.unique(data.formula, return_counts=True)
     elements = np.unique(data.species)
+    label = POTENTIALS[settings["potential"]].label
     agree = sum(row["gap"] is not None and row["gap"] <= 0.001 for row in done.checks)
     rule = [f"| {k} | {v} |" for k, v in done.counts.items()]
     checks = [f"| {r['formula']} | {r['known']} | {r['found']} | {_gap(r['gap'])} |" for r in done.checks]
@@ -231,8 +232,8 @@ def card(done: Finished, settings: dict[str, Any], versions: dict[str, str]) -> 
             f"{len(np.unique(data.space_group))} space groups, "
             f"{int((sizes >= 7).sum())} formulas with 7 polymorphs or more.",
             "",
-            f"**Energies are {POTENTIALS[settings['potential']]} energies, not DFT.** The potential (MIT licence) was "
-            "trained by its authors on MPtrj, Materials Project PBE and PBE+U calculations (CC BY 4.0). Formation "
+            f"**Energies are {label} energies, not DFT.** The potential (MIT licence) "
+            "was trained by its authors on MPtrj, Materials Project PBE and PBE+U calculations (CC BY 4.0). Formation "
             "energies are against the elements' lowest structures with the same potential (among matcalc's MP-PBE "
             "references and the elements' own prototypes). Oxides and fluorides of elements with a Hubbard U are left "
             "out.",
