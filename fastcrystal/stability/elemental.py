@@ -1,33 +1,38 @@
-"""Elemental references: the ground states of the elements, before relaxation."""
+"""Structures of the elements, before relaxation: the corners of every hull."""
 
 from __future__ import annotations
 
+import gzip
+import importlib.util
 import json
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from fastcrystal.data.datasets.prototypes import Candidate
-from fastcrystal.relaxation.ase import MISSING_EXTRA
+from fastcrystal.relaxation.potentials import MISSING_EXTRA
+
+
+def has_matcalc() -> bool:
+    """Whether matcalc, and with it the table of `elemental_references`, is installed."""
+    return importlib.util.find_spec("matcalc") is not None
 
 
 def elemental_references(formulas: Sequence[str]) -> list[Candidate]:
-    """Ground states of the elements in `formulas` (PBE, from matcalc), to be relaxed like everything else.
+    """PBE ground states of the elements in `formulas`, from matcalc, to be relaxed like everything else.
 
     Raises
     ------
     ImportError
         If matcalc is not installed.
     """
-    import gzip
-    from importlib import resources
-
     from pymatgen.core import Composition, Structure
 
-    try:
-        path = resources.files("matcalc").joinpath("elemental_refs/MP-PBE-Element-Refs.json.gz")
-    except ModuleNotFoundError:
-        raise ImportError(MISSING_EXTRA) from None
+    spec = importlib.util.find_spec("matcalc")  # not imported: that takes seconds
+    if spec is None or spec.origin is None:
+        raise ImportError(MISSING_EXTRA)
+    path = Path(spec.origin).with_name("elemental_refs") / "MP-PBE-Element-Refs.json.gz"
     table = json.loads(gzip.decompress(path.read_bytes()))
     elements = sorted({e.symbol for f in formulas for e in Composition(f).elements})
     out = []

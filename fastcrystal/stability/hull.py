@@ -262,7 +262,7 @@ def caveat(scale: str) -> str:
     """What energies of a scale are worth, in a sentence."""
     from fastcrystal.relaxation.potentials import POTENTIALS
 
-    if any(scale.startswith(shown) for shown in POTENTIALS.values()) or ":" in scale:
+    if any(scale.startswith(known.label) for known in POTENTIALS.values()) or ":" in scale:
         return (
             f"Energies are {scale} energies, not DFT: such a potential is wrong by some tens of meV/atom, more for "
             "what it has not seen, so a candidate a little below this hull is one to compute, not a stable material."

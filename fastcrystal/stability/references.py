@@ -3,11 +3,12 @@
     entries = reference_entries(["W", "Ta", "B"], "sevennet-0")
     hull = Hull(entries)
 
-Which structures: the elements' ground states (matcalc's, PBE), and for every formula of the default data set inside
-the system its lowest prototypes. Subsystems of two or three elements of which the default set knows little also get
-prototypes of `fastcrystal.data.datasets.prototypes` in simple stoichiometries. Each is relaxed from slightly displaced
-sites, so that it does not stop on a saddle point that its symmetry allows. What is not among them is not known to the
-hull: a candidate "below the hull" of references is one below these, not below everything that exists.
+They are the elements' PBE ground states from matcalc or, where matcalc is not installed, the prototypes that the
+default data set is made of, decorated with the element; for every formula of the default data set inside the system
+its lowest prototypes; and, for subsystems of two or three elements with few formulas in the default set, prototypes in
+simple stoichiometries. Each is relaxed from slightly displaced sites, so that it does not stop on a saddle point that
+its symmetry allows. A candidate "below the hull" of these references lies below these, not below everything that
+exists.
 """
 
 from __future__ import annotations
@@ -33,11 +34,13 @@ from fastcrystal.relaxation.candidate import Candidate, read_candidates
 from fastcrystal.relaxation.candidates import relax_candidates
 from fastcrystal.relaxation.potentials import scale_of
 from fastcrystal.relaxation.settings import RelaxSettings
-from fastcrystal.stability.elemental import elemental_references
+from fastcrystal.stability.elemental import elemental_references, has_matcalc
 from fastcrystal.stability.hull import MAX_ELEMENTS, HullEntry, entry_of
 from fastcrystal.utils.files import cut_broken_line
 from fastcrystal.utils.logging import say
 
+#: sources of the elements' structures
+MATCALC, PROTOTYPES = "PBE ground states, from matcalc", "prototypes of the default data set (matcalc is not installed)"
 #: amounts of the elements in systems that the default set does not know, by their number
 SIMPLE = {
     2: ((1, 1), (1, 2), (2, 1), (1, 3), (3, 1), (2, 3), (3, 2)),
@@ -85,7 +88,7 @@ def reference_entries(
     ValueError
         If a symbol is no element, there are more than 8, or an element's own reference could not be relaxed (and why).
     ImportError
-        If the potential or matcalc (the elements' structures) is not installed.
+        If the potential is not installed.
     """
     relaxed = list(
         relaxed_references(
@@ -128,6 +131,7 @@ def relaxed_references(
         done = {c.id: c for c in read_candidates(path) if _is_final(c, how)}
         missing = [c for c in wanted if c.id not in done]
         if missing:
+            say(f"structures of the elements: {MATCALC if has_matcalc() else PROTOTYPES}")
             with (
                 path.open("a", encoding="utf-8") as out,
                 tqdm(
@@ -165,8 +169,6 @@ def references(elements: Iterable[str], per_formula: int = 4) -> list[Candidate]
     ------
     ValueError
         If a symbol is no element, or there are none or more than 8.
-    ImportError
-        If matcalc is not installed.
     """
     symbols = sorted(set(elements))
     for symbol in symbols:
@@ -174,20 +176,23 @@ def references(elements: Iterable[str], per_formula: int = 4) -> list[Candidate]
             raise ValueError(f"no element {symbol!r}")
     if not 1 <= len(symbols) <= MAX_ELEMENTS:
         raise ValueError(f"a chemical system has 1..{MAX_ELEMENTS} elements, got {len(symbols)}")
-    out = [
-        Candidate(f"{r.formula}:{r.prototype}", r.formula, r.species, r.frac, r.lattice)
-        for r in elemental_references(symbols)
-    ]
     shipped = _shipped(symbols, per_formula)
-    out += shipped
     known: dict[frozenset[int], set[str]] = {}
     for c in shipped:
         known.setdefault(frozenset(c.species), set()).add(c.formula)
+    if has_matcalc():
+        out = [
+            Candidate(f"{r.formula}:{r.prototype}", r.formula, r.species, r.frac, r.lattice)
+            for r in elemental_references(symbols)
+        ]
+    else:
+        out = [c for s in symbols if frozenset({SYMBOLS.index(s)}) not in known for c in _decorated(s)]
+    out += shipped
     for size in (2, 3):
         for system in combinations(symbols, size):
             have = known.get(frozenset(SYMBOLS.index(s) for s in system), set())
             if len(have) < WELL_KNOWN:
-                out += _decorated(system, per_formula, have)
+                out += _simple(system, per_formula, have)
     return out
 
 
@@ -218,21 +223,23 @@ def _shipped(symbols: Sequence[str], per_formula: int) -> list[Candidate]:
     return out
 
 
-def _decorated(system: Sequence[str], per_formula: int, have: set[str]) -> list[Candidate]:
+def _simple(system: Sequence[str], per_formula: int, have: set[str]) -> list[Candidate]:
     """Smallest prototypes of simple stoichiometries, of reduced formulas that the default set does not `have`."""
     from pymatgen.core import Composition
 
-    from fastcrystal.data.datasets.prototypes import candidates
-
-    shapes = _shapes()
     out = []
     for amounts in SIMPLE[len(system)]:
         formula = "".join(f"{s}{n if n > 1 else ''}" for s, n in zip(system, amounts, strict=True))
-        if _same_formula(Composition(formula), have):
-            continue
-        for c in candidates(formula, shapes)[:per_formula]:
-            out.append(Candidate(c.key, formula, c.species, c.frac, c.lattice))  # noqa: PERF401 (two loops deep)
+        if not _same_formula(Composition(formula), have):
+            out += _decorated(formula)[:per_formula]
     return out
+
+
+def _decorated(formula: str) -> list[Candidate]:
+    """Bundled prototypes with the elements of a formula, smallest cells first."""
+    from fastcrystal.data.datasets.prototypes import candidates
+
+    return [Candidate(c.key, formula, c.species, c.frac, c.lattice) for c in candidates(formula, _shapes())]
 
 
 @functools.lru_cache(maxsize=1)
@@ -260,7 +267,10 @@ def _key(calculator_name: str, settings: RelaxSettings) -> str:
     """A file name for a potential and what its energies depend on; time limits, device and batches change none."""
     what = {k: v for k, v in settings.to_dict().items() if k not in ("device", "time_limit", "batch")}
     scale = scale_of(calculator_name)
-    digest = hashlib.sha256(json.dumps([scale, what, DISPLACEMENT], sort_keys=True).encode()).hexdigest()[:12]
+    elements = [] if has_matcalc() else [PROTOTYPES]
+    digest = hashlib.sha256(json.dumps([scale, what, DISPLACEMENT, *elements], sort_keys=True).encode()).hexdigest()[
+        :12
+    ]
     return f"{re.sub(r'[^a-zA-Z0-9]+', '-', calculator_name)}-{digest}"
 
 

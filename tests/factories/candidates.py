@@ -33,6 +33,7 @@ def without_matcalc(monkeypatch: pytest.MonkeyPatch) -> None:
         ]
 
     monkeypatch.setattr(references, "elemental_references", fake)
+    monkeypatch.setattr(references, "has_matcalc", lambda: True)
 
 
 def entry(name: str, amounts: dict[str, float], energy: float, scale: str = "PBE") -> HullEntry:
