@@ -33,6 +33,8 @@ from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import Condition, CrystalUNet
 from fastcrystal.process import Process
 from fastcrystal.process.flow import FlowMatching
+from fastcrystal.process.samplers import Problem, SamplingConfig
+from fastcrystal.process.samplers import sample as sample_process
 from fastcrystal.testing import random_batch
 from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.objective import Objective, TrainingBatch
@@ -214,7 +216,6 @@ def sample(
     compiled: bool = False,
 ) -> tuple[float, tuple[Tensor, Tensor]]:
     """Seconds a crystal, and coordinates and lattices, as fastcrystal.sampling.generator makes them."""
-    transform = compile_step(torch.device(conditions.device)) if compiled else None
     species, n = conditions.species, conditions.num_sites
     device = conditions.device.type
     seconds = 0.0
@@ -226,7 +227,10 @@ def sample(
             cond = model.condition(species, n, conditions.space_group, conditions.energy)
             generator = torch.Generator().manual_seed(0)
             velocity = functools.partial(_velocity, model, cond)
-            x = flow.sample(velocity, n, case.length, euler, generator, transform=transform)
+            problem = Problem(flow, velocity, n, generator)
+            if compiled:
+                problem = replace(problem, transform=compile_step(torch.device(conditions.device)))
+            x = sample_process(problem, case.length, SamplingConfig("euler", euler))
         made = scaling.decode(x.float(), species, n)
         synchronise(device)
         seconds = (time.perf_counter() - start) / len(conditions)

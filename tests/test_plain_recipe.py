@@ -21,6 +21,7 @@ from fastcrystal.testing import fill_zero_layers, random_batch
 from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.objective import TrainingBatch
 from fastcrystal.training.trainer import Trainer
+from tests.factories.sampled import made
 from tests.factories.tiny import TINY_NETWORK, shrink_networks, tiny_config
 
 LENGTH = 16
@@ -127,7 +128,7 @@ def test_sampling(predict: str) -> None:
     x_0 = flow.source(batch.num_sites, config.length, torch.Generator().manual_seed(2), torch.float64)
     with torch.no_grad():
         cond = fast.condition(batch.species, batch.num_sites, batch.space_group, batch.energy)
-        wanted = flow.sample(lambda x, t: fast(x, t, cond), batch.num_sites, config.length, 5, initial=x_0)
+        wanted = made(flow, lambda x, t: fast(x, t, cond), batch.num_sites, x_0, steps=5)
     assert (wanted - x_0).abs().max() > 0.1  # else any network would do
     assert_equal_to_rounding(plain.sample(slow, flow, dense, x_0, 5), wanted)
 

@@ -14,13 +14,18 @@ from fastcrystal.structure.match import match_many
 from fastcrystal.training.tasks import draw_test_set, make_splits
 from fastcrystal.utils.files import write_json
 
-#: sampler -> steps that are tried; Heun and midpoint call the network twice a step
+#: sampler -> steps that are tried; Heun and midpoint call the network twice a step, rk4 four times
 FLOW_STEPS: dict[str, tuple[int, ...]] = {
     "euler": (1, 2, 5, 10, 25, 50, 100),
     "midpoint": (5, 10, 25, 50),
     "heun": (5, 10, 25, 50),
+    "rk4": (3, 5, 10, 25),
 }
-DIFFUSION_STEPS: dict[str, tuple[int, ...]] = {"ddim": (5, 10, 25, 50, 100), "ddpm": (10, 25, 50, 100)}
+DIFFUSION_STEPS: dict[str, tuple[int, ...]] = {
+    "ddim": (5, 10, 25, 50, 100),
+    "dpmpp_2m": (5, 10, 25, 50),
+    "ddpm": (10, 25, 50, 100),
+}
 
 
 def few_steps(run: Path, out: Path, max_test: int = 400, device: str = "auto", jobs: int | None = None) -> str:
@@ -54,17 +59,17 @@ def few_steps(run: Path, out: Path, max_test: int = 400, device: str = "auto", j
         raise ValueError(f"{run} is a regression: it takes one step in any case")
     asked = draw_test_set(make_splits(config), config)
     initial = None if asked.initial is None else asked.initial.batch()
-    name, tried = ("sampler", DIFFUSION_STEPS) if config.diffuses else ("method", FLOW_STEPS)
+    tried = DIFFUSION_STEPS if config.diffuses else FLOW_STEPS
     # threads and caches before the first timing
     trained.sample(asked.conditions, initial=initial, steps=1)
     rows, made = [], []
     for sampler, steps in ((s, n) for s, counts in tried.items() for n in counts):
-        options: dict[str, Any] = {name: sampler}
         started = time.perf_counter()
-        made.append(trained.sample(asked.conditions, initial=initial, steps=steps, progress=True, **options))
+        made.append(trained.sample(asked.conditions, initial=initial, sampler=sampler, steps=steps, progress=True))
         seconds = (time.perf_counter() - started) / len(asked.target)
-        # where the network gives the data, Heun's last step is Euler's
-        calls = {"midpoint": 2 * steps, "heun": 2 * steps - (config.predict == "data")}.get(sampler, steps)
+        # where the network gives the data, the last step of Heun and of Runge-Kutta is Euler's
+        ends = config.predict == "data"
+        calls = {"midpoint": 2 * steps, "heun": 2 * steps - ends, "rk4": 4 * steps - 3 * ends}.get(sampler, steps)
         rows.append({"sampler": sampler, "steps": steps, "calls": calls, "seconds_per_crystal": seconds})
     true = asked.target.batch()
     for row, verdict in zip(rows, match_many([(batch, true) for batch in made], jobs=jobs), strict=True):

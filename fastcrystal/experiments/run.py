@@ -14,7 +14,7 @@ import numpy as np
 from fastcrystal.evaluation.result import Evaluation
 from fastcrystal.evaluation.test_set import evaluate
 from fastcrystal.parallel.distributed import DistributedContext, process_group
-from fastcrystal.process.flow import Method
+from fastcrystal.process.samplers import SamplerName
 from fastcrystal.sampling.generator import Generator
 from fastcrystal.training.checkpoint import list_checkpoints, read_config, run_folder
 from fastcrystal.training.config import TrainConfig
@@ -113,7 +113,7 @@ def evaluate_run(
     device: str,
     jobs: int | None,
     guidance: float | None = None,
-    method: Method | None = None,
+    method: SamplerName | None = None,
     sampler: str | None = None,
     eta: float | None = None,
     precision: str = "fp32",
@@ -148,7 +148,7 @@ def judge(
     run: Path,
     jobs: int | None,
     seed: int = 0,
-    method: Method | None = None,
+    method: SamplerName | None = None,
     precision: str = "fp32",
     compile: bool = False,
 ) -> Evaluation:
@@ -184,8 +184,7 @@ def judge(
         steps=config.sampling_steps,
         seed=seed,
         guidance=config.guidance,
-        method=method,
-        sampler=config.algo if config.diffuses else None,  # type: ignore[arg-type]
+        sampler=config.algo if config.diffuses else method,
         eta=config.eta if config.algo == "ddim" else None,
         precision=precision,
         compile=compile,

@@ -1,4 +1,4 @@
-"""What is noised, what the network learns, and one step back: a small file per process, in the papers' symbols.
+"""Generative processes, one file each, in the papers' symbols: noising, training target, loss; and samplers.
 
 `FlowMatching`, `Diffusion` and `Regression` are each a `Process`. All work on crystal matrices (B, L, 3): sites,
 zero padding, three lattice rows.
@@ -17,10 +17,12 @@ from fastcrystal.crystal import EXTRA_ROWS
 from fastcrystal.loss import l1_loss, pbc_loss
 
 C = TypeVar("C")
+#: a network with its conditions: (x (B, L, 3), t (B,)) -> (B, L, 3), t floating in [0, 1]
+Network = Callable[[Tensor, Tensor], Tensor]
 
 
 class Process(Protocol):
-    """How a network is trained and how its matrices are made: what every process can do."""
+    """What every process defines: the loss of training, and the start of sampling."""
 
     def loss(
         self,
@@ -31,7 +33,7 @@ class Process(Protocol):
         generator: torch.Generator | None = None,
         initial: Tensor | None = None,
     ) -> Tensor:
-        """What training makes small, averaged over the batch.
+        """Training loss, averaged over the batch.
 
         Parameters
         ----------
@@ -59,26 +61,16 @@ class Process(Protocol):
             If shapes, dtypes or devices disagree, or a needed `initial` is missing.
         """
 
-    def sample(
-        self,
-        model_fn: Callable[[Tensor, Tensor], Tensor],
-        num_sites: Tensor,
-        length: int,
-        steps: int = 100,
-        generator: torch.Generator | None = None,
-        initial: Tensor | None = None,
+    def start(
+        self, num_sites: Tensor, length: int, generator: torch.Generator | None = None, initial: Tensor | None = None
     ) -> Tensor:
-        """Crystal matrices, from noise or from initial structures.
+        """Where sampling begins: noise, or the initial structure of a modification.
 
         Parameters
         ----------
-        model_fn : callable
-            The network with its conditions, (x (B, L, 3), t (B,)) -> (B, L, 3). Call under torch.no_grad.
         num_sites : Tensor, shape (B,), int64
         length : int
             L.
-        steps : int
-            Number of steps, at least 1.
         generator : torch.Generator, optional
             As in `loss`.
         initial : Tensor, shape (B, L, 3), floating, optional
@@ -86,13 +78,13 @@ class Process(Protocol):
 
         Returns
         -------
-        Tensor, shape (B, L, 3)
-            On the device of `num_sites`. Site rows are not wrapped; padding is exactly zero.
+        Tensor, shape (B, L, 3), dtype of `initial`, or float32
+            On the device of `num_sites`; padding is exactly zero.
 
         Raises
         ------
         ValueError
-            If `steps` is out of range, shapes, dtypes or devices disagree, or a needed `initial` is missing.
+            If shapes, dtypes or devices disagree, or a needed `initial` is missing.
         """
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,18 +20,15 @@ from torch import Tensor
 from fastcrystal.crystal import EXTRA_ROWS
 from fastcrystal.loss import crystal_l1_loss
 from fastcrystal.ops.noising import flow_noising
-from fastcrystal.ops.update_step import euler_step
-from fastcrystal.process import check_settings, checked_matrix, data_loss, padding
+from fastcrystal.process import Network, check_settings, checked_matrix, data_loss, padding
 from fastcrystal.utils import random as draws
 
 C = TypeVar("C")
-Method = Literal["euler", "midpoint", "heun"]
-_METHODS = ("euler", "midpoint", "heun")
 
 
 @dataclass(frozen=True)
 class FlowMatching:
-    """What is noised, what the network learns, and how it is integrated."""
+    """Source, path and training target."""
 
     noise: Literal["uniform", "normal"] = "uniform"
     """Source of the site rows: uniform over the cell, or standard normal."""
@@ -183,103 +180,23 @@ class FlowMatching:
         target = target if self.predict == "velocity" else x_1
         return crystal_l1_loss(pred, target, num_sites, self.lattice_weight, reduction="mean")
 
-    def sample(
-        self,
-        model_fn: Callable[[Tensor, Tensor], Tensor],
-        num_sites: Tensor,
-        length: int,
-        steps: int = 100,
-        generator: torch.Generator | None = None,
-        initial: Tensor | None = None,
-        *,
-        method: Method = "euler",
-        transform: Callable[[Any], Any] | None = None,
+    def start(
+        self, num_sites: Tensor, length: int, generator: torch.Generator | None = None, initial: Tensor | None = None
     ) -> Tensor:
-        """Integrate dx / dt = v from x_0 to data in equal steps (Algorithm 6).
+        """x_0: the initial structure where given, else noise; see `Process.start`."""
+        if initial is None:
+            return self.source(num_sites, length, generator)
+        return checked_matrix("initial", initial, num_sites, length)
 
-        Parameters
-        ----------
-        model_fn : callable
-            (x (B, L, 3), t (B,)) -> what `predict` says, (B, L, 3).
-        num_sites : Tensor, shape (B,), int64
-        length : int
-            L.
-        steps : int
-            Number of steps. "midpoint" and "heun" call the network twice in each.
-        generator : torch.Generator, optional
-        initial : Tensor, shape (B, L, 3), floating, optional
-            x_0, encoded initial structures; fresh noise where not given.
-        method : {"euler", "midpoint", "heun"}
-            "euler" is the paper's.
-        transform : callable, optional
-            What `step` is made into before it is called, such as torch.compile: on a GPU a CUDA graph of the network
-            and the update together.
+    def velocity(self, network: Network, num_sites: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """dx / dt of a network, (x (B, L, 3), (t, 1 - t), shape (2,)) -> (B, L, 3); zero on padding."""
 
-        Returns
-        -------
-        Tensor, shape (B, L, 3), dtype of `initial`, or float32
-            Site rows are not wrapped. The way there is not kept.
+        def v(x: Tensor, t: Tensor) -> Tensor:
+            out = network(self._seen(x), t[0].expand(len(x))).to(x.dtype)
+            out = out.masked_fill(padding(num_sites, x.shape[1]), 0)
+            return out if self.predict == "velocity" else self._towards(x, out) / t[1]
 
-        Raises
-        ------
-        ValueError
-            If `steps` is less than 1, `method` is unknown, or `initial` has another shape or device.
-        """
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
-        if method not in _METHODS:
-            raise ValueError(f"method must be one of {', '.join(_METHODS)}, got {method!r}")
-        x = self.source(num_sites, length, generator) if initial is None else initial
-        x = checked_matrix("initial", x, num_sites, length)
-        h, advance = 1 / steps, self.step if transform is None else transform(self.step)
-        second = {"euler": 0.0, "midpoint": h / 2, "heun": h}[method]
-        # on the device at once, and as tensors: a number would be compiled anew for every step
-        start = torch.arange(steps, dtype=torch.float64)[:, None] * h + torch.tensor([0.0, second], dtype=torch.float64)
-        times, left = (v.to(x.device, x.dtype) for v in (start, 1 - start))
-        for i in range(steps):
-            # a prediction of the data has no velocity at t = 1: its last step is Euler's, which ends on it
-            ends = method == "heun" and self.predict == "data" and i == steps - 1
-            x = advance(model_fn, x, times[i], left[i], h, num_sites, "euler" if ends else method)
-        return x
-
-    def step(
-        self,
-        model_fn: Callable[[Tensor, Tensor], Tensor],
-        x: Tensor,
-        times: Tensor,
-        left: Tensor,
-        h: float,
-        num_sites: Tensor,
-        method: Method,
-    ) -> Tensor:
-        """One step of `sample`: the network, once or twice, and the update.
-
-        Parameters
-        ----------
-        model_fn, num_sites, method
-            As for `sample`.
-        x : Tensor, shape (B, L, 3), floating
-        times, left : Tensor, shape (2,), floating
-            t of the first and the second call of the network, and 1 - t.
-        h : float
-            Length of the step.
-
-        Returns
-        -------
-        Tensor, shape (B, L, 3), dtype of x
-        """
-        pad = padding(num_sites, x.shape[1])
-
-        def v(x: Tensor, call: int) -> Tensor:
-            out = model_fn(self._seen(x), times[call].expand(len(x))).to(x.dtype).masked_fill(pad, 0)
-            return out if self.predict == "velocity" else self._towards(x, out) / left[call]
-
-        u = v(x, 0)
-        if method == "midpoint":
-            u = v(x + h / 2 * u, 1)
-        elif method == "heun":
-            u = (u + v(x + h * u, 1)) / 2
-        return euler_step(x, u, h, num_sites)
+        return v
 
     def _seen(self, x: Tensor) -> Tensor:
         """What the network sees of x: on the torus, where it predicts data, sites without their whole turns."""

@@ -23,7 +23,7 @@ C = TypeVar("C")
 
 @dataclass(frozen=True)
 class Regression:
-    """What the network's sites are in fractions of the cell, and what the lattice weighs."""
+    """Scale of the sites and weight of the lattice."""
 
     site_scale: float = 1.0
     """Period of the site rows: x = (frac - site_offset) * site_scale, as in `LatticeScaling`."""
@@ -74,46 +74,11 @@ class Regression:
         pred = model_fn(x_0, x_0.new_zeros(len(x_0)), cond).to(x_1.dtype)
         return data_loss(pred, x_1, num_sites, self.site_scale, self.lattice_weight)
 
-    def sample(
-        self,
-        model_fn: Callable[[Tensor, Tensor], Tensor],
-        num_sites: Tensor,
-        length: int,
-        steps: int = 100,
-        generator: torch.Generator | None = None,
-        initial: Tensor | None = None,
+    def start(
+        self, num_sites: Tensor, length: int, generator: torch.Generator | None = None, initial: Tensor | None = None
     ) -> Tensor:
-        """The network's x_1 for x_0, in one call (Algorithm 2).
-
-        Parameters
-        ----------
-        model_fn : callable
-            (x_0 (B, L, 3), t = 0 (B,)) -> x_1 (B, L, 3).
-        num_sites : Tensor, shape (B,), int64
-        length : int
-            L.
-        steps : int
-            At least 1, and otherwise not used: there is one call.
-        generator : torch.Generator, optional
-            Not used: nothing is random.
-        initial : Tensor, shape (B, L, 3), floating
-            x_0, encoded initial structures.
-
-        Returns
-        -------
-        Tensor, shape (B, L, 3), dtype of `initial`
-            Site rows are not wrapped.
-
-        Raises
-        ------
-        ValueError
-            If `initial` is missing or has another shape or device, or `steps` is less than 1.
-        """
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got {steps}")
-        x_0 = _checked_initial(initial, num_sites, length)
-        x_1 = model_fn(x_0, x_0.new_zeros(len(x_0)))
-        return checked_matrix("the network's x_1", x_1, num_sites, length).to(x_0.dtype)
+        """x_0: the initial structure, which must be given; see `Process.start`."""
+        return _checked_initial(initial, num_sites, length)
 
 
 def _checked_initial(initial: Tensor | None, num_sites: Tensor, length: int) -> Tensor:

@@ -6,8 +6,9 @@ import math
 import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,7 +20,8 @@ from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import Condition, CrystalUNet
 from fastcrystal.parallel.distributed import DistributedContext
 from fastcrystal.process import Process
-from fastcrystal.process.flow import Method
+from fastcrystal.process.flow import FlowMatching
+from fastcrystal.process.samplers import Problem, SamplingConfig, sample, sampler_of
 from fastcrystal.sampling.pretrained import resolve
 from fastcrystal.training.checkpoint import (
     find_checkpoint,
@@ -30,7 +32,7 @@ from fastcrystal.training.checkpoint import (
     run_folder,
 )
 from fastcrystal.training.config import TrainConfig
-from fastcrystal.training.process import live_rows, make_process
+from fastcrystal.training.process import live_rows, make_process, make_sampling
 from fastcrystal.utils.device import compile_network, compile_step, half_precision, pick_device
 from fastcrystal.utils.random import step_seed
 
@@ -51,7 +53,7 @@ class Generator:
 
     def __init__(self, model: CrystalUNet, config: TrainConfig, scaling: LatticeScaling, length: int) -> None:
         self.model, self.config, self.scaling, self.length = model, config, scaling, length
-        self.process = make_process(config, scaling)
+        self.process, self.sampling = make_process(config, scaling), make_sampling(config)
         self.run: dict[str, Any] = {}
         self.step = 0
 
@@ -95,51 +97,31 @@ class Generator:
     def sample(
         self,
         conditions: CrystalBatch,
+        config: SamplingConfig | None = None,
         *,
         initial: CrystalBatch | None = None,
-        steps: int | None = None,
         seed: int = 0,
-        batch_size: int = 256,
-        guidance: float = 1.0,
-        method: Method | None = None,
-        sampler: Literal["ddpm", "ddim"] | None = None,
-        eta: float | None = None,
-        precision: str = "fp32",
-        compile: bool = False,
         progress: bool = False,
+        **changes: Any,
     ) -> CrystalBatch:
-        """One crystal for each crystal of `conditions`, by the sampler of the process that the model was trained for.
+        """One crystal for each crystal of `conditions`, by the sampler of `config`.
 
         Parameters
         ----------
         conditions : CrystalBatch
-            Species, num_sites, space_group and energy are used; coordinates and lattice are not looked at. A space
-            group 0 and an energy NaN are left open, which a model trained with `condition_dropout` understands. In
+            Species, num_sites, space_group and energy are used; coordinates and lattice are not looked at. Space
+            group 0 and energy NaN are unconditional, which needs a model trained with `condition_dropout`. In
             modification the energy is E(target) - E(initial).
+        config : SamplingConfig, optional
+            The run's own, `self.sampling`, where not given.
         initial : CrystalBatch, optional
             Structures to modify, with the species of `conditions` site by site.
-        steps : int, optional
-            Steps of the sampler, where not given as in the run's own evaluation; a regression takes one in any case.
         seed : int
             The same seed, conditions and batch size give the same crystals, whatever the device draws them on.
-        batch_size : int
-            Crystals at a time.
-        guidance : float
-            Classifier-free guidance: prediction = open + guidance (told - open), where nothing but the formula (and the
-            initial structure) is told in `open`. 1: none; each step calls the network once instead of twice.
-        method : {"euler", "midpoint", "heun"}, optional
-            How flow matching integrates; Euler (the paper's) where not given.
-        sampler : {"ddpm", "ddim"}, optional
-            How a diffusion walks back, instead of as the run says: both are trained alike.
-        eta : float, optional
-            Noise of DDIM, instead of that of the run.
-        precision : {"fp32", "bf16", "fp16", "auto"}
-            What the network computes in; states, and what comes out, are float32 in any case.
-        compile : bool
-            torch.compile the step of a flow (network and update, on a GPU one CUDA graph), or the network of another
-            process: minutes at the first batch of a size, so smaller batches are filled up to `batch_size`.
         progress : bool
             Show a bar on stderr.
+        **changes
+            Fields of `SamplingConfig` by name, such as steps=25, sampler="heun"; None keeps a field.
 
         Returns
         -------
@@ -149,35 +131,36 @@ class Generator:
         Raises
         ------
         ValueError
-            If a crystal has more sites than the model's matrix, a condition is left open or guidance asked for without
-            a model trained for it, an initial structure is missing or not wanted, or an option does not suit the
-            algorithm or its schedule.
+            If a crystal has more sites than the model's matrix, a condition is missing or guidance asked for without
+            a model trained for it, an initial structure is missing or not wanted, or a setting does not suit the
+            process or its schedule.
         """
-        self._check(conditions, initial, guidance, method)
-        process, half = self._process(sampler, eta), half_precision(precision, self.device)
-        steps = self.config.sampling_steps if steps is None else steps
+        config = (self.sampling if config is None else config).changed(**changes)
+        sampler_of(self.process, config)
+        self._check(conditions, initial, config.guidance)
+        half = half_precision(config.precision, self.device)
+        autocast = partial(torch.autocast, self.device.type, half, enabled=half is not None)
         frac, lattice = [conditions.frac[:0]], [conditions.lattice[:0]]
-        ranks = DistributedContext.current()
-        own = ranks.part(math.ceil(len(conditions) / batch_size))
-        count = len(range(len(conditions))[own.start * batch_size : own.stop * batch_size])
+        ranks, size = DistributedContext.current(), config.batch_size
+        own = ranks.part(math.ceil(len(conditions) / size))
+        count = len(range(len(conditions))[own.start * size : own.stop * size])
         bar = tqdm(total=count, desc="sampling", unit="crystal", disable=not progress, file=sys.stderr)
         for number in range(own.start, own.stop):
             # by batch: as many processes as one likes give the same crystals
             generator = torch.Generator().manual_seed(step_seed(seed, number))
-            chunk = torch.arange(number * batch_size, min((number + 1) * batch_size, len(conditions)))
+            chunk = torch.arange(number * size, min((number + 1) * size, len(conditions)))
             real = len(chunk)
-            if compile and real < batch_size:
-                chunk = torch.cat([chunk, chunk[-1:].expand(batch_size - real)])
+            if config.compile and real < size:  # filled up: another size would be compiled anew
+                chunk = torch.cat([chunk, chunk[-1:].expand(size - real)])
             part = conditions[chunk].to(self.device)
             x_0 = None if initial is None else self.scaling.encode(initial[chunk].to(self.device), self.length)
-            with torch.autocast(self.device.type, half, enabled=half is not None):
-                network = self._network(part, x_0, guidance)
-            options: dict[str, Any] = {} if method is None else {"method": method}
-            if compile:
-                options |= self._compiled()
             rows = live_rows(self.config, part.num_sites, self.length)
-            with torch.autocast(self.device.type, half, enabled=half is not None):
-                x = process.sample(network, rows, self.length, steps, generator, x_0, **options)
+            with autocast():
+                network = self._network(part, x_0, config.guidance)
+                problem = Problem(self.process, network, rows, generator)
+                if config.compile:
+                    problem = self._compiled(problem)
+                x = sample(problem, self.length, config, x_0)
             made = self.scaling.decode(x.float(), part.species, part.num_sites)
             frac.append(made[0][:real].cpu())
             lattice.append(made[1][:real].cpu())
@@ -191,12 +174,12 @@ class Generator:
         """Where the weights are."""
         return next(self.model.parameters()).device
 
-    def _compiled(self) -> dict[str, Any]:
-        """Options of the process that compile its step; or, where it has none, the network compiled in place."""
-        if self.config.algo == "cfm":
-            return {"transform": compile_step(self.device)}
+    def _compiled(self, problem: Problem[Process]) -> Problem[Process]:
+        """With a compiled step; or, where the process has none, the network compiled in place."""
+        if isinstance(problem.process, FlowMatching):
+            return replace(problem, transform=compile_step(self.device))
         compile_network(self.model)
-        return {}
+        return problem
 
     def _network(self, part: CrystalBatch, x_0: Tensor | None, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
         """The network with its conditions, and guidance where asked: (x, t) -> (B, L, 3)."""
@@ -225,17 +208,7 @@ class Generator:
 
         return guided
 
-    def _process(self, sampler: str | None, eta: float | None) -> Process:
-        if sampler is None and eta is None:
-            return self.process
-        if not self.config.diffuses:
-            raise ValueError(f"sampler and eta are for diffusion; this model was trained with {self.config.algo}")
-        config = replace(self.config, algo=sampler or self.config.algo, eta=0.0)
-        return make_process(config if eta is None else replace(config, eta=eta), self.scaling)
-
-    def _check(
-        self, conditions: CrystalBatch, initial: CrystalBatch | None, guidance: float, method: Method | None
-    ) -> None:
+    def _check(self, conditions: CrystalBatch, initial: CrystalBatch | None, guidance: float) -> None:
         """Raise ValueError where the model cannot do what is asked."""
         if int(conditions.num_sites.max()) > self.max_sites:
             raise ValueError(
@@ -252,8 +225,6 @@ class Generator:
                 )
         elif initial.species.shape != conditions.species.shape or not initial.species.equal(conditions.species):
             raise ValueError("initial structures must have the species of the conditions, site by site")
-        if method is not None and self.config.algo != "cfm":
-            raise ValueError(f"method {method} is for flow matching; this model was trained with {self.config.algo}")
         if not self.config.condition_dropout:
             if guidance != 1:
                 raise ValueError(

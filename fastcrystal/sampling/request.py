@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ import torch
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.features.elements import SYMBOLS
 from fastcrystal.parallel.distributed import DistributedContext
-from fastcrystal.process.flow import Method
+from fastcrystal.process.samplers import SamplerName
 from fastcrystal.sampling.generator import Generator
 from fastcrystal.structure.canonical import species_order
 from fastcrystal.structure.formula import parse_formula
@@ -138,8 +138,8 @@ def generate(
     seed: int = 0,
     device: str = "auto",
     guidance: float = 1.0,
-    method: Method | None = None,
-    sampler: Literal["ddpm", "ddim"] | None = None,
+    method: SamplerName | None = None,
+    sampler: SamplerName | None = None,
     eta: float | None = None,
     precision: str = "fp32",
     compile: bool = False,
@@ -179,7 +179,8 @@ def generate(
         "eta": eta,
         "precision": precision,
     }
-    crystals = trained.sample(batch, compile=compile, **how)
+    settings = {k: v for k, v in how.items() if k not in ("method", "sampler")}
+    crystals = trained.sample(batch, sampler=sampler or method, compile=compile, **settings)
     state = validity.check(crystals)
     structures = _structures(crystals, state.valid)
     rows = [

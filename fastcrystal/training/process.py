@@ -1,4 +1,4 @@
-"""The process that the settings of a run ask for."""
+"""The process and the sampling that the settings of a run ask for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from fastcrystal.process import Process
 from fastcrystal.process.diffusion import Diffusion
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.process.regression import Regression
+from fastcrystal.process.samplers import SamplingConfig
 from fastcrystal.training.config import TrainConfig
 
 
@@ -20,11 +21,8 @@ def make_process(config: TrainConfig, scaling: LatticeScaling) -> Process:
         return Regression(scaling.site_scale, scaling.site_offset, config.lattice_weight)
     if config.diffuses:
         return Diffusion(
-            sampler=config.algo,  # type: ignore[arg-type]
             schedule=config.schedule,  # type: ignore[arg-type]
             training_steps=config.diffusion_steps,
-            eta=config.eta,
-            clip=config.clip,
             lattice_weight=config.lattice_weight,
             predict="noise" if config.predict == "paper" else "data",
         )
@@ -36,6 +34,16 @@ def make_process(config: TrainConfig, scaling: LatticeScaling) -> Process:
         site_offset=scaling.site_offset,
         lattice_weight=config.lattice_weight,
         predict="velocity" if config.predict == "paper" else "data",
+    )
+
+
+def make_sampling(config: TrainConfig) -> SamplingConfig:
+    """Sampler, steps, eta and clip of the run's own evaluation; no guidance."""
+    return SamplingConfig(
+        sampler=config.algo if config.diffuses else "auto",  # type: ignore[arg-type]
+        steps=config.sampling_steps,
+        eta=config.eta,
+        clip=config.clip,
     )
 
 

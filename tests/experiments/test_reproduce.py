@@ -17,7 +17,7 @@ from fastcrystal.experiments.ablation import ablate, rows_of, settings
 from fastcrystal.experiments.figures import make_figures
 from fastcrystal.experiments.run import evaluate_run
 from fastcrystal.model.unet import Condition
-from fastcrystal.process.flow import Method
+from fastcrystal.process.samplers import SamplerName
 from fastcrystal.sampling.generator import Generator
 from fastcrystal.testing import fill_zero_layers
 from fastcrystal.training.config import TrainConfig
@@ -105,8 +105,8 @@ def test_one_palette_model_serves_all_queries(made: tuple[Path, TrainConfig, str
 
 def test_samplers_of_flow_matching(made: tuple[Path, TrainConfig, str]) -> None:
     sampler, conditions, _ = sampler_of(made[0], "cfm-uniform")
-    methods: tuple[Method | None, ...] = (None, "euler", "heun", "midpoint")
-    lattices = [sampler.sample(conditions, steps=3, method=m).lattice for m in methods]
+    names: tuple[SamplerName | None, ...] = (None, "euler", "heun", "midpoint", "rk4")
+    lattices = [sampler.sample(conditions, steps=3, sampler=name).lattice for name in names]
     assert torch.equal(lattices[0], lattices[1])
     assert not torch.equal(lattices[1], lattices[2])
     guided = sampler.sample(conditions, steps=3, guidance=3.0).lattice
@@ -145,7 +145,7 @@ def test_guidance_does_not_see_whole_turns(made: tuple[Path, TrainConfig, str]) 
 
 def test_ddpm_and_ddim_differ_in_their_noise(made: tuple[Path, TrainConfig, str]) -> None:
     sampler, conditions, _ = sampler_of(made[0], "ddpm")
-    with pytest.raises(ValueError, match="eta is DDIM's: --algo ddim"):
+    with pytest.raises(ValueError, match=r"eta must be 0 where sampler is ddpm, got 0\.5: only ddim has an eta"):
         sampler.sample(conditions, eta=0.5)
     a, b, c = (sampler.sample(conditions, steps=4, sampler="ddim", eta=eta).lattice for eta in (None, 0.0, 1.0))
     assert torch.equal(a, b)
@@ -153,7 +153,7 @@ def test_ddpm_and_ddim_differ_in_their_noise(made: tuple[Path, TrainConfig, str]
     assert not torch.equal(a, sampler.sample(conditions, steps=4).lattice)
     with pytest.raises(ValueError, match=r"steps must be in 1\.\.1000, got 1001"):
         sampler.sample(conditions, steps=1001)
-    with pytest.raises(ValueError, match="sampler and eta are for diffusion; this model was trained with cfm"):
+    with pytest.raises(ValueError, match="sampler ddim does not suit FlowMatching: take euler, midpoint, heun, rk4"):
         sampler_of(made[0], "cfm-uniform")[0].sample(conditions, sampler="ddim")
 
 
@@ -173,8 +173,8 @@ def test_what_a_model_cannot_do_is_one_line(made: tuple[Path, TrainConfig, str],
         modifying.sample(conditions)
     with pytest.raises(ValueError, match="species of the conditions, site by site"):
         modifying.sample(conditions, initial=replace(initial, species=initial.species.flip(1)))
-    with pytest.raises(ValueError, match="method heun is for flow matching; this model was trained with regression"):
-        sampler_of(out, "modify-regression")[0].sample(conditions, initial=initial, method="heun")
+    with pytest.raises(ValueError, match="sampler heun does not suit Regression: take direct"):
+        sampler_of(out, "modify-regression")[0].sample(conditions, initial=initial, sampler="heun")
     with pytest.raises(ValueError, match=r"guidance 2\.0 needs a model trained with conditions left open"):
         evaluate_run(tiny_run, None, None, 0, "cpu", 1, guidance=2.0)
     with pytest.raises(ValueError, match=r"sampler ddim is for diffusion; .* was trained with cfm"):

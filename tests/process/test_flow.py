@@ -1,13 +1,12 @@
-"""Flow matching: the path, its velocity, and the way back, re-derived here."""
-
-from typing import Any
+"""Flow matching: the path and its velocity, re-derived here."""
 
 import pytest
 import torch
 
 from fastcrystal.process import padding
-from fastcrystal.process.flow import FlowMatching, Method
+from fastcrystal.process.flow import FlowMatching
 from fastcrystal.testing import random_batch
+from tests.factories.sampled import made
 
 BATCH = random_batch(16, 12, dtype=torch.float64)
 X_1, N = BATCH.matrix(16), BATCH.num_sites
@@ -62,51 +61,12 @@ def test_source_distributions() -> None:
     assert FlowMatching(noise="normal").source(n, 8, seeded()).std().item() == pytest.approx((7 / 8) ** 0.5, rel=0.02)
 
 
-@pytest.mark.parametrize("method", ["euler", "midpoint", "heun"])
-@pytest.mark.parametrize("steps", [1, 7, 100])
-def test_true_velocity_leads_to_the_data(method: Any, steps: int, device: str) -> None:
-    n, x_1 = N.to(device), X_1.to(device)
-    for x_0 in (FlowMatching().source(n, 16, seeded(), torch.float64), X_0.to(device)):
-        x = FlowMatching().sample(lambda x, t, u=x_1 - x_0: u, n, 16, steps, initial=x_0, method=method)  # type: ignore[misc]
-        # one step of a straight path is exact
-        torch.testing.assert_close(x, x_1, rtol=0, atol=1e-15 if steps == 1 else 1e-12)
-
-
-def test_order_of_the_methods() -> None:
-    """dx/dt = x on [0, 1]: e from 1, to first order by Euler, to second by the others."""
-    n, one = torch.tensor([4]), torch.ones(1, 8, 3, dtype=torch.float64)
-
-    def error(method: Any, steps: int) -> float:
-        x = FlowMatching().sample(lambda x, t: x, n, 8, steps, initial=one, method=method)
-        return abs(x[0, 0, 0].item() - 2.718281828459045)
-
-    for method, order in (("euler", 1), ("midpoint", 2), ("heun", 2)):
-        assert error(method, 40) / error(method, 80) == pytest.approx(2**order, rel=0.05)
-
-
-def test_times_run_from_zero_and_padding_stays_zero() -> None:
-    seen = []
-
-    def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        seen.append(t[0].item())
-        assert t.shape == (16,)
-        assert not x[padding(N, 16)[..., 0]].any()
-        return torch.ones_like(x)
-
-    x = FlowMatching().sample(velocity, N, 16, 4, seeded())
-    assert seen == [0, 0.25, 0.5, 0.75]
-    assert not x[padding(N, 16)[..., 0]].any()
-
-
 def test_same_seed_same_noise(device: str) -> None:
-    def velocity(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        return -x
-
     n = N.to(device)
-    first, again = (FlowMatching().sample(velocity, n, 16, 3, seeded(5)) for _ in range(2))
+    first, again = (FlowMatching().source(n, 16, seeded(5)) for _ in range(2))
     assert torch.equal(first, again)
-    assert not torch.equal(first, FlowMatching().sample(velocity, n, 16, 3, seeded(6)))
-    on_host = FlowMatching().sample(velocity, N, 16, 3, seeded(5))  # a CPU generator is the same noise on any device
+    assert not torch.equal(first, FlowMatching().source(n, 16, seeded(6)))
+    on_host = FlowMatching().source(N, 16, seeded(5))  # a CPU generator is the same noise on any device
     torch.testing.assert_close(first.cpu(), on_host)
     torch.manual_seed(3)
     unseeded = FlowMatching().source(n, 16)
@@ -137,7 +97,7 @@ def test_short_way_from_a_given_structure() -> None:
     x_t, u = FlowMatching(torus=True).corrupt(x_1, n, t, initial=x_0)
     assert x_t[0, :, 0].tolist() == pytest.approx([1.05, 0, 0.55, 0.55, 0.55])
     assert u[0, :, 0].tolist() == pytest.approx([0.3, 0, -0.7, -0.7, -0.7])
-    x = FlowMatching(torus=True).sample(lambda x, t: u, n, 5, 3, initial=x_0)
+    x = made(FlowMatching(torus=True), lambda x, t: u, n, x_0, steps=3)
     assert x[0, 0, 0].item() % 1 == pytest.approx(0.2)
 
 
@@ -147,23 +107,8 @@ def test_errors_name_the_values() -> None:
     flow = FlowMatching()
     with pytest.raises(ValueError, match="length must be more than 4, got 4"):
         flow.source(N, 4)
-    with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
-        flow.sample(lambda x, t: x, N, 16, 0)
-    with pytest.raises(ValueError, match="method must be one of euler, midpoint, heun, got 'rk4'"):
-        flow.sample(lambda x, t: x, N, 16, method="rk4")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"num_sites must be in 1\.\.12, got 13 at index 2"):
         flow.loss(lambda x, t, c: x, X_1[:3], torch.tensor([1, 12, 13]), None)
-
-
-@pytest.mark.parametrize("method", ["euler", "midpoint", "heun"])
-@pytest.mark.parametrize("steps", [1, 4])
-def test_predicted_data_are_reached_exactly(method: Method, steps: int) -> None:
-    flow = FlowMatching(predict="data", site_scale=2.0)
-    x_1, n = random_batch(6, 12, dtype=torch.float64).matrix(16), random_batch(6, 12).num_sites
-    start = torch.randn(6, 16, 3, dtype=torch.float64)
-    end = flow.sample(lambda x, t: x_1, n, 16, steps, initial=start, method=method)
-    torch.testing.assert_close(end, x_1, rtol=0, atol=1e-12)
-    assert flow.loss(lambda x, t, c: x_1, x_1, n, None).item() == 0
 
 
 def test_loss_of_data_goes_the_short_way_on_the_torus_alone() -> None:
@@ -197,7 +142,7 @@ def test_on_the_torus_no_turn_of_a_site_matters() -> None:
         seen.append(x)
         return data + turns * t[:, None, None].round()
 
-    end = flow.sample(network, n, 16, 8, initial=start)
+    end = made(flow, network, n, start, steps=8)
     gap = (end - data) * live
     assert (gap[:, :-4] / 2 - (gap[:, :-4] / 2).round()).abs().max() < 1e-9
     assert gap[:, -3:].abs().max() < 1e-9

@@ -12,6 +12,7 @@ from fastcrystal.process import Process, padding
 from fastcrystal.process.diffusion import Diffusion
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.process.regression import Regression
+from fastcrystal.process.samplers import SAMPLERS, Problem, SamplingConfig, sample
 from fastcrystal.testing import heavy_imports, random_batch
 
 BATCH = random_batch(8, 12, dtype=torch.float64)
@@ -23,13 +24,20 @@ PROCESSES: list[Process] = [
     FlowMatching(predict="data", site_scale=2.0),
     FlowMatching(predict="data", torus=True, site_scale=2.0, site_offset=0.5),
     Diffusion(),
-    Diffusion(schedule="linear", training_steps=50, clip=20.0),
-    Diffusion(sampler="ddim"),
+    Diffusion(schedule="linear", training_steps=50),
     Diffusion(predict="data"),
-    Diffusion(sampler="ddim", eta=0.5),
     Regression(site_scale=2.0),
 ]
 each_process = pytest.mark.parametrize("process", PROCESSES, ids=str)
+#: every process with every sampler that suits it
+SAMPLED = [
+    (process, SamplingConfig(name, 5, **options))  # type: ignore[arg-type]
+    for process in PROCESSES
+    for name, sampler in SAMPLERS.items()
+    if isinstance(process, sampler.process)
+    for options in ({}, *({"ddim": [{"eta": 0.5}], "ddpm": [{"clip": 20.0}]}.get(name, [])))
+]
+each_sampler = pytest.mark.parametrize(("process", "config"), SAMPLED, ids=str)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -56,10 +64,10 @@ def network(n: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
     return call
 
 
-@each_process
-def test_padding_is_zero_whatever_it_held(process: Process, device: str) -> None:
+@each_sampler
+def test_padding_is_zero_whatever_it_held(process: Process, config: SamplingConfig, device: str) -> None:
     n, x_0 = N.to(device), X_0.to(device)
-    x = process.sample(network(n), n, 16, 5, seeded(), spoilt(x_0, n))
+    x = sample(Problem(process, network(n), n, seeded()), 16, config, spoilt(x_0, n))
     assert x.shape == (8, 16, 3)
     assert x.isfinite().all()
     pad = padding(n, 16)
@@ -101,11 +109,11 @@ def test_loss_trains_the_network(process: Process) -> None:
     assert not used[int(N.max()) : -3].any()
 
 
-@each_process
-def test_a_seed_fixes_the_noise_on_any_device(process: Process, device: str) -> None:
+@each_sampler
+def test_a_seed_fixes_the_noise_on_any_device(process: Process, config: SamplingConfig, device: str) -> None:
     def sampled(seed: int, where: str) -> Tensor:
         n = N.to(where)
-        return process.sample(network(n), n, 16, 3, seeded(seed), X_0.to(where)).cpu()
+        return sample(Problem(process, network(n), n, seeded(seed)), 16, config, X_0.to(where)).cpu()
 
     def loss(seed: int, where: str) -> Tensor:
         def model(x: Tensor, t: Tensor, cond: None) -> Tensor:
@@ -120,9 +128,9 @@ def test_a_seed_fixes_the_noise_on_any_device(process: Process, device: str) -> 
         random = given_noise or (run is loss and isinstance(process, FlowMatching))
         assert torch.equal(run(5, device), run(6, device)) != random
     torch.manual_seed(3)
-    first = process.sample(network(N), N, 16, 2, None, X_0)
+    first = sample(Problem(process, network(N), N), 16, config, X_0)
     torch.manual_seed(3)
-    assert torch.equal(process.sample(network(N), N, 16, 2, None, X_0), first)
+    assert torch.equal(sample(Problem(process, network(N), N), 16, config, X_0), first)
 
 
 @each_process
@@ -140,9 +148,6 @@ def test_lattice_weight(process: Process) -> None:
 
 @each_process
 def test_errors_name_the_values(process: Process) -> None:
-    model = network(N)
-    with pytest.raises(ValueError, match=r"steps must be (at least 1|in 1\.\.(1000|50)), got 0$"):
-        process.sample(model, N, 16, 0, None, X_0)
     for weight in (-1.0, math.nan, math.inf):
         with pytest.raises(ValueError, match=f"lattice_weight must be finite and at least 0, got {weight}"):
             type(process)(**{**vars(process), "lattice_weight": weight})
@@ -153,15 +158,15 @@ def test_errors_name_the_values(process: Process) -> None:
             type(process)(**{**vars(process), "site_scale": scale})
     wrong = r"initial must be floating, of shape \(8, 16, 3\), got torch.float64 \(8, 24, 3\)"
     with pytest.raises(ValueError, match=wrong):
-        process.sample(model, N, 16, 2, None, BATCH.matrix(24))
+        process.start(N, 16, None, BATCH.matrix(24))
     with pytest.raises(ValueError, match=wrong):
         process.loss(lambda x, t, c: x, X_1, N, None, None, BATCH.matrix(24))
     with pytest.raises(ValueError, match=r"initial must be floating, of shape \(8, 16, 3\), got torch.int64"):
-        process.sample(model, N, 16, 2, None, X_0.long())
+        process.start(N, 16, None, X_0.long())
     with pytest.raises(ValueError, match="initial must be on cpu, got meta"):
-        process.sample(model, N, 16, 2, None, X_0.to("meta"))
+        process.start(N, 16, None, X_0.to("meta"))
 
 
 def test_imports_are_light() -> None:
-    modules = ("flow", "diffusion", "regression", "schedule")
+    modules = ("flow", "diffusion", "regression", "schedule", "samplers")
     assert heavy_imports(", ".join(f"fastcrystal.process.{m}" for m in modules)) == []

@@ -7,6 +7,7 @@ from torch import Tensor
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.process.regression import Regression
 from fastcrystal.testing import random_batch
+from tests.factories.sampled import made
 
 BATCH = random_batch(8, 12, dtype=torch.float64)
 N = BATCH.num_sites
@@ -54,7 +55,7 @@ def test_one_call_at_time_zero(steps: int, device: str) -> None:
         assert live.sum() == 3 * (N.sum() + 8 * 3)
         return x_1
 
-    x = REGRESSION.sample(model, n, 16, steps, initial=x_0)
+    x = made(REGRESSION, model, n, x_0, steps=steps)
     assert torch.equal(x, x_1)  # the structure itself, not a step from x_0
     REGRESSION.loss(model, x_1, n, None, initial=x_0)
     assert [t.tolist() for t in calls] == [[0] * 8] * 2
@@ -65,7 +66,7 @@ def test_half_precision_becomes_that_of_the_data() -> None:
         assert x.dtype == torch.float64
         return X_1.half()
 
-    assert torch.equal(REGRESSION.sample(model, N, 16, initial=X_0), X_1.half().double())
+    assert torch.equal(made(REGRESSION, model, N, X_0), X_1.half().double())
     assert REGRESSION.loss(model, X_1.half().double(), N, None, initial=X_0.float()) == 0
 
 
@@ -74,8 +75,8 @@ def test_errors_name_the_values() -> None:
     with pytest.raises(ValueError, match=fix):
         REGRESSION.loss(lambda x, t, c: x, X_1, N, None)
     with pytest.raises(ValueError, match=fix):
-        REGRESSION.sample(lambda x, t: x, N, 16)
+        REGRESSION.start(N, 16)
     with pytest.raises(ValueError, match=r"the network's x_1 must be floating, of shape \(8, 16, 3\), got"):
-        REGRESSION.sample(lambda x, t: x[:, 1:], N, 16, initial=X_0)
+        made(REGRESSION, lambda x, t: x[:, 1:], N, X_0)
     with pytest.raises(ValueError, match=r"share a shape"):
         REGRESSION.loss(lambda x, t, c: x[:, 1:], X_1, N, None, initial=X_0)

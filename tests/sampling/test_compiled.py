@@ -10,15 +10,15 @@ import torch
 from torch._dynamo.testing import CompileCounter
 
 from fastcrystal.data.load import load_dataset
-from fastcrystal.process.flow import Method
+from fastcrystal.process.samplers import SamplerName
 from fastcrystal.sampling import generator as sampling
 from fastcrystal.sampling.generator import Generator
 from fastcrystal.utils import device as devices
 
 
-@pytest.mark.parametrize("method", ["euler", "midpoint", "heun"])
+@pytest.mark.parametrize("sampler", ["euler", "midpoint", "heun", "rk4"])
 def test_one_graph_for_every_step_and_batch(
-    tiny_run: Path, tiny_npz: Path, method: Method, monkeypatch: pytest.MonkeyPatch
+    tiny_run: Path, tiny_npz: Path, sampler: SamplerName, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted by dynamo; conditions, times and sizes of the last batch change, and nothing is compiled for it."""
     torch.compiler.reset()
@@ -28,11 +28,11 @@ def test_one_graph_for_every_step_and_batch(
     )
     model = Generator.from_run(tiny_run, "cpu")
     conditions = load_dataset(tiny_npz).batch()
-    how: dict[str, Any] = {"steps": 5, "seed": 1, "method": method, "batch_size": 7}
+    how: dict[str, Any] = {"steps": 5, "seed": 1, "sampler": sampler, "batch_size": 7}
     few = conditions[torch.arange(17)]
     compiled = model.sample(few, compile=True, **how)
-    # heun's last step is another function
-    assert counter.frame_count == (2 if method == "heun" else 1)
+    # their last step is another function
+    assert counter.frame_count == (2 if sampler in ("heun", "rk4") else 1)
     full, plain = conditions[torch.arange(14)], model.sample(few, **how)
     want = model.sample(full, **how)
     for name in ("frac", "lattice"):
