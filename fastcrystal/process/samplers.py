@@ -21,7 +21,7 @@ from fastcrystal.process.diffusion import Diffusion
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.process.regression import Regression
 from fastcrystal.utils import random as draws
-from fastcrystal.utils.serialization import Jsonable
+from fastcrystal.utils.settings import Settings
 
 P_co = TypeVar("P_co", bound=Process, covariant=True)
 SamplerName = Literal["auto", "euler", "midpoint", "heun", "rk4", "ddpm", "ddim", "dpmpp_2m", "direct"]
@@ -29,7 +29,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
-class SamplingConfig(Jsonable):
+class SamplingConfig(Settings):
     """Settings of sampling; the process they are for is checked by `sampler_of`."""
 
     sampler: SamplerName = "auto"
