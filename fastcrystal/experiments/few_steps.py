@@ -112,12 +112,10 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Both match rates against calls of the network."""
-    import matplotlib as mpl
+    from matplotlib.figure import Figure
 
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(6.4, 4), layout="constrained")
+    figure = Figure(figsize=(6.4, 4), layout="constrained")
+    axis = figure.subplots()
     for sampler in dict.fromkeys(r["sampler"] for r in rows):
         own = [r for r in rows if r["sampler"] == sampler]
         calls = [r["calls"] for r in own]
@@ -129,4 +127,3 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axis.grid(alpha=0.2)
     axis.legend(frameon=False, ncols=2)
     figure.savefig(path, dpi=130)
-    plt.close(figure)

@@ -147,11 +147,12 @@ def draw_coordinate_distributions(sets: dict[str, CrystalDataset], path: Path, *
     """
     if not 1 <= len(sets) <= 1 + len(_LINES):
         raise ValueError(f"figure 3 shows the data and up to {len(_LINES)} sets of crystals, got {len(sets)} sets")
-    plt = _pyplot()
+    from matplotlib.figure import Figure
+
     (data_name, data), *generated = sets.items()
     distances = {name: coordinate_distances(data, crystals) for name, crystals in generated}
-    figure = plt.figure(figsize=(9, 6.2))
-    panels = figure.subplot_mosaic([["all"] * 3, ["x", "y", "z"]], height_ratios=(1.3, 1), sharey=True)
+    figure = Figure(figsize=(9, 6.2))
+    panels: dict[str, Any] = figure.subplot_mosaic([["all"] * 3, ["x", "y", "z"]], height_ratios=(1.3, 1), sharey=True)
     figure.subplots_adjust(left=0.055, right=0.99, bottom=0.105, top=0.985, wspace=0.06, hspace=0.24)
     edges = (np.arange(BINS + 1) - 0.5) / BINS
     for name, columns in AXES.items():
@@ -169,7 +170,6 @@ def draw_coordinate_distributions(sets: dict[str, CrystalDataset], path: Path, *
         note = "$W_1$: Wasserstein distance from the data, around the cell; TV: total variation of the histograms"
         figure.text(0.5, 0.012, note, ha="center", fontsize=7.5, color="0.35")
     figure.savefig(path, dpi=dpi)
-    plt.close(figure)
     return path
 
 
@@ -246,8 +246,9 @@ def draw_two_views(crystal: CrystalDataset, path: Path, *, displacement: float =
         As `two_views`.
     """
     views = two_views(crystal, displacement)
-    plt = _pyplot()
-    figure = plt.figure(figsize=(7.4, 5.2))
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.4, 5.2))
     moved = f"the same crystal, moved by -{displacement:g} along each axis"
     titles = (f"{_formula(views.first)} as in the data", moved)
     for k, (batch, title) in enumerate(zip((views.first, views.second), titles, strict=True)):
@@ -260,7 +261,6 @@ def draw_two_views(crystal: CrystalDataset, path: Path, *, displacement: float =
     note = "solid: the sites as they are written; pale: their images in the neighboring cells"
     figure.text(0.5, 0.02, note, ha="center", fontsize=7.5, color="0.35")
     figure.savefig(path, dpi=dpi)
-    plt.close(figure)
     return path
 
 
@@ -299,15 +299,6 @@ def _contents(data: CrystalDataset) -> NDArray[np.int64]:
     """Atomic numbers, sorted within each crystal: modification may list the sites in another order."""
     rows = np.repeat(np.arange(len(data)), data.num_sites)
     return data.species[np.lexsort((data.species, rows))]
-
-
-def _pyplot() -> Any:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
 
 
 def _label(name: str, crystals: CrystalDataset) -> str:

@@ -24,20 +24,16 @@ def draw_crystals(structures: Sequence[Structure], titles: Sequence[str], path: 
     path : Path
         PNG to write.
     """
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     columns = min(4, len(structures))
     rows = -(-len(structures) // columns)
-    figure = plt.figure(figsize=(3.1 * columns, 3.7 * rows), layout="constrained")
+    figure = Figure(figsize=(3.1 * columns, 3.7 * rows), layout="constrained")
     for i, (structure, title) in enumerate(zip(structures, titles, strict=True)):
         axis = figure.add_subplot(rows, columns, i + 1, projection="3d")
         draw_cell(axis, structure)
         axis.set_title(title, fontsize=9)
     figure.savefig(path, dpi=110)
-    plt.close(figure)
     return path
 
 

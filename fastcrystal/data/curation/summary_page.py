@@ -76,15 +76,15 @@ def draw_page(summary: Summary, path: Path, *, dpi: int = 130) -> Path:
     dpi : int
         Dots per inch.
     """
-    plt = _pyplot()
-    figure = plt.figure(figsize=(12, 12.5), layout="constrained")
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 12.5), layout="constrained")
     rows = [["elements", "elements"], ["groups", "groups"], ["sites", "polymorphs"], ["energies", "energies"]]
-    panels = figure.subplot_mosaic(rows, height_ratios=(2.3, 1, 1, 1))
+    panels: dict[str, Any] = figure.subplot_mosaic(rows, height_ratios=(2.3, 1, 1, 1))
     for name, (draw, _) in PANELS.items():
         draw(panels[name], summary)
     figure.suptitle(f"{summary.name}: {summary.n_crystals:,} crystals of {len(summary.group_sizes):,} formulas")
     figure.savefig(path, dpi=dpi)
-    plt.close(figure)
     return path
 
 
@@ -239,11 +239,11 @@ PANELS: dict[str, tuple[Callable[[Any, Summary], None], tuple[float, float]]] = 
 def _draw_one(
     summary: Summary, draw: Callable[[Any, Summary], None], size: tuple[float, float], path: Path, dpi: int
 ) -> Path:
-    plt = _pyplot()
-    figure, axis = plt.subplots(figsize=size, layout="constrained")
-    draw(axis, summary)
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    draw(figure.subplots(), summary)
     figure.savefig(path, dpi=dpi)
-    plt.close(figure)
     return path
 
 
@@ -275,12 +275,3 @@ def _finish(axis: Any, xlabel: str, ylabel: str) -> None:
     axis.set_xlabel(xlabel)
     axis.set_ylabel(ylabel)
     axis.spines[["top", "right"]].set_visible(False)
-
-
-def _pyplot() -> Any:
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    return plt
