@@ -60,7 +60,7 @@ MODULES = [
 ]
 HEAVY = [
     *("ase", "dask", "distributed", "joblib", "matcalc", "matplotlib", "mendeleev", "numba", "pandas"),
-    *("chgnet", "matgl", "mattersim", "optimade", "plotly", "pyarrow", "requests", "smact"),
+    *("chgnet", "matgl", "mattersim", "optimade", "plotly", "pyarrow", "requests", "smact", "filelock", "tabulate"),
     *("pymatgen", "ray", "scipy", "sevenn", "spglib", "tensorboard", "triton"),
 ]
 # what torch brings by itself, in some versions and installations, is not ours to avoid

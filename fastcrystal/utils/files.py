@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 LOCK = ".lock"
+
+
+def try_lock(path: Path) -> FileLock | None:
+    """The lock of a lock file, held until its `release` or the end of the process; None where another holds it."""
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(path, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return None
+    return lock
 
 
 @contextmanager
@@ -25,21 +39,20 @@ def alone_in(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("w")
+        lock = try_lock(folder / LOCK)
     except OSError as error:
         raise ValueError(f"{folder} cannot be written ({error.strerror}): use another folder") from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise ValueError(f"another process is at work in {folder}: wait for it, or use another folder") from None
-        try:
-            yield
-        except BaseException:
-            if [p.name for p in folder.iterdir()] == [LOCK]:  # what failed before its first result leaves nothing
-                (folder / LOCK).unlink()
-                folder.rmdir()
-            raise
+    if lock is None:
+        raise ValueError(f"another process is at work in {folder}: wait for it, or use another folder")
+    try:
+        yield
+    except BaseException:
+        if {p.name for p in folder.iterdir()} <= {LOCK}:  # what failed before its first result leaves nothing
+            (folder / LOCK).unlink(missing_ok=True)
+            folder.rmdir()
+        raise
+    finally:
+        lock.release()
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any
 
 from fastcrystal.data.readers.entry import Reject
-from fastcrystal.utils.files import to_disk, write_json
+from fastcrystal.utils.files import to_disk, try_lock, write_json
 
 RECORD = "pages.json"
 _PAGE = re.compile(r"page-(\d{6,})\.json\.gz")
@@ -56,7 +56,10 @@ class PageFolder:
         if path.exists() and not path.is_dir():
             raise ValueError(f"{path} is a file: choose a folder for the pages")
         path.mkdir(parents=True, exist_ok=True)
-        self._lock = _locked(path)
+        lock = try_lock(path / "lock")
+        if lock is None:
+            raise ValueError(f"another download is using {path}: wait for it, or choose another folder")
+        self._lock = lock
         try:
             record = self._matching_record()
             self.pages = _whole_pages(path)
@@ -67,14 +70,14 @@ class PageFolder:
             for partial in path.glob("*.partial"):
                 partial.unlink()
         except BaseException:
-            self._lock.close()
+            self._lock.release()
             raise
 
     def __enter__(self) -> PageFolder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._lock.close()
+        self._lock.release()
 
     def _matching_record(self) -> dict[str, Any]:
         """pages.json if it is this query's; a new one where the folder has none."""
@@ -231,16 +234,3 @@ def _difference(key: str, kept: Any, asked: Any) -> str:
         name = next(k for k in {**kept, **asked} if kept.get(k) != asked.get(k))
         return f"{name} was {kept.get(name)!r}, now {asked.get(name)!r}"
     return f"{key} was {kept!r}, now {asked!r}"
-
-
-def _locked(folder: Path) -> Any:
-    """An open file that is locked until it is closed, or its process ends in any way."""
-    import fcntl
-
-    file = (folder / "lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        raise ValueError(f"another download is using {folder}: wait for it, or choose another folder") from None
-    return file

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +31,10 @@ from fastcrystal.data.store.format import (
 )
 from fastcrystal.structure.canonical import Canonical
 from fastcrystal.structure.formula import formula_keys
-from fastcrystal.utils.files import to_disk
+from fastcrystal.utils.files import to_disk, try_lock
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 #: a part is committed when it has this many crystals, or after this many seconds: a kill costs no more work than that
 COMMIT_CRYSTALS, COMMIT_SECONDS = 65_536, 30.0
@@ -89,7 +91,7 @@ class StoreWriter:
         try:
             self._manifest = self._begun(asked, wanted, append)
         except BaseException:
-            self._lock.close()
+            self._lock.release()
             raise
         self._first = int(self._manifest["first_source"])
         self._drop_uncommitted()
@@ -114,7 +116,7 @@ class StoreWriter:
                 self._undo()
         finally:
             self._rejects.close()
-            self._lock.close()
+            self._lock.release()
 
     def consumed(self, source: int) -> int:
         """Entries of a source that are accounted for."""
@@ -246,8 +248,8 @@ class StoreWriter:
         )
         self._single = []
 
-    def _locked(self) -> IO[str]:
-        """The store's lock, held until the file is closed or the process dies."""
+    def _locked(self) -> FileLock:
+        """The store's lock, held until it is released or the process dies."""
         self._made = not self.path.exists()
         if not self._made and not self.path.is_dir():
             raise FileExistsError(f"{self.path} is a file: give a folder to write the store to")
@@ -257,12 +259,9 @@ class StoreWriter:
         ]
         if strange and not (self.path / "manifest.json").is_file():
             raise FileExistsError(f"{self.path} is no store, and not empty (it has {strange[0]}): give another folder")
-        lock = (self.path / ".lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
-            raise BlockingIOError(f"another process is writing to {self.path}: wait for it, or stop it") from None
+        lock = try_lock(self.path / ".lock")
+        if lock is None:
+            raise BlockingIOError(f"another process is writing to {self.path}: wait for it, or stop it")
         return lock
 
     def _begun(self, asked: list[dict[str, Any]], settings: dict[str, Any], append: bool) -> dict[str, Any]:
