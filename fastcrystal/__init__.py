@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import logging
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +22,10 @@ _HOME = {
     "l1_loss": "fastcrystal.loss",
 }
 __all__ = sorted(_HOME)
+
+
+# messages of the package go to its caller's logging, and nowhere where that is not set up
+logging.getLogger(__name__).addHandler(logging.NullHandler())
 
 
 def __getattr__(name: str) -> object:

@@ -56,8 +56,11 @@ def _run(args: argparse.Namespace) -> None:
 
 def run_guarded(name: str, run: Callable[[], object]) -> int:
     """Run a command; what a user can mend becomes one line and exit status 2."""
+    from fastcrystal.utils.logging import messages_on_stderr
+
     try:
-        run()
+        with messages_on_stderr():
+            run()
     except (ValueError, FloatingPointError, OSError, ImportError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         return 2

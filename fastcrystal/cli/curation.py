@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -120,4 +119,4 @@ def _fetch(args: argparse.Namespace) -> None:
     if args.name is None:
         print("\n".join(f"{d.name:18} {d.what} ({d.licence})" for d in DATASETS.values()))
         return
-    print(fetch(args.name, args.out, mirror=args.mirror, say=lambda line: print(line, file=sys.stderr)))
+    print(fetch(args.name, args.out, mirror=args.mirror))

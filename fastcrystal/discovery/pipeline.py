@@ -17,6 +17,7 @@ with its reason.
 from __future__ import annotations
 
 import json
+import logging
 import platform
 from collections import defaultdict
 from collections.abc import Mapping
@@ -37,7 +38,8 @@ from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.sampling.generator import Generator
 from fastcrystal.stability.hull import Hull, HullEntry, best_per_formula, hull_data, table
 from fastcrystal.utils.files import alone_in, write_json
-from fastcrystal.utils.logging import say
+
+logger = logging.getLogger(__name__)
 
 #: what a run has when it has begun to work
 ENTRIES, CONDITIONS = "0_references/entries.json", "1_conditions/conditions.jsonl"
@@ -79,7 +81,7 @@ def discover(config: DiscoverConfig, run: Path, *, device: str = "auto", jobs: i
 def _discover(config: DiscoverConfig, run: Path, model: Generator, jobs: int | None) -> str:
     formulas, refused = usable(config.formulas, model)
     for formula, why in refused.items():
-        say(f"{formula} is left out: {why}")
+        logger.warning(f"{formula} is left out: {why}")
     if not formulas:
         raise ValueError(f"none of {', '.join(config.formulas)} can be generated")
     _same_request(config, run, model)
@@ -100,9 +102,9 @@ def _report(run: Path) -> None:
     from fastcrystal.discovery.report import write_report
 
     try:
-        say(f"report: {write_report(run)}")
+        logger.info(f"report: {write_report(run)}")
     except ImportError as error:
-        say(f"no report.html: {error}; then `fastcrystal report {run}`")
+        logger.warning(f"no report.html: {error}; then `fastcrystal report {run}`")
 
 
 def _same_request(config: DiscoverConfig, run: Path, model: Generator) -> None:
@@ -141,7 +143,7 @@ def _same_request(config: DiscoverConfig, run: Path, model: Generator) -> None:
     if changed:
         what = "; ".join(f"{k} was {a}, now {b}" for k, (a, b) in changed.items())
         raise ValueError(f"{run} was begun with other settings ({what}): use these, or another folder")
-    say(f"going on with {run}")
+    logger.info(f"going on with {run}")
 
 
 def _versions() -> dict[str, str]:
@@ -278,5 +280,5 @@ def _placed(run: Path, relaxed: list[Candidate], hull: Hull, formulas: list[str]
     try:
         write_json(stage.folder / "hull.json", hull_data(hull, elements, placed))
     except ValueError as error:  # formulas of many systems have no common diagram; each has been placed on its own
-        say(f"no picture of one hull: {error}")
+        logger.warning(f"no picture of one hull: {error}")
     return stage.finish(placed, relaxed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 from fastcrystal.discovery.filtering import SYMPREC
 from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.sampling.request import obtained_group
-from fastcrystal.utils.logging import say
+
+logger = logging.getLogger(__name__)
 
 COLUMNS = (
     *("rank", "id", "formula", "e_above_hull_mev", "formation_energy", "space_group_asked", "space_group_relaxed"),
@@ -74,6 +76,6 @@ def write(folder: Path, candidates: Iterable[Candidate], best: int) -> list[Cand
         partial = folder / "vasp.partial"
         shutil.rmtree(partial, ignore_errors=True)
         for name, why in write_inputs(order[:best], partial).refused.items():
-            say(f"no VASP inputs for {name}: {why}")
+            logger.warning(f"no VASP inputs for {name}: {why}")
         partial.rename(folder / "vasp")
     return order

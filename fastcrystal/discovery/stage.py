@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,8 @@ from tqdm import tqdm
 
 from fastcrystal.relaxation.candidate import Candidate, read_candidates, write_candidates
 from fastcrystal.utils.files import cut_broken_line, write_json
-from fastcrystal.utils.logging import say
+
+logger = logging.getLogger(__name__)
 
 CANDIDATES = "candidates.jsonl"
 
@@ -57,7 +59,7 @@ class Stage:
         self.partial.unlink(missing_ok=True)
         entered = {c.id for c in before if not c.reason}
         lost = Counter(_kind(c.reason) for c in out if c.reason and c.id in entered).most_common(4)
-        say(f"{self.name}: {kept} of {len(out)} candidates go on" + "".join(f"; {n} {why}" for why, n in lost))
+        logger.info(f"{self.name}: {kept} of {len(out)} candidates go on" + "".join(f"; {n} {why}" for why, n in lost))
         return out
 
     def one_by_one(self, waiting: list[Candidate], work: Iterator[Candidate] | None, unit: str) -> dict[str, Candidate]:

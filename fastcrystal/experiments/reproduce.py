@@ -9,9 +9,9 @@ DDPM and DDIM share their training: one network serves both rows.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import platform
-import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,8 @@ from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.tasks import make_splits
 from fastcrystal.training.trainer import Trainer
 from fastcrystal.utils.files import write_json
+
+logger = logging.getLogger(__name__)
 
 #: share of the budget that trains; the rest samples and matches
 TRAINING_SHARE = 0.8
@@ -142,7 +144,7 @@ def plan(out: Path, base: TrainConfig, minutes: float) -> TrainConfig:
     warmup = min(base.warmup, steps // 10)
     out.mkdir(parents=True, exist_ok=True)
     write_json(path, {"minutes": minutes, "max_steps": steps, "warmup": warmup, "settings": settings})
-    sys.stderr.write(f"{rate:.2f} steps/s: {steps} steps for each of {trainings} trainings in {minutes:g} minutes\n")
+    logger.info(f"{rate:.2f} steps/s: {steps} steps for each of {trainings} trainings in {minutes:g} minutes")
     return replace(base, max_steps=steps, warmup=warmup)
 
 
@@ -214,13 +216,11 @@ def _rate(result: dict[str, Any], name: str, rmse: str) -> str:
 
 def draw(results: dict[str, dict[str, Any]], path: Path) -> Path:
     """Both tables as bars with 95 % intervals, the baselines as lines."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     counts = [sum(m.task == task for m in MODELS) for task in TITLES]
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained", sharey=True, width_ratios=counts)
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True, width_ratios=counts)
     for axis, (task, title) in zip(axes, TITLES.items(), strict=True):
         models = [m for m in MODELS if m.task == task]
         first = results[models[0].name]
@@ -246,5 +246,4 @@ def draw(results: dict[str, dict[str, Any]], path: Path) -> Path:
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, frameon=False, loc="outside lower center", ncols=5)
     axes[0].set_ylabel("test crystals matched, %")
     figure.savefig(path, dpi=130)
-    plt.close(figure)
     return path

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
+import logging
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,8 @@ from fastcrystal.training.logger import read_metrics
 from fastcrystal.training.tasks import DataSplits, draw_test_set, make_splits
 from fastcrystal.training.trainer import Trainer, new_run_folder
 from fastcrystal.utils.files import write_json
+
+logger = logging.getLogger(__name__)
 
 #: training crystals whose labels are checked for repeats at the end of a run: half a minute's matching
 REDUNDANCY_SAMPLE = 50
@@ -73,7 +75,7 @@ def _train_and_evaluate(
     if resume:
         trainer.resume()
     if ranks.is_main_process:
-        _say(_opening(trainer))
+        logger.info(_opening(trainer))
     trainer.fit()
     if ranks.is_main_process:
         draw_curves(run)
@@ -99,7 +101,7 @@ def finish_training(config: TrainConfig, run: Path) -> Trainer:
             raise ValueError(f"{run} was begun with max_steps {was}, not {config.max_steps}: give another folder")
         trainer.resume()
     if trainer.step < config.max_steps:
-        _say(_opening(trainer))
+        logger.info(_opening(trainer))
         trainer.fit()
         draw_curves(run)
     return trainer
@@ -235,10 +237,7 @@ def is_judged(config: TrainConfig, run: Path) -> bool:
 
 def draw_curves(run: Path) -> Path:
     """curves.png: training and validation loss, and the learning rate, against the step."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     # steps that were left out have no loss
     records = [r for r in read_metrics(run / "metrics.jsonl") if r["loss"] is not None]
@@ -246,7 +245,8 @@ def draw_curves(run: Path) -> Path:
     loss = np.array([r["loss"] for r in records])
     width = max(1, len(loss) // 100)
     smooth = np.convolve(loss, np.ones(width) / width, mode="valid")
-    figure, axis = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axis = figure.subplots()
     axis.plot(step, loss, color="tab:blue", alpha=0.2, linewidth=0.8)
     axis.plot(step[width - 1 :], smooth, color="tab:blue", label="training")
     validation = [(r["step"], r["val_loss"]) for r in records if "val_loss" in r]
@@ -261,7 +261,6 @@ def draw_curves(run: Path) -> Path:
     axis.grid(alpha=0.2)
     path = run / "curves.png"
     figure.savefig(path, dpi=130)
-    plt.close(figure)
     return path
 
 
@@ -274,7 +273,3 @@ def _opening(trainer: Trainer) -> str:
         f"test, no formula on two sides{left_out}\n{trainer.config.preset}: {what['parameters']:,} parameters, matrix "
         f"{what['length']}x3, {trainer.device}; step {trainer.step} of {trainer.config.max_steps}; {trainer.run}"
     )
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,8 @@ from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.relaxation.potentials import scale_of
 from fastcrystal.relaxation.process import GRACE, ask, relax_one
 from fastcrystal.relaxation.settings import RelaxSettings
-from fastcrystal.utils.logging import say
+
+logger = logging.getLogger(__name__)
 
 WORKER = "fastcrystal.relaxation.batch_worker"
 
@@ -30,7 +32,9 @@ def relax_batches(
     if jobs is None and settings.device != "cpu":
         jobs = 1
     work = functools.partial(_relax_batch, name, scale_of(name), settings, os.getcwd())
-    for done in map_parallel(work, batches(candidates, settings.batch), jobs, ordered=False, label="batch"):
+    for done, lost in map_parallel(work, batches(candidates, settings.batch), jobs, ordered=False, label="batch"):
+        if lost:
+            logger.warning(lost)
         yield from done
 
 
@@ -50,10 +54,11 @@ def batches(candidates: Iterable[Candidate], size: int) -> Iterator[list[Candida
 
 def _relax_batch(
     name: str, scale: str, settings: RelaxSettings, folder: str, candidates: list[Candidate]
-) -> list[Candidate]:
+) -> tuple[list[Candidate], str]:
+    """A batch relaxed, and why it was given up; a worker process has no log handlers, so its caller tells."""
     waiting = [c for c in candidates if not c.reason]
     if not waiting:
-        return candidates
+        return candidates, ""
     start = time.monotonic()
     soft = len(waiting) * settings.time_limit
     limit = 2 * soft + GRACE
@@ -65,11 +70,11 @@ def _relax_batch(
     }
     reply = ask((WORKER, name, settings.device, folder), encode(message), limit)
     if "reason" in reply:
-        say(f"a batch of {len(waiting)} crystals is relaxed one by one: {reply['reason']}")
-        return [relax_one(name, scale, settings, folder, c) for c in candidates]
+        lost = f"a batch of {len(waiting)} crystals is relaxed one by one: {reply['reason']}"
+        return [relax_one(name, scale, settings, folder, c) for c in candidates], lost
     seconds = round((time.monotonic() - start) / len(waiting), 3)  # its share: sums stay what the machine spent
     answers: Iterator[dict[str, Any]] = iter(reply["answers"])
-    return [c if c.reason else _relaxed(c, next(answers), scale, seconds) for c in candidates]
+    return [c if c.reason else _relaxed(c, next(answers), scale, seconds) for c in candidates], ""
 
 
 def _relaxed(candidate: Candidate, answer: dict[str, Any], scale: str, seconds: float) -> Candidate:

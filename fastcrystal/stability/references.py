@@ -13,15 +13,14 @@ exists.
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import json
+import logging
 import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,8 @@ from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.stability.elemental import elemental_references, has_matcalc
 from fastcrystal.stability.hull import MAX_ELEMENTS, HullEntry, entry_of
 from fastcrystal.utils.files import cut_broken_line
-from fastcrystal.utils.logging import say
+
+logger = logging.getLogger(__name__)
 
 #: sources of the elements' structures
 MATCALC, PROTOTYPES = "PBE ground states, from matcalc", "prototypes of the default data set (matcalc is not installed)"
@@ -102,7 +102,7 @@ def reference_entries(
             raise ValueError(f"no reference for {SYMBOLS[c.species[0]]} with {calculator_name}: {c.id}: {c.reason}")
     lost = Counter(c.reason for c in relaxed if c.reason)
     if lost:
-        say(
+        logger.warning(
             f"{lost.total()} of {len(relaxed)} references could not be relaxed and are not on the hull, most often: "
             f"{lost.most_common(1)[0][0]}"
         )
@@ -120,13 +120,15 @@ def relaxed_references(
     progress: bool = True,
 ) -> Iterator[Candidate]:
     """The crystals behind `reference_entries`, in the order of `references`; arguments and errors as there."""
+    from filelock import FileLock
+
     how = settings or RelaxSettings()
     how = RelaxSettings(**{**how.to_dict(), "cell": "full"})
     wanted = references(elements, per_formula)
     folder = default_cache() if cache is None else cache
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{_key(calculator_name, how)}.jsonl"
-    with _locked(path):
+    with FileLock(path.with_suffix(".lock")):  # one run at a time relaxes into a file; others wait, and find it done
         cut_broken_line(path)
         done = {c.id: c for c in read_candidates(path) if _is_final(c, how)}
         missing = [c for c in wanted if c.id not in done]
@@ -281,11 +283,3 @@ def _is_final(c: Candidate, settings: RelaxSettings) -> bool:
             tuple(f"relaxation failed: {what}" for what in ("the cell ", "atoms ", "a force of "))
         )
     return bool(c.measured["converged"]) or c.measured["relax_steps"] >= settings.steps
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One run at a time relaxes into a file; others wait, and find it done."""
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

@@ -5,7 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -53,14 +54,25 @@ def _spglib(function: Any, *args: Any, **kwargs: Any) -> Any:
     """Call spglib; None where it finds nothing, in its old (None) and new (SpglibError) way of saying so."""
     import spglib
 
-    # its C code prints every tolerance that fails; here that is the ordinary way to the next one
-    os.environ.setdefault("SPGLIB_WARNING", "OFF")
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet_spglib():
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
             return function(*args, **kwargs)
         except getattr(spglib, "SpglibError", ()):
             return None
+
+
+@contextmanager
+def _quiet_spglib() -> Iterator[None]:
+    """spglib's C code prints every tolerance that fails; here that is the ordinary way to the next one."""
+    if "SPGLIB_WARNING" in os.environ:
+        yield
+        return
+    os.environ["SPGLIB_WARNING"] = "OFF"
+    try:
+        yield
+    finally:
+        os.environ.pop("SPGLIB_WARNING", None)
 
 
 def symmetrized(cell: Cell, symprec: float) -> tuple[Cell, int]:

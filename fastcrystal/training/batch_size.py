@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -170,6 +169,8 @@ def _peak_here(preset: str, length: int, device: str, precision: str, recompute:
         optimizer.step()
         torch._foreach_lerp_(average, [p.detach() for p in model.parameters()], 0.01)
     if device == "cpu":
+        import resource
+
         # kilobytes on Linux, bytes on macOS
         unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GIB

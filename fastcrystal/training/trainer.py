@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import platform
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,8 @@ from fastcrystal.training.signals import Stopped, StopRequest
 from fastcrystal.training.tasks import GenerateTask, ModifyTask, make_splits
 from fastcrystal.utils.device import compile_network, half_precision, pick_device
 from fastcrystal.utils.random import BatchGenerator, step_seed
+
+logger = logging.getLogger(__name__)
 
 #: most crystals of a validation loss: one forward pass
 VALIDATION_SIZE = 512
@@ -84,8 +88,9 @@ class Trainer:
         task = GenerateTask if config.task == "generate" else ModifyTask
         self.task = task(self.splits, config, self.scaling, self.device, self.ranks)
         self.val = self.task.validation(VALIDATION_SIZE)
-        torch.manual_seed(config.seed)
-        self.model = CrystalUNet(self._model_config()).to(self.device)
+        with self._own_random_state():
+            torch.manual_seed(config.seed)
+            self.model = CrystalUNet(self._model_config()).to(self.device)
         self.model.unet.recompute = config.recompute
         if config.compile:
             # the network alone: what it is trained for draws numbers, which a graph cannot
@@ -102,6 +107,10 @@ class Trainer:
         self._loss = self._for_all_ranks(self.objective.bind(self.model))
         self.step = 0
         self.bad_steps: list[int] = []
+
+    def _own_random_state(self) -> AbstractContextManager[None]:
+        """torch's random state is seeded inside, and its caller's again after it."""
+        return torch.random.fork_rng([self.device] if self.device.type == "cuda" else [])
 
     def _for_all_ranks(self, loss: torch.nn.Module) -> torch.nn.Module:
         if self.ranks.is_single_process:
@@ -162,7 +171,8 @@ class Trainer:
             mininterval=1.0,
             disable=not self.ranks.is_main_process,
         )
-        with StopRequest() as request, MetricLogger(self.run, self.step, self.ranks) as metric_logger, bar:
+        metric_logger = MetricLogger(self.run, self.step, self.ranks)
+        with StopRequest() as request, metric_logger, bar, self._own_random_state():
             while self.step < self.config.max_steps:
                 lr = self.learning_rate(self.step)
                 loss = self.train_step(lr)
@@ -190,10 +200,9 @@ class Trainer:
         """Remember steps whose loss was not finite; FloatingPointError when they are too many."""
         self.bad_steps = [s for s in (*self.bad_steps, *steps) if s > self.step - BAD_WINDOW]
         if steps and self.ranks.is_main_process:
-            tqdm.write(
+            logger.warning(
                 f"the loss was not finite at step {', '.join(map(str, steps))}: skipped, the weights are as before "
-                f"({len(self.bad_steps)} of the last {BAD_WINDOW} steps)",
-                file=sys.stderr,
+                f"({len(self.bad_steps)} of the last {BAD_WINDOW} steps)"
             )
         if len(self.bad_steps) > self.config.max_bad_steps:
             raise FloatingPointError(

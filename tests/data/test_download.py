@@ -132,12 +132,12 @@ def test_a_slow_first_answer_is_no_missing_network(tmp_path: Path) -> None:
         assert download(QUERY, tmp_path, base_url=server.url, retry_policy=polite, progress=False).complete
 
 
-def test_waits_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_waits_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     with bad_server(Aflux(2), [("status", 503)]) as server:
         download(QUERY, tmp_path, base_url=server.url, retry_policy=QUICK)
-    said = capsys.readouterr().err
-    assert re.search(r"page 1 of 127.0.0.1:\d+: the server answers 503; asking again in 0.0 s \(2 of 4\)", said)
-    assert "structures" in said
+    assert re.search(r"page 1 of 127.0.0.1:\d+: the server answers 503; asking again in 0.0 s \(2 of 4\)", caplog.text)
+    assert "structures" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wrong", [{"delay": -1}, {"attempts": 0}, {"page_timeout": 0}, {"backoff": math.nan}])

@@ -52,13 +52,13 @@ def site(tmp_path: Path) -> Iterator[tuple[str, Path, list[str]]]:
     thread.join()
 
 
-def test_fetched_once(site: tuple[str, Path, list[str]], tmp_path: Path) -> None:
+def test_fetched_once(site: tuple[str, Path, list[str]], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     url, _, asked = site
-    said: list[str] = []
-    got = fetch("mp_20", tmp_path / "got", mirror=url + "/", retry_policy=QUICK, say=said.append)
+    caplog.set_level("INFO")
+    got = fetch("mp_20", tmp_path / "got", mirror=url + "/", retry_policy=QUICK)
     assert got.new == ("train.csv", "val.csv", "test.csv")
     assert {name: (tmp_path / "got" / name).read_bytes() for name in FILES} == FILES
-    assert said[0] == f"fetching {url}/mp_20/train.csv"
+    assert caplog.messages[0] == f"fetching {url}/mp_20/train.csv"
     record = json.loads((tmp_path / "got" / RECORD).read_text(encoding="utf-8"))
     assert record["licence"] == "CC BY 4.0"
     assert record["files"]["val.csv"] == {

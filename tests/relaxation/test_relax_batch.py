@@ -39,7 +39,7 @@ needs_torch_sim = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def _stays_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that does not expect it fails where a batch is given up: one by one, the results would be right."""
-    monkeypatch.setattr(relax_batch, "say", pytest.fail)
+    monkeypatch.setattr(relax_batch.logger, "warning", pytest.fail)
 
 
 def relaxed(*candidates: Candidate, name: str = f"{MODELS}:lj", **options: Any) -> dict[str, Candidate]:
@@ -147,7 +147,7 @@ def test_bad_members_leave_and_the_rest_goes_on() -> None:
 @pytest.mark.slow
 def test_lost_batches_are_relaxed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
-    monkeypatch.setattr(relax_batch, "say", lines.append)
+    monkeypatch.setattr(relax_batch.logger, "warning", lines.append)
     monkeypatch.setattr(relax_batch, "GRACE", 1.0)
     given = [made(element, element, "fcc", 3.6) for element in ("Cu", "Pt", "Au", "Cu", "Ni", "Ag", "Cu", "Ni")]
     given = [replace(c, id=f"{k}-{c.id}") for k, c in enumerate(given)]
@@ -167,7 +167,7 @@ def test_structures_are_relaxed_together(monkeypatch: pytest.MonkeyPatch) -> Non
     twins = [made(str(k), "Cu", "fcc", 3.6) for k in range(4)]
     done = relaxed(*twins, name=f"{MODELS}:sociable", batch=2)
     assert [c.reason for c in done.values()] == [""] * 4
-    monkeypatch.setattr(relax_batch, "say", str)
+    monkeypatch.setattr(relax_batch.logger, "warning", str)
     assert relaxed(twins[0], name=f"{MODELS}:sociable", batch=2)["0"].reason == "relaxation failed: alone"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import email.utils
 import hashlib
 import json
+import logging
 import random
 import sys
 import time
@@ -21,6 +22,8 @@ from urllib.parse import urlsplit
 
 import fastcrystal
 from fastcrystal.data.databases.pages import BadPageError, PageFolder
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 USER_AGENT = f"fastcrystal/{fastcrystal.__version__} (+https://github.com/fastcrystal/fastcrystal)"
@@ -129,12 +132,12 @@ class Downloaded:
 
 
 class Fetcher:
-    """Gets one address after another over one connection. `say` is told of every wait, in one line."""
+    """Gets one address after another over one connection; every wait is one line of the log."""
 
-    def __init__(self, retry_policy: RetryPolicy, say: Callable[[str], None]) -> None:
+    def __init__(self, retry_policy: RetryPolicy) -> None:
         import requests
 
-        self._polite, self._say = retry_policy, say
+        self._polite = retry_policy
         self._session = requests.Session()
         self._session.headers.update({"User-Agent": USER_AGENT, "Accept": "application/json, */*;q=0.5"})
         self._free_at = 0.0
@@ -183,7 +186,7 @@ class Fetcher:
                 wait = min(self._polite.backoff * 2 ** (attempt - 1) * random.uniform(0.5, 1.5), self._polite.max_wait)
                 wait = wait if asked is None else asked
                 again = f"asking again in {wait:.1f} s ({attempt + 1} of {self._polite.attempts})"
-                self._say(f"{what} of {host}: {trouble}; {again}")
+                logger.info(f"{what} of {host}: {trouble}; {again}")
                 self.rest(wait)
             finally:
                 self.rest(self._polite.delay)
@@ -267,7 +270,7 @@ def download_pages(
     bar: Any = tqdm(
         desc="structures", total=folder.total, initial=folder.entries, disable=not progress, mininterval=every, unit=""
     )
-    fetcher = Fetcher(retry_policy, lambda line: tqdm.write(line, file=sys.stderr) if progress else None)
+    fetcher = Fetcher(retry_policy)
     try:
         while url is not None and not folder.complete and (max_entries is None or folder.entries < max_entries):
             body, page = _fetch(fetcher, parse, url, folder.pages + 1)

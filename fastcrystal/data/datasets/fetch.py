@@ -7,8 +7,8 @@ A file that is on the disk already is used, not downloaded: whoever has no netwo
 from __future__ import annotations
 
 import json
+import logging
 import shlex
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from typing import Any
 from fastcrystal.data.databases.download import DownloadError, Fetcher, RetryPolicy
 from fastcrystal.data.datasets.registry import NamedDataset, RemoteFile, named_dataset
 from fastcrystal.utils.files import file_sha256, to_disk, write_json
+
+logger = logging.getLogger(__name__)
 
 #: record in the folder of what was fetched
 RECORD = "fetched.json"
@@ -71,7 +73,6 @@ def fetch(
     *,
     mirror: str | None = None,
     retry_policy: RetryPolicy = POLITENESS,
-    say: Callable[[str], None] = lambda _: None,
 ) -> Fetched:
     """Bring a data set's files to the disk.
 
@@ -85,8 +86,6 @@ def fetch(
         Address that has the files in folders by the name of their data set: MIRROR/perov_5/train.csv.
     retry_policy : RetryPolicy
         Timeouts and attempts.
-    say : callable
-        Is told of every file and every wait, in one line.
 
     Raises
     ------
@@ -107,11 +106,11 @@ def fetch(
             path = folder / file.name
             if not path.is_file():
                 url = file.url if mirror is None else f"{mirror.rstrip('/')}/{name}/{file.name}"
-                fetcher = fetcher or Fetcher(retry_policy, say)
-                say(f"fetching {url}")
+                fetcher = fetcher or Fetcher(retry_policy)
+                logger.info(f"fetching {url}")
                 body = _download(fetcher, url, path)
                 _write(path, body, file)
-                say(f"{path}: {len(body) / 1e6:.1f} MB")
+                logger.info(f"{path}: {len(body) / 1e6:.1f} MB")
                 record[file.name] = {"url": url}
                 new.append(file.name)
             sums[file.name] = _checked(path, file, record.get(file.name, {}).get("sha256"))

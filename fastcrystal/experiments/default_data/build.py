@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -24,6 +25,8 @@ from fastcrystal.relaxation.ase import relax, single_point
 from fastcrystal.relaxation.potentials import load_potential, one_thread, scale_of
 from fastcrystal.stability.elemental import elemental_references
 from fastcrystal.utils.files import cut_broken_line
+
+logger = logging.getLogger(__name__)
 
 #: formulas take turns, this many prototypes (smallest cells first) at a time: an interrupted build covers them all
 ROUND = 6
@@ -86,7 +89,7 @@ def relax_all(work: Path, config: BuildConfig, formulas: Sequence[str], jobs: in
     tasks = [*elemental_references(formulas), *(candidate for _, candidate in ranked)]
     tasks = [c for c in tasks if c.key not in done]
     if done:
-        tqdm.write(f"resuming {work}: {len(done)} done, {len(tasks)} to go")
+        logger.info(f"resuming {work}: {len(done)} done, {len(tasks)} to go")
     with (
         (work / "relaxed.jsonl").open("a", encoding="utf-8") as out,
         tqdm(total=len(tasks), unit="crystal", desc=f"relaxing with {scale_of(config.potential)}") as bar,
