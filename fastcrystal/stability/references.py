@@ -133,7 +133,7 @@ def relaxed_references(
         done = {c.id: c for c in read_candidates(path) if _is_final(c, how)}
         missing = [c for c in wanted if c.id not in done]
         if missing:
-            say(f"structures of the elements: {MATCALC if has_matcalc() else PROTOTYPES}")
+            logger.info(f"structures of the elements: {MATCALC if has_matcalc() else PROTOTYPES}")
             with (
                 path.open("a", encoding="utf-8") as out,
                 tqdm(
