@@ -35,7 +35,8 @@ def pbc_loss(
 
         loss_b = (1 / n_b) * sum_i (sum_k |pred_bi - target_bi + k|_p^order)^(1 / order)
 
-    It is unchanged by integer shifts of either side, zero with zero gradient where they agree, and finite everywhere.
+    With all images it is unchanged by integer shifts of either side and zero, with zero gradient, where they agree.
+    It is finite everywhere.
 
     Parameters
     ----------
@@ -49,9 +50,10 @@ def pbc_loss(
     p : {1, 2}
         |.|_1 or |.|_2.
     images : {"all", "boundary"}
-        "all": the wrapped difference and its 26 neighbors. "boundary": those of A.4, for coordinates wrapped to
-        [0, 1): a target coordinate within 1e-4 of 0 or 1 also counts on the other side, 8 images for a vertex, 4 on an
-        edge, 2 on a face, 1 elsewhere.
+        "all": the wrapped difference and its 26 neighbors. "boundary": those of A.4. The target is wrapped to [0, 1),
+        and a coordinate of it within 1e-4 of 0 or 1 also counts on the other side: 8 images for a vertex, 4 on an edge,
+        2 on a face, 1 elsewhere. The prediction is taken as it is (cut to 1e9 cells): outside the cell it is pulled
+        back the way it came, where wrapping would push it to the far side.
     lattice : Tensor, shape (B, 3, 3), floating, optional
         Row vectors in angstrom: distances are Cartesian. In a strongly skewed cell the nearest image may lie beyond the
         27: reduce the cell first. It gets no gradient.

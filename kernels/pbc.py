@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcrystal.kernels.pbc_images import axis, direction, image, inverse, nearest, power, term, times
-from fastcrystal.ops.pbc import BOUNDARY, Layout, Metric
+from fastcrystal.ops.pbc import BOUNDARY, FAR, Layout, Metric
 
 #: two sites share the work that a lane does once for a crystal
 SITES_PER_LANE = 2
@@ -23,20 +23,20 @@ SITES_PER_LANE = 2
 def _site(
     x_ptr, y_ptr, l_ptr, row, live, b, m, ACC: tl.constexpr, P: tl.constexpr, EXPONENT: tl.constexpr,
     BITS: tl.constexpr, HALF: tl.constexpr, HARD: tl.constexpr, IMAGES: tl.constexpr, CARTESIAN: tl.constexpr,
-    SLOPE: tl.constexpr, EDGE: tl.constexpr, TINY: tl.constexpr,
+    SLOPE: tl.constexpr, EDGE: tl.constexpr, FAR: tl.constexpr, TINY: tl.constexpr,
 ):  # fmt: skip
     """Soft-min distance of each row, and its slope (meaningless unless SLOPE)."""
     gx, tx = axis(
         tl.load(x_ptr + row * 3, mask=live, other=0.0).to(ACC),
-        tl.load(y_ptr + row * 3, mask=live, other=0.0).to(ACC), IMAGES, EDGE,
+        tl.load(y_ptr + row * 3, mask=live, other=0.0).to(ACC), IMAGES, EDGE, FAR,
     )  # fmt: skip
     gy, ty = axis(
         tl.load(x_ptr + row * 3 + 1, mask=live, other=0.0).to(ACC),
-        tl.load(y_ptr + row * 3 + 1, mask=live, other=0.0).to(ACC), IMAGES, EDGE,
+        tl.load(y_ptr + row * 3 + 1, mask=live, other=0.0).to(ACC), IMAGES, EDGE, FAR,
     )  # fmt: skip
     gz, tz = axis(
         tl.load(x_ptr + row * 3 + 2, mask=live, other=0.0).to(ACC),
-        tl.load(y_ptr + row * 3 + 2, mask=live, other=0.0).to(ACC), IMAGES, EDGE,
+        tl.load(y_ptr + row * 3 + 2, mask=live, other=0.0).to(ACC), IMAGES, EDGE, FAR,
     )  # fmt: skip
 
     if CARTESIAN:  # no closed form for the nearest image: look at all
@@ -192,7 +192,8 @@ def _stray(n_ptr, row, live, b, STEPS: tl.constexpr, ACC: tl.constexpr, BLOCK: t
 def _forward(
     x_ptr, y_ptr, l_ptr, n_ptr, out_ptr, rows, m, m_rest, ACC: tl.constexpr, P: tl.constexpr, EXPONENT: tl.constexpr,
     BITS: tl.constexpr, HALF: tl.constexpr, HARD: tl.constexpr, IMAGES: tl.constexpr, CARTESIAN: tl.constexpr,
-    PER_SITE: tl.constexpr, EDGE: tl.constexpr, TINY: tl.constexpr, STEPS: tl.constexpr, BLOCK: tl.constexpr,
+    PER_SITE: tl.constexpr, EDGE: tl.constexpr, FAR: tl.constexpr, TINY: tl.constexpr, STEPS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     first, n, room = _extent(n_ptr, b, rows, STEPS)
@@ -206,7 +207,7 @@ def _forward(
         live = row < room
         value, _, _, _ = _site(
             x_ptr, y_ptr, l_ptr, first + row, live, b, m, ACC, P, EXPONENT, BITS, HALF, HARD, IMAGES, CARTESIAN,
-            False, EDGE, TINY,
+            False, EDGE, FAR, TINY,
         )  # fmt: skip
         value = tl.where(live, value + _stray(n_ptr, first + row, live, b, STEPS, ACC, BLOCK), 0.0)
         if PER_SITE:
@@ -221,8 +222,8 @@ def _forward(
 def _backward(
     g_ptr, g_stride, x_ptr, y_ptr, l_ptr, n_ptr, dx_ptr, rows, m, m_rest, ACC: tl.constexpr, P: tl.constexpr,
     EXPONENT: tl.constexpr, BITS: tl.constexpr, HALF: tl.constexpr, HARD: tl.constexpr, IMAGES: tl.constexpr,
-    CARTESIAN: tl.constexpr, PER_SITE: tl.constexpr, EDGE: tl.constexpr, TINY: tl.constexpr, STEPS: tl.constexpr,
-    BLOCK: tl.constexpr,
+    CARTESIAN: tl.constexpr, PER_SITE: tl.constexpr, EDGE: tl.constexpr, FAR: tl.constexpr, TINY: tl.constexpr,
+    STEPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     b = tl.program_id(0).to(tl.int64)
     first, n, room = _extent(n_ptr, b, rows, STEPS)
@@ -235,7 +236,7 @@ def _backward(
         live = row < room
         _, fx, fy, fz = _site(
             x_ptr, y_ptr, l_ptr, first + row, live, b, m, ACC, P, EXPONENT, BITS, HALF, HARD, IMAGES, CARTESIAN,
-            True, EDGE, TINY,
+            True, EDGE, FAR, TINY,
         )  # fmt: skip
         if PER_SITE:
             scale = tl.load(g_ptr + (first + row) * g_stride, mask=live, other=0.0).to(ACC)
@@ -265,6 +266,7 @@ def _constants(metric: Metric, dtype: torch.dtype, cartesian: bool, per_site: bo
         "CARTESIAN": cartesian,
         "PER_SITE": per_site,
         "EDGE": BOUNDARY,
+        "FAR": FAR,
         "TINY": torch.finfo(torch.float64 if wide else torch.float32).tiny,
     }
 

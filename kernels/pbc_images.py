@@ -17,15 +17,15 @@ def wrap(x, y):
 
 
 @triton.jit
-def axis(x, y, IMAGES: tl.constexpr, EDGE: tl.constexpr):
+def axis(x, y, IMAGES: tl.constexpr, EDGE: tl.constexpr, FAR: tl.constexpr):
     """Difference along one axis, and the way to its second image (A.4): 0 where there is none."""
     if IMAGES == 3:
         gap = wrap(x, y)
         turn = gap * 0
     else:
-        x -= tl.floor(x)
         y -= tl.floor(y)
-        gap = x - y
+        # the product keeps NaN, and makes infinity one
+        gap = tl.where(x > FAR, FAR, tl.where(x < -FAR, -FAR, x)) + x * 0 - y
         turn = tl.where(y >= 1 - EDGE, 1.0, 0.0) - tl.where(y <= EDGE, 1.0, 0.0)
     return gap, turn.to(gap.dtype)
 

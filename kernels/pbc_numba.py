@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastcrystal.kernels.numba_threads import run
-from fastcrystal.ops.pbc import BOUNDARY, Layout, Metric, counts_of
+from fastcrystal.ops.pbc import BOUNDARY, FAR, Layout, Metric, counts_of
 
 #: p, exponent, half, hard, boundary of the metric that has loops of its own: order -12
 DEFAULT = (2, 6, False, False, False)
@@ -66,7 +66,7 @@ def _kernel(default: bool, cartesian_default: bool):
                 cartesian = cartesian_default
             images = 2 if boundary else 3
             exact = x.dtype.type(m / p)
-            low, high = x.dtype.type(BOUNDARY), x.dtype.type(1 - BOUNDARY)
+            low, high, far = x.dtype.type(BOUNDARY), x.dtype.type(1 - BOUNDARY), x.dtype.type(FAR)
             most = 0
             for b in range(chunks[chunk], chunks[chunk + 1]):
                 most = max(most, counts[b])
@@ -82,8 +82,9 @@ def _kernel(default: bool, cartesian_default: bool):
                     for i in range(n):
                         u, v = x[start + i, c], y[start + i, c]
                         if boundary:
-                            u, v = u - np.floor(u), v - np.floor(v)
-                            work[_GAP + c, i] = u - v
+                            v = v - np.floor(v)
+                            # the product keeps NaN, and makes infinity one
+                            work[_GAP + c, i] = min(max(u, -far), far) + u * _ZERO - v
                             turn = _ONE if v >= high else _ZERO
                             work[_TURN + c, i] = turn - _ONE if v <= low else turn
                         else:

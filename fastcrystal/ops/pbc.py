@@ -2,8 +2,9 @@
 
     v_i = (sum_k d_ik^order)^(1/order),   d_ik = |(x_i - y_i + k) L|_p,   order < 0
 
-over the images k of the target: all 27 of {-1, 0, 1}^3 around the wrapped difference, or those of A.4 only. L is the
-identity for fractional distances. With m = -order and c the smallest d_ik, computed without overflow as
+over the images k of the target: all 27 of {-1, 0, 1}^3 around the wrapped difference, or those of A.4 only, with the
+prediction as it is. L is the identity for fractional distances. With m = -order and c the smallest d_ik, computed
+without overflow as
 
     v = c s^(-1/m),   s = sum_k (c / d_k)^m,   dv/dx = sum_k (v / d_k)^(m + 1) grad d_k
 """
@@ -27,6 +28,8 @@ from fastcrystal.ops.masked_l1 import check_counts
 FLAT = 1e-6
 #: a target coordinate this near to 0 or 1 lies on the boundary of the cell (A.4)
 BOUNDARY = 1e-4
+#: coordinates of a prediction are cut to -FAR..FAR with the images of A.4: their squares are finite in float32
+FAR = 1e9
 
 
 class Metric(NamedTuple):
@@ -87,7 +90,8 @@ def images_reference(x: Tensor, y: Tensor, boundary: bool) -> tuple[Tensor, Tens
         shifts = torch.tensor(list(itertools.product((-1, 0, 1), repeat=3)), dtype=x.dtype, device=x.device)
         gaps = wrapped_gap(x, y)[..., None, :] + shifts
         return gaps, torch.ones_like(gaps[..., 0], dtype=torch.bool)
-    x, y = x - x.floor(), y - y.floor()
+    # A.4 takes the prediction as it is: one outside the cell is pulled back, not to the far side; inf * 0 is NaN
+    x, y = x.clamp(-FAR, FAR) + 0 * x, y - y.floor()
     turn = (y >= 1 - BOUNDARY).to(x.dtype) - (y <= BOUNDARY).to(x.dtype)
     taken = torch.tensor(list(itertools.product((0, 1), repeat=3)), dtype=x.dtype, device=x.device)
     counts = ((taken == 0) | (turn[..., None, :] != 0)).all(-1)

@@ -145,6 +145,46 @@ def test_slope_reference_is_the_derivative(metric: Metric, cartesian: bool) -> N
     torch.testing.assert_close(pbc_slope_reference(x.detach(), y, cell, metric), wanted)
 
 
+@pytest.mark.parametrize("path", ["reference", "operator", "numba", "Triton"])
+def test_boundary_takes_the_prediction_as_it_is(path: str) -> None:
+    """A.4: one that left the cell is pulled back the way it came, not across the cell."""
+    # prediction, target (0.5 along the other axes), cost, sign of the gradient
+    cases = [
+        (-0.001, 0.05, 0.051, -1),
+        (1.02, 0.97, 0.05, 1),
+        (2.5, 0.25, 2.25, 1),
+        (-0.3, 1.0, 0.3, -1),
+        (1.3, 0.0, 0.3, 1),
+    ]
+    x, y = (torch.tensor([[case[i], 0.5, 0.5] for case in cases])[:, None] for i in (0, 1))
+    layout, metric, ones = Layout(None, None, len(cases)), Metric(-math.inf, 2, True), torch.ones(len(cases))
+    if path == "reference":
+        x.requires_grad_()
+        value = pbc_reference(x, y, None, layout, metric)
+        (slope,) = torch.autograd.grad(value.sum(), x)
+        torch.testing.assert_close(plain(x.detach(), y, None, layout, metric, False), (value.detach(), slope))
+    elif path == "operator":
+        x.requires_grad_()
+        value = pbc(x, y, None, layout, metric, per_site=False)
+        (slope,) = torch.autograd.grad(value.sum(), x)
+    elif path == "numba":
+        pytest.importorskip("numba", reason="numba is not installed")
+        from fastcrystal.kernels import pbc_numba
+
+        value, slope = pbc_numba.value_and_slope(x, y, None, layout, metric, False, True)
+    else:
+        pytest.importorskip("triton", reason="no Triton on this platform")
+        from fastcrystal.kernels import pbc as kernel
+
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        x, y, ones = x.to(device), y.to(device), ones.to(device)
+        value = kernel.forward(x, y, None, layout, metric, False).cpu()
+        slope = kernel.backward(ones, x, y, None, layout, metric, False).cpu()
+    assert value.tolist() == pytest.approx([case[2] for case in cases], abs=1e-6)
+    assert slope[:, 0, 0].sign().tolist() == [case[3] for case in cases]
+    assert (slope[:, 0, 1:] == 0).all()
+
+
 @pytest.mark.parametrize("numba", [True, False], ids=["numba", "plain torch"])
 @pytest.mark.parametrize("per_site", [False, True], ids=["crystals", "sites"])
 @pytest.mark.parametrize(("metric", "cartesian"), METRICS[:2], ids=str)
