@@ -60,7 +60,7 @@ def is_true(device: str, dtype: torch.dtype, shape: tuple[int, int, int, int]) -
     def run(values: tuple[Tensor, ...], reference: bool) -> tuple[Tensor, ...]:
         x, weight, bias, scale, shift = leaves = [v.detach().requires_grad_() for v in values]
         if reference:
-            y = row_norm_reference(x, weight, bias, groups, scale=scale, shift=shift)[0]
+            y = row_norm_reference(x, weight, bias, groups, scale=scale, shift=shift)
         else:
             y = row_norm(x, weight, bias, groups, scale=scale, shift=shift)
         return (y, *torch.autograd.grad(y.square().sum(), leaves))
@@ -93,7 +93,7 @@ def timed(
         return row_norm(x, weight, bias, groups, scale=scale, shift=shift)
 
     def plain(x: Tensor) -> Tensor:
-        return row_norm_reference(x, weight, bias, groups, scale=scale, shift=shift)[0]
+        return row_norm_reference(x, weight, bias, groups, scale=scale, shift=shift)
 
     def step(form: Callable[[Tensor], Tensor]) -> float:
         leaf = x.detach().requires_grad_()

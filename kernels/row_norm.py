@@ -1,9 +1,9 @@
 """Triton for fastcrystal.ops.row_norm: one program per crystal and block of groups, which it holds in registers.
 
-A group is only C / G channels wide, 4 to 32 in practice, so one group per program would read a few bytes of each row.
-A program therefore takes neighboring groups: a tile of rows x groups x channels of a group, whose lanes beyond C / G
-are idle where that is no power of two. Weights' gradients leave as one row per crystal, which is summed afterwards:
-no atomics, so the sum comes out the same every time.
+A group is only C / G channels wide, 4 to 32 in practice, so one group per program would read a few bytes at each
+position. A program therefore takes neighboring groups: a tile of positions x groups x channels of a group, whose lanes
+beyond C / G are idle where that is no power of two. Weights' gradients leave as one vector per crystal, which is summed
+afterwards: no atomics, so the sum comes out the same every time.
 """
 
 from typing import Any
@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-#: a program takes more groups while its rows are narrower than so many channels, or its tile has fewer elements
+#: a program takes more groups while it reads fewer channels than this at a position, or its tile has fewer elements
 MIN_WIDTH, MIN_TILE = 32, 1024
 #: elements of a tile that a thread should hold, and the most warps that share a tile
 PER_THREAD, MAX_WARPS = 8, 16
@@ -33,19 +33,17 @@ def _tile(L, G, D: tl.constexpr, BLOCK_L: tl.constexpr, BLOCK_G: tl.constexpr, B
 
 @triton.jit
 def _over_group(v):
-    """Sum over the rows and channels of each group, shape (1, BLOCK_G, 1)."""
+    """Sum over the positions and channels of each group, shape (1, BLOCK_G, 1)."""
     return tl.sum(tl.sum(v, axis=0, keep_dims=True), axis=2, keep_dims=True)
 
 
 @triton.jit
 def _forward(
     x_ptr,
-    residual_ptr,
     weight_ptr,
     bias_ptr,
     scale_ptr,
     shift_ptr,
-    s_ptr,
     y_ptr,
     stats_ptr,
     B,
@@ -63,14 +61,9 @@ def _forward(
 ):
     start, at, live, column, wide, group, inside = _tile(L, G, D, BLOCK_L, BLOCK_G, BLOCK_D)
     b = tl.program_id(0).to(tl.int64)
-    s = tl.load(x_ptr + start + at, mask=live, other=0.0).to(ACC)
-    if residual_ptr is not None:
-        s += tl.load(residual_ptr + start + at, mask=live, other=0.0).to(ACC)
-        rounded = s.to(s_ptr.dtype.element_ty)  # the norm is that of what the next layer sees
-        tl.store(s_ptr + start + at, rounded, mask=live)
-        s = rounded.to(ACC)
-    mean = _over_group(s) / (L * D)
-    gap = tl.where(live, s - mean, 0.0)
+    x = tl.load(x_ptr + start + at, mask=live, other=0.0).to(ACC)
+    mean = _over_group(x) / (L * D)
+    gap = tl.where(live, x - mean, 0.0)
     rstd = 1.0 / tl.sqrt(_over_group(gap * gap) / (L * D) + EPS)
     tl.store(stats_ptr + b * G + group, mean, mask=inside)
     tl.store(stats_ptr + (B + b) * G + group, rstd, mask=inside)
@@ -89,7 +82,6 @@ def _forward(
 @triton.jit
 def _backward(
     dy_ptr,
-    ds_ptr,
     x_ptr,
     stats_ptr,
     weight_ptr,
@@ -145,8 +137,6 @@ def _backward(
     along = tl.sum(p * slope, axis=2, keep_dims=True) / (L * D)
     across = tl.sum(q * slope, axis=2, keep_dims=True) / (L * D)
     dx = rstd * (dz * slope - along - n * across)
-    if ds_ptr is not None:
-        dx += tl.load(ds_ptr + start + at, mask=live, other=0.0).to(ACC)
     tl.store(dx_ptr + start + at, dx.to(dx_ptr.dtype.element_ty), mask=live)
 
 
@@ -154,9 +144,9 @@ def _power_of_two(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def _blocks(rows: int, groups: int, width: int) -> tuple[dict[str, int], int]:
+def _blocks(length: int, groups: int, width: int) -> tuple[dict[str, int], int]:
     """Sizes of the tile, and its warps."""
-    high, wide, count = _power_of_two(rows), _power_of_two(width), 1
+    high, wide, count = _power_of_two(length), _power_of_two(width), 1
     while count < groups and (count * wide < MIN_WIDTH or count * wide * high < MIN_TILE):
         count *= 2
     warps = min(max(high * count * wide // (32 * PER_THREAD), 1), MAX_WARPS)
@@ -165,18 +155,18 @@ def _blocks(rows: int, groups: int, width: int) -> tuple[dict[str, int], int]:
 
 def _launch(kernel: Any, x: Tensor, groups: int, scale: Tensor | None, shift: Tensor | None, *tensors, **constants):
     """On the grid of crystals and blocks of groups."""
-    batch, rows, channels = x.shape
-    sizes, warps = _blocks(rows, groups, channels // groups)
+    batch, length, channels = x.shape
+    sizes, warps = _blocks(length, groups, channels // groups)
     strides = (0 if t is None else t.stride(0) for t in (scale, shift))
     acc = tl.float64 if x.dtype == torch.float64 else tl.float32
     grid = (batch, triton.cdiv(groups, sizes["BLOCK_G"]))
+    sizes.update(num_warps=warps, enable_fp_fusion=True)
     with torch.cuda.device_of(x):
-        kernel[grid](*tensors, batch, rows, groups, *strides, ACC=acc, **sizes, **constants, num_warps=warps)
+        kernel[grid](*tensors, batch, length, groups, *strides, ACC=acc, **sizes, **constants)
 
 
 def forward(
     x: Tensor,
-    residual: Tensor | None,
     weight: Tensor,
     bias: Tensor,
     scale: Tensor | None,
@@ -184,22 +174,20 @@ def forward(
     groups: int,
     eps: float,
     silu: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """y, s (empty without a residual), and mean and 1 / deviation (2, B, G); scale and shift may have row strides."""
+) -> tuple[Tensor, Tensor]:
+    """y, and mean and 1 / deviation (2, B, G); scale and shift may have row strides."""
     acc = torch.promote_types(x.dtype, torch.float32)
     y = torch.empty_like(x)
-    s = torch.empty_like(x) if residual is not None else x.new_empty(0)
     stats = x.new_empty(2, x.shape[0], groups, dtype=acc)
     if x.numel():
-        tensors = x, residual, weight, bias, scale, shift, s, y, stats
+        tensors = x, weight, bias, scale, shift, y, stats
         _launch(_forward, x, groups, scale, shift, *tensors, EPS=eps, SILU=silu)
-    return y, s, stats
+    return y, stats
 
 
 def backward(
     dy: Tensor,
-    ds: Tensor | None,
-    s: Tensor,
+    x: Tensor,
     stats: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -207,36 +195,36 @@ def backward(
     shift: Tensor | None,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of s (B, L, C), of weight and bias (2, C), and of scale and shift (2, B, C), or empty."""
-    batch, _, channels = s.shape
-    dx = torch.empty_like(s)
+    """Gradients of x (B, L, C), of weight and bias (2, C), and of scale and shift (2, B, C), or empty."""
+    batch, _, channels = x.shape
+    dx = torch.empty_like(x)
     affine = stats.new_empty(2, batch, channels)
-    modulation = s.new_empty(0) if scale is None else scale.new_empty(2, batch, channels)
-    if s.numel():
-        tensors = dy, ds, s, stats, weight, bias, scale, shift, dx, affine, modulation
-        _launch(_backward, s, stats.shape[2], scale, shift, *tensors, SILU=silu)
+    modulation = x.new_empty(0) if scale is None else scale.new_empty(2, batch, channels)
+    if x.numel():
+        tensors = dy, x, stats, weight, bias, scale, shift, dx, affine, modulation
+        _launch(_backward, x, stats.shape[2], scale, shift, *tensors, SILU=silu)
     return dx, affine.sum(1), modulation
 
 
-def _signatures(dtype: str, rows: int, groups: int, width: int, full: bool) -> list[tuple[object, ...]]:
-    """Both kernels; `full` with residual, scale-shift and SiLU, else with none of them."""
+def _signatures(dtype: str, length: int, groups: int, width: int, full: bool) -> list[tuple[object, ...]]:
+    """Both kernels; `full` with scale-shift and SiLU, else with neither."""
     wide, acc = ("fp64", tl.float64) if dtype == "fp64" else ("fp32", tl.float32)
-    sizes, warps = _blocks(rows, groups, width)
+    sizes, warps = _blocks(length, groups, width)
     affine = {"weight_ptr": f"*{wide}", "bias_ptr": f"*{wide}"}
     scale = {"scale_ptr": f"*{dtype}", "shift_ptr": f"*{dtype}"}
     scalars = dict.fromkeys(("B", "L", "G", "scale_row", "shift_row"), "i32")
-    ahead = {"x_ptr": f"*{dtype}", "residual_ptr": f"*{dtype}", **affine, **scale}
-    ahead.update(s_ptr=f"*{dtype}", y_ptr=f"*{dtype}", stats_ptr=f"*{wide}", **scalars)
-    back = {"dy_ptr": f"*{dtype}", "ds_ptr": f"*{dtype}", "x_ptr": f"*{dtype}", "stats_ptr": f"*{wide}", **affine}
+    ahead = {"x_ptr": f"*{dtype}", **affine, **scale}
+    ahead.update(y_ptr=f"*{dtype}", stats_ptr=f"*{wide}", **scalars)
+    back = {"dy_ptr": f"*{dtype}", "x_ptr": f"*{dtype}", "stats_ptr": f"*{wide}", **affine}
     back.update(**scale, dx_ptr=f"*{dtype}", affine_ptr=f"*{wide}", modulation_ptr=f"*{dtype}", **scalars)
     const: dict[str, object] = {**sizes, "SILU": full, "ACC": acc}
-    none: dict[str, object] = {} if full else dict.fromkeys(("residual_ptr", "ds_ptr", *scale))
+    none: dict[str, object] = {} if full else dict.fromkeys(scale)
     return [
         (
             kernel,
             {k: v for k, v in signature.items() if k not in none},
             {**const, **more, **{k: None for k in none if k in signature}},
-            {"num_warps": warps},
+            {"num_warps": warps, "enable_fp_fusion": True},
         )
         for kernel, signature, more in ((_forward, ahead, {"EPS": 1e-5}), (_backward, back, {}))
     ]

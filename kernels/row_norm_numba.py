@@ -1,7 +1,7 @@
 """Numba for fastcrystal.ops.row_norm in float32: a crystal at a time, which stays in the cache between its passes.
 
-Inner loops run over the channels of a row, which lie side by side, and hold neither branches nor calls, so that they
-become SIMD. exp is a polynomial: numba's own is one call per element where Intel's library is not installed.
+Inner loops run over the channels of a position, which lie side by side, and hold neither branches nor calls, so that
+they become SIMD. exp is a polynomial: numba's own is one call per element where Intel's library is not installed.
 """
 
 import numba
@@ -22,8 +22,7 @@ _LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
 _LEAST, _MOST = np.float32(-87), np.float32(89)
 #: crystals that share scratch memory, and are dealt to a thread together
 CHUNK = 8
-#: numpy's stand-in for a tensor that is not given, by its dimensions
-_EMPTY = {n: np.empty((0,) * n, np.float32) for n in (2, 3)}
+_EMPTY = np.empty((0, 0), np.float32)
 _BIAS, _MANTISSA = np.int32(127), np.int32(23)
 
 
@@ -40,15 +39,15 @@ def _sigmoid(z):
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
-def _statistics(s, mean, rstd, eps, column, center):
+def _statistics(x, mean, rstd, eps, column, center):
     """Mean and 1 / sqrt(variance + eps) of each group, from one crystal (L, C); scratch memory is (G, C / G)."""
     groups, width = column.shape
     flat, middle = column.reshape(groups * width), center.reshape(groups * width)
-    share = _ONE / np.float32(s.shape[0] * width)
+    share = _ONE / np.float32(x.shape[0] * width)
     flat[:] = _ZERO
-    for i in range(s.shape[0]):
+    for i in range(x.shape[0]):
         for c in range(flat.shape[0]):
-            flat[c] += s[i, c]
+            flat[c] += x[i, c]
     for g in range(groups):
         total = _ZERO
         for j in range(width):
@@ -58,9 +57,9 @@ def _statistics(s, mean, rstd, eps, column, center):
         for j in range(width):
             center[g, j] = total
     flat[:] = _ZERO
-    for i in range(s.shape[0]):
+    for i in range(x.shape[0]):
         for c in range(flat.shape[0]):
-            gap = s[i, c] - middle[c]
+            gap = x[i, c] - middle[c]
             flat[c] += gap * gap
     for g in range(groups):
         total = _ZERO
@@ -72,7 +71,7 @@ def _statistics(s, mean, rstd, eps, column, center):
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
-def _forward(x, residual, weight, bias, scale, shift, groups, eps, silu, s, y, stats):
+def _forward(x, weight, bias, scale, shift, groups, eps, silu, y, stats):
     channels = x.shape[2]
     width = channels // groups
     chunks = (x.shape[0] + CHUNK - 1) // CHUNK
@@ -81,11 +80,7 @@ def _forward(x, residual, weight, bias, scale, shift, groups, eps, silu, s, y, s
         lines = work.reshape(2, channels)
         slope, start = lines[0], lines[1]
         for b in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.shape[0])):
-            if residual.shape[0] > 0:
-                for i in range(x.shape[1]):
-                    for c in range(channels):
-                        s[b, i, c] = x[b, i, c] + residual[b, i, c]
-            _statistics(s[b], stats[0, b], stats[1, b], eps, work[0], work[1])
+            _statistics(x[b], stats[0, b], stats[1, b], eps, work[0], work[1])
             for g in range(groups):
                 for j in range(width):
                     work[0, g, j] = stats[1, b, g]
@@ -100,27 +95,27 @@ def _forward(x, residual, weight, bias, scale, shift, groups, eps, silu, s, y, s
             for i in range(x.shape[1]):
                 if silu:
                     for c in range(channels):
-                        z = s[b, i, c] * slope[c] + start[c]
+                        z = x[b, i, c] * slope[c] + start[c]
                         y[b, i, c] = z * _sigmoid(z)
                 else:
                     for c in range(channels):
-                        y[b, i, c] = s[b, i, c] * slope[c] + start[c]
+                        y[b, i, c] = x[b, i, c] * slope[c] + start[c]
 
 
 @numba.njit(parallel=True, cache=True, nogil=True, error_model="numpy", fastmath={"contract", "nsz", "reassoc"})
-def _backward(dy, ds, s, stats, weight, bias, scale, shift, silu, dx, affine, modulation):
-    rows, channels = s.shape[1], s.shape[2]
+def _backward(dy, x, stats, weight, bias, scale, shift, silu, dx, affine, modulation):
+    length, channels = x.shape[1], x.shape[2]
     groups = stats.shape[2]
     width = channels // groups
-    share = _ONE / np.float32(rows * width)
-    chunks = (s.shape[0] + CHUNK - 1) // CHUNK
+    share = _ONE / np.float32(length * width)
+    chunks = (x.shape[0] + CHUNK - 1) // CHUNK
     for chunk in numba.prange(chunks):
         work = np.empty((8, groups, width), np.float32)
         lines = work.reshape(8, channels)
-        # n = s * rstd + origin,  z = n * slope + start;  p and q: sums of dz and dz n over rows
+        # n = x * rstd + origin,  z = n * slope + start;  p and q: sums of dz and dz n over the sequence
         rstd, origin, slope, start, p, q = lines[0], lines[1], lines[2], lines[3], lines[4], lines[5]
         along, across = lines[6], lines[7]
-        for b in range(chunk * CHUNK, min((chunk + 1) * CHUNK, s.shape[0])):
+        for b in range(chunk * CHUNK, min((chunk + 1) * CHUNK, x.shape[0])):
             for g in range(groups):
                 for j in range(width):
                     work[0, g, j] = stats[1, b, g]
@@ -132,10 +127,10 @@ def _backward(dy, ds, s, stats, weight, bias, scale, shift, silu, dx, affine, mo
                 for c in range(channels):
                     slope[c] *= _ONE + scale[b, c]
                     start[c] = start[c] * (_ONE + scale[b, c]) + shift[b, c]
-            for i in range(rows):
+            for i in range(length):
                 if silu:
                     for c in range(channels):
-                        n = s[b, i, c] * rstd[c] + origin[c]
+                        n = x[b, i, c] * rstd[c] + origin[c]
                         z = n * slope[c] + start[c]
                         gate = _sigmoid(z)
                         dz = dy[b, i, c] * (gate * (_ONE + z * (_ONE - gate)))
@@ -144,7 +139,7 @@ def _backward(dy, ds, s, stats, weight, bias, scale, shift, silu, dx, affine, mo
                         dx[b, i, c] = dz
                 else:
                     for c in range(channels):
-                        n = s[b, i, c] * rstd[c] + origin[c]
+                        n = x[b, i, c] * rstd[c] + origin[c]
                         dz = dy[b, i, c]
                         p[c] += dz
                         q[c] += dz * n
@@ -173,39 +168,31 @@ def _backward(dy, ds, s, stats, weight, bias, scale, shift, silu, dx, affine, mo
                 for j in range(width):
                     work[6, g, j] = -second * stats[1, b, g]
                     work[7, g, j] = -first - work[1, g, j] * second
-            if ds.shape[0] > 0:
-                for i in range(rows):
-                    for c in range(channels):
-                        dx[b, i, c] = ds[b, i, c] + dx[b, i, c] * slope[c] + (s[b, i, c] * along[c] + across[c])
-            else:
-                for i in range(rows):
-                    for c in range(channels):
-                        dx[b, i, c] = dx[b, i, c] * slope[c] + (s[b, i, c] * along[c] + across[c])
+            for i in range(length):
+                for c in range(channels):
+                    dx[b, i, c] = dx[b, i, c] * slope[c] + (x[b, i, c] * along[c] + across[c])
 
 
-def forward(x, residual, weight, bias, scale, shift, groups, eps, silu) -> tuple[Tensor, Tensor, Tensor]:
-    """y, s (empty without a residual), and mean and 1 / deviation (2, B, G); float32."""
-    x = x.contiguous()
-    y = torch.empty_like(x)
-    s = x.new_empty(0) if residual is None else torch.empty_like(x)
+def forward(x, weight, bias, scale, shift, groups, eps, silu) -> tuple[Tensor, Tensor]:
+    """y, and mean and 1 / deviation (2, B, G); float32."""
+    y = torch.empty_like(x, memory_format=torch.contiguous_format)
     stats = x.new_empty(2, x.shape[0], groups)
-    inputs = _array(x), _array(residual, 3), *map(_array, (weight, bias)), *(_array(t, 2) for t in (scale, shift))
-    summed = _array(x if residual is None else s)
-    run(_forward, *inputs, groups, np.float32(eps), silu, summed, y.numpy(), stats.numpy())
-    return y, s, stats
+    inputs = map(_array, (x, weight, bias, scale, shift))
+    run(_forward, *inputs, groups, np.float32(eps), silu, y.numpy(), stats.numpy())
+    return y, stats
 
 
-def backward(dy, ds, s, stats, weight, bias, scale, shift, silu) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of s (B, L, C), of weight and bias (2, C), and of scale and shift (2, B, C), or empty; float32."""
-    batch, _, channels = s.shape
-    dx = torch.empty_like(s, memory_format=torch.contiguous_format)
-    affine = s.new_empty(2, batch, channels)
-    modulation = s.new_empty(2, *((0, 0) if scale is None else (batch, channels)))
-    inputs = _array(dy), _array(ds, 3), *map(_array, (s, stats, weight, bias)), *(_array(t, 2) for t in (scale, shift))
+def backward(dy, x, stats, weight, bias, scale, shift, silu) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients of x (B, L, C), of weight and bias (2, C), and of scale and shift (2, B, C), or empty; float32."""
+    batch, _, channels = x.shape
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format)
+    affine = x.new_empty(2, batch, channels)
+    modulation = x.new_empty(2, *((0, 0) if scale is None else (batch, channels)))
+    inputs = map(_array, (dy, x, stats, weight, bias, scale, shift))
     run(_backward, *inputs, silu, dx.numpy(), affine.numpy(), modulation.numpy())
-    return dx, affine.sum(1), modulation if scale is not None else s.new_empty(0)
+    return dx, affine.sum(1), modulation if scale is not None else x.new_empty(0)
 
 
-def _array(t: Tensor | None, ndim: int = 0):
-    """As numpy sees it, dense; an empty one of `ndim` dimensions where there is none."""
-    return _EMPTY[ndim] if t is None else t.detach().contiguous().numpy()
+def _array(t: Tensor | None):
+    """As numpy sees it, dense; an empty one where scale and shift are not given."""
+    return _EMPTY if t is None else t.detach().contiguous().numpy()

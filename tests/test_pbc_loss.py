@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastcrystal.loss import PBCLoss, pbc_distance, pbc_loss
-from fastcrystal.ops import pbc as ops
+from fastcrystal.ops import paths
 from fastcrystal.ops.pbc import BOUNDARY, Layout, Metric, pbc_reference
 from fastcrystal.testing import DTYPES, random_sites
 from tests.factories.shared_data import dft_file
@@ -366,8 +366,8 @@ def test_a_lattice_parameter_may_be_measured_but_not_trained() -> None:
 @pytest.mark.parametrize("numba", [True, False], ids=["numba", "plain torch"])
 def test_autocast_changes_nothing(numba: bool) -> None:
     x, y, n = random_sites(3, 6)
-    kernel = ops.numba_kernel() if numba else None
-    with mock.patch.object(ops, "numba_kernel", return_value=kernel):
+    kernel = paths.numba_kernel("pbc_numba") if numba else None
+    with mock.patch.object(paths, "numba_kernel", return_value=kernel):
         wanted = pbc_loss(x, y, n, lattice=triclinic(3))
         with torch.autocast("cpu", torch.bfloat16):
             got = pbc_loss(x, y, n, lattice=triclinic(3))

@@ -6,6 +6,8 @@ loss_b = (1 / n_b) * sum_{i < n_b} sum_k |x_bik - y_bik|
 import torch
 from torch import Tensor
 
+from fastcrystal.ops import paths
+
 
 def masked_l1_reference(x: Tensor, y: Tensor, num_sites: Tensor) -> Tensor:
     """The definition, in plain torch: what every faster path must reproduce."""
@@ -51,6 +53,10 @@ def masked_l1(x: Tensor, y: Tensor, num_sites: Tensor) -> Tensor:
         raise ValueError(f"x and y must share a floating dtype, got {x.dtype} and {y.dtype}")
     if num_sites.shape != x.shape[:1]:
         raise ValueError(f"num_sites must have shape ({x.shape[0]},), got {tuple(num_sites.shape)}")
+    if paths.has_tangent(x, y):
+        if not x.is_cuda and not torch.compiler.is_compiling():  # a graph has no values yet
+            check_counts(num_sites, x.shape[1])
+        return masked_l1_reference(x, y, num_sites)
     loss: Tensor = _masked_l1(x, y, num_sites.long())
     return loss
 

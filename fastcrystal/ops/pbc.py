@@ -11,17 +11,14 @@ without overflow as
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import itertools
 import math
-import warnings
-from functools import cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from fastcrystal.ops import paths
 from fastcrystal.ops.masked_l1 import check_counts
 
 #: a cell whose volume is less than this times the product of its edges is refused as flat
@@ -187,12 +184,16 @@ def counts_of(layout: Layout, x: Tensor) -> Tensor:
     return torch.bincount(layout.batch, minlength=layout.crystals)
 
 
-def pbc_reference(x: Tensor, y: Tensor, lattice: Tensor | None, layout: Layout, metric: Metric) -> Tensor:
-    """Mean of `pbc_distance_reference` over the sites of each crystal, shape (B,), in plain torch."""
+def pbc_reference(
+    x: Tensor, y: Tensor, lattice: Tensor | None, layout: Layout, metric: Metric, per_site: bool = False
+) -> Tensor:
+    """As `pbc`, in plain torch: `pbc_distance_reference` of each site, or its mean over the sites of each crystal."""
     live = real_rows(layout, x)[..., None]
     v = pbc_distance_reference(
         x.masked_fill(~live, 0), y.masked_fill(~live, 0), lattice_of_rows(layout, lattice), metric
     )
+    if per_site:
+        return v.masked_fill(~live[..., 0], 0)
     if layout.batch is None:
         return v.sum(1) / counts_of(layout, x)
     return v.new_zeros(layout.crystals).index_add(0, layout.batch, v) / counts_of(layout, x)
@@ -218,6 +219,10 @@ def pbc(x: Tensor, y: Tensor, lattice: Tensor | None, layout: Layout, metric: Me
     Tensor, shape (B,), (B, N) or (S,)
         float32 (float64 for float64 input), whatever autocast is in force.
     """
+    if paths.has_tangent(x, y, lattice):
+        if x.device.type == "cpu" and not torch.compiler.is_compiling():  # a graph has no values yet
+            check_values(layout, x.shape[-2], lattice)
+        return pbc_reference(x, y, lattice, layout, metric, per_site)
     # one pass over the sites gives value and slope, which pays on a CPU; a GPU, bound by memory, computes it again
     keep = x.device.type == "cpu" and torch.is_grad_enabled() and (x.requires_grad or y.requires_grad)
     value: Tensor = _pbc(x, y, lattice, layout.num_sites, layout.batch, layout.crystals, *metric, per_site, keep)[0]
@@ -345,18 +350,6 @@ def _check_batch(batch: Tensor, num_sites: Tensor | None, crystals: int) -> None
         raise ValueError(f"structure {i} has {int(counts[i])} rows in batch{said}")
 
 
-@cache
-def numba_kernel() -> Any:
-    """The module fastcrystal.kernels.pbc_numba, or None where numba is not installed."""
-    if importlib.util.find_spec("numba") is None:
-        return None
-    try:
-        return importlib.import_module("fastcrystal.kernels.pbc_numba")
-    except ImportError as error:  # numba refuses a numpy that is newer than it knows
-        warnings.warn(f"numba is installed, but does not load ({error}): the loss runs in plain torch", stacklevel=2)
-        return None
-
-
 def _dense(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
@@ -372,18 +365,18 @@ def _without_triton(
 ) -> tuple[Tensor, Tensor]:
     """Value and slope by numba, on a CPU where it is installed, else by the references: the same numbers."""
     acc = torch.promote_types(x.dtype, torch.float32)
-    kernel = numba_kernel() if x.device.type == "cpu" else None
+    kernel = paths.numba_kernel("pbc_numba") if x.device.type == "cpu" else None
     if kernel is not None:
         wide = x.to(acc).contiguous(), y.to(acc).contiguous(), _dense(lattice)
         found: tuple[Tensor, Tensor] = kernel.value_and_slope(*wide, layout, metric, per_site, keep_slope)
         return found
+    value = pbc_reference(x, y, lattice, layout, metric, per_site)
+    if not keep_slope:
+        return value, value.new_empty(0)
     live = real_rows(layout, x)[..., None]
     x, y = x.to(acc).masked_fill(~live, 0), y.to(acc).masked_fill(~live, 0)
-    rows = lattice_of_rows(layout, lattice)
-    slope = pbc_slope_reference(x, y, rows, metric).masked_fill(~live, 0) if keep_slope else x.new_empty(0)
-    if per_site:
-        return pbc_distance_reference(x, y, rows, metric).masked_fill(~live[..., 0], 0), slope
-    if keep_slope:
+    slope = pbc_slope_reference(x, y, lattice_of_rows(layout, lattice), metric).masked_fill(~live, 0)
+    if not per_site:
         counts = counts_of(layout, x)
         slope = slope / (counts[:, None, None] if layout.batch is None else counts[layout.batch][:, None])
-    return pbc_reference(x, y, lattice, layout, metric), slope
+    return value, slope

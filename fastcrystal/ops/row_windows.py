@@ -1,6 +1,6 @@
-"""Each row of a crystal with its neighbors: what turns a convolution along the rows into one matrix product.
+"""Each sequence position of a crystal beside its neighbors: a convolution along the sequence as one matrix product.
 
-    y[b, j] = (x[b, s j - p], x[b, s j - p + 1], x[b, s j - p + 2])      side by side; rows outside are zero
+    y[b, j] = (x[b, s j - p], x[b, s j - p + 1], x[b, s j - p + 2])      side by side; zero outside of the sequence
 
 for stride s and padding p. In eager float32 on a CPU numba copies the three neighbors at once, which lie side by side
 in memory already, and adds up the gradient in one pass, where torch pads, slices and concatenates; all else is torch,
@@ -9,19 +9,16 @@ whose compiler makes one copy of it.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import warnings
-from functools import cache
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-#: rows of a window
+from fastcrystal.ops import paths
+
+#: sequence positions of a window
 TAPS = 3
+KERNEL = "row_windows_numba"
 
 
 def row_windows_reference(x: Tensor, padding: int = 1, stride: int = 1) -> Tensor:
@@ -32,16 +29,16 @@ def row_windows_reference(x: Tensor, padding: int = 1, stride: int = 1) -> Tenso
 
 
 def row_windows(x: Tensor, padding: int = 1, stride: int = 1) -> Tensor:
-    """Windows of three rows.
+    """Windows of three neighbors along the sequence.
 
     Parameters
     ----------
     x : Tensor, shape (B, L, C), floating
         Of any strides.
     padding : int
-        Rows of zeros before and behind, 0 or more; L + 2 padding is at least 3.
+        Positions of zeros before and behind, 0 or more; L + 2 padding is at least 3.
     stride : int
-        Rows from one window to the next, 1 or more.
+        Positions from one window to the next, 1 or more.
 
     Returns
     -------
@@ -62,32 +59,14 @@ def row_windows(x: Tensor, padding: int = 1, stride: int = 1) -> Tensor:
         raise ValueError(
             f"x must have shape (B, L, C) with L + 2 padding of {TAPS} or more, got {tuple(x.shape)} and {padding}"
         )
-    if not _takes_numba(x):
+    if not x.numel() or torch.is_autocast_enabled("cpu") or not paths.takes_numba(KERNEL, x):
         return row_windows_reference(x, padding, stride)
     out: Tensor
     if torch.is_grad_enabled() and x.requires_grad:
         out = _RowWindowsOnCPU.apply(x, padding, stride)  # type: ignore[no-untyped-call]
     else:
-        out = numba_kernel().forward(x, padding, stride)
+        out = paths.numba_kernel(KERNEL).forward(x, padding, stride)
     return out
-
-
-@cache
-def numba_kernel() -> Any:
-    """The module fastcrystal.kernels.row_windows_numba, or None where numba is not installed."""
-    if importlib.util.find_spec("numba") is None:
-        return None
-    try:
-        return importlib.import_module("fastcrystal.kernels.row_windows_numba")
-    except ImportError as error:  # numba refuses a numpy that is newer than it knows
-        warnings.warn(f"numba is installed, but does not load ({error}): windows are made in torch", stacklevel=2)
-        return None
-
-
-def _takes_numba(x: Tensor) -> bool:
-    if torch.compiler.is_compiling() or x.device.type != "cpu" or x.dtype != torch.float32 or not x.numel():
-        return False
-    return not torch.is_autocast_enabled("cpu") and numba_kernel() is not None
 
 
 class _RowWindowsOnCPU(torch.autograd.Function):
@@ -95,10 +74,10 @@ class _RowWindowsOnCPU(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, padding, stride):  # type: ignore[no-untyped-def]
-        ctx.rows, ctx.padding, ctx.stride = x.shape[1], padding, stride
-        return numba_kernel().forward(x, padding, stride)
+        ctx.length, ctx.padding, ctx.stride = x.shape[1], padding, stride
+        return paths.numba_kernel(KERNEL).forward(x, padding, stride)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, dy):  # type: ignore[no-untyped-def]
-        return numba_kernel().backward(dy, ctx.rows, ctx.padding, ctx.stride), None, None
+        return paths.numba_kernel(KERNEL).backward(dy, ctx.length, ctx.padding, ctx.stride), None, None

@@ -1,7 +1,5 @@
 """The seven checks of an operator, for pbc (compiling ahead: test_aot.py; as a loss: tests/test_pbc_loss.py)."""
 
-import importlib
-import importlib.util
 import math
 from unittest import mock
 
@@ -9,10 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastcrystal.ops import paths
 from fastcrystal.ops import pbc as ops
 from fastcrystal.ops.pbc import Layout, Metric, pbc, pbc_distance_reference, pbc_reference, pbc_slope_reference
 from fastcrystal.testing import DTYPES, assert_near_truth, heavy_imports, poisoned_buffers, random_sites
 
+KERNEL_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DEFAULT = Metric(-12.0, 2, False)
 #: every branch of the kernels: (metric, Cartesian)
 METRICS = [
@@ -58,9 +58,10 @@ def plain(
     x: Tensor, y: Tensor, cell: Tensor | None, layout: Layout, metric: Metric, per_site: bool
 ) -> tuple[Tensor, Tensor]:
     """Value and slope by the references."""
-    with mock.patch.object(ops, "numba_kernel", return_value=None):
+    here = Layout(*(None if t is None else t.cpu() for t in layout[:2]), layout.crystals)
+    with mock.patch.object(paths, "numba_kernel", return_value=None):
         value, slope = ops._without_triton(
-            x.cpu(), y.cpu(), None if cell is None else cell.cpu(), layout, metric, per_site, True
+            x.cpu(), y.cpu(), None if cell is None else cell.cpu(), here, metric, per_site, True
         )
     return value.to(x.device), slope.to(x.device)
 
@@ -78,7 +79,7 @@ def check_kernel(batch: int, rows: int, dtype: torch.dtype, metric: Metric, cart
     """Triton, padded and ragged, against float64."""
     from fastcrystal.kernels import pbc as kernel
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = KERNEL_DEVICE
     acc = torch.promote_types(dtype, torch.float32)
     x, y, layout = inputs(batch, rows, dtype, device)
     cell = cells(batch, acc, device) if cartesian else None
@@ -176,8 +177,7 @@ def test_boundary_takes_the_prediction_as_it_is(path: str) -> None:
         pytest.importorskip("triton", reason="no Triton on this platform")
         from fastcrystal.kernels import pbc as kernel
 
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        x, y, ones = x.to(device), y.to(device), ones.to(device)
+        x, y, ones = x.to(KERNEL_DEVICE), y.to(KERNEL_DEVICE), ones.to(KERNEL_DEVICE)
         value = kernel.forward(x, y, None, layout, metric, False).cpu()
         slope = kernel.backward(ones, x, y, None, layout, metric, False).cpu()
     assert value.tolist() == pytest.approx([case[2] for case in cases], abs=1e-6)
@@ -192,12 +192,12 @@ def test_gradcheck(device: str, metric: Metric, cartesian: bool, per_site: bool,
     x, y, n = random_sites(3, 7, torch.float64, device)
     cell = cells(3, torch.float64, device) if cartesian else None
     layout = Layout(n, None, 3)
-    kernel = ops.numba_kernel() if numba else None
+    kernel = paths.numba_kernel("pbc_numba") if numba else None
 
     def value(x: Tensor, y: Tensor) -> Tensor:
         return pbc(x, y, cell, layout, metric, per_site=per_site)
 
-    with mock.patch.object(ops, "numba_kernel", return_value=kernel):
+    with mock.patch.object(paths, "numba_kernel", return_value=kernel):
         assert torch.autograd.gradcheck(value, (x.requires_grad_(), y.requires_grad_()))
 
 
@@ -270,31 +270,17 @@ def test_impossible_values_that_nobody_looked_at_give_nan() -> None:
     pytest.importorskip("triton", reason="no Triton on this platform")
     from fastcrystal.kernels import pbc as kernel
 
-    x, y, _ = random_sites(2, 4)
+    x, y, _ = random_sites(2, 4, device=KERNEL_DEVICE)
     for counts in ([8, 2], [-1, 2], [0, 2]):
-        assert kernel.forward(x, y, None, Layout(torch.tensor(counts), None, 2), DEFAULT, False)[0].isnan()
+        layout = Layout(torch.tensor(counts, device=KERNEL_DEVICE), None, 2)
+        assert kernel.forward(x, y, None, layout, DEFAULT, False)[0].isnan()
     u, v = x.view(-1, 3)[:4], y.view(-1, 3)[:4]
     for batch in ([0, 0, 2, 2], [1, 0, 0, 1], [-1, 0, 1, 1]):
-        layout = Layout(None, torch.tensor(batch), 2)
+        layout = Layout(None, torch.tensor(batch, device=KERNEL_DEVICE), 2)
         with poisoned_buffers():
             assert kernel.forward(u, v, None, layout, DEFAULT, False).isnan().any()
-            slope = kernel.backward(torch.ones(2), u, v, None, layout, DEFAULT, False)
+            slope = kernel.backward(torch.ones(2, device=KERNEL_DEVICE), u, v, None, layout, DEFAULT, False)
         assert slope.isnan().any()
-
-
-def test_a_missing_numba_is_no_error() -> None:
-    ops.numba_kernel.cache_clear()
-    try:
-        with mock.patch.object(importlib.util, "find_spec", return_value=None):
-            assert ops.numba_kernel() is None
-        ops.numba_kernel.cache_clear()
-        with (
-            mock.patch.object(importlib, "import_module", side_effect=ImportError("needs NumPy 2.3 or less")),
-            pytest.warns(UserWarning, match=r"does not load \(needs NumPy 2.3 or less\): the loss runs in plain torch"),
-        ):
-            assert ops.numba_kernel() is None
-    finally:
-        ops.numba_kernel.cache_clear()
 
 
 @pytest.mark.parametrize("module", ["fastcrystal.loss", "fastcrystal.ops.pbc"])
@@ -307,8 +293,8 @@ def test_without_counts_every_row_is_a_site(per_site: bool) -> None:
     pytest.importorskip("triton", reason="no Triton on this platform")
     from fastcrystal.kernels import pbc as kernel
 
-    x, y, _ = random_sites(2, 5, torch.float64)
-    counted = Layout(torch.full((2,), 5), None, 2)
+    x, y, _ = random_sites(2, 5, torch.float64, KERNEL_DEVICE)
+    counted = Layout(torch.full((2,), 5, device=KERNEL_DEVICE), None, 2)
     full = Layout(None, None, 2)
     value = kernel.forward(x, y, None, counted, DEFAULT, per_site)
     grad = torch.rand_like(value)

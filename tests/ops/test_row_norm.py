@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastcrystal.ops import paths
 from fastcrystal.ops import row_norm as module
 from fastcrystal.ops.row_norm import (
     MAX_TILE,
@@ -23,18 +24,17 @@ from fastcrystal.ops.row_norm import (
 from fastcrystal.testing import DTYPES, assert_near_truth, heavy_imports
 
 KERNEL_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-#: B, L, C, G: groups of 1, 4, 12 and 5 channels, several to a program and one, an odd number of them, one row
+#: B, L, C, G: groups of 1, 4, 12 and 5 channels, several to a program and one, an odd number of them, one position
 SHAPES = [(1, 1, 8, 1), (3, 16, 32, 8), (2, 5, 96, 8), (4, 7, 15, 3), (2, 3, 6, 6), (2, 40, 33, 1)]
 #: numba takes float32 alone
 PATHS = [*(("triton", dtype) for dtype in DTYPES), ("numba", torch.float32)]
-KINDS = ["plain", "silu", "scale", "residual", "all"]
+KINDS = ["plain", "silu", "scale", "all"]
 
 
 class Given(NamedTuple):
     """Inputs of the operator, in its order."""
 
     x: Tensor
-    residual: Tensor | None
     weight: Tensor
     bias: Tensor
     scale: Tensor | None
@@ -49,18 +49,16 @@ class Given(NamedTuple):
     def leaves(self) -> list[Tensor]:
         return [t for t in self if isinstance(t, Tensor)]
 
-    def reference(self) -> tuple[Tensor, ...]:
-        """y and, with a residual, s."""
-        x, residual, weight, bias, scale, shift, groups, eps, silu = self
-        out = row_norm_reference(x, weight, bias, groups, eps, scale, shift, residual, silu)
-        return out[: 1 if residual is None else 2]
+    def reference(self) -> Tensor:
+        x, weight, bias, scale, shift, groups, eps, silu = self
+        return row_norm_reference(x, weight, bias, groups, eps, scale, shift, silu)
 
-    def public(self) -> tuple[Tensor, ...]:
-        """The same from the public function."""
-        x, residual, weight, bias, scale, shift, groups, eps, silu = self
-        more: dict[str, Any] = {"eps": eps, "scale": scale, "shift": shift, "residual": residual, "silu": silu}
-        out: Any = row_norm(x, weight, bias, groups, **more)
-        return out if isinstance(out, tuple) else (out,)
+    def public(self) -> Tensor:
+        x, weight, bias, scale, shift, groups, eps, silu = self
+        return row_norm(x, weight, bias, groups, eps=eps, scale=scale, shift=shift, silu=silu)
+
+    def operator(self) -> Tensor:
+        return _row_norm_forward(*self)[0]
 
 
 def inputs(
@@ -82,12 +80,11 @@ def inputs(
         value = mean + torch.randn(shape, generator=g, dtype=torch.float64)
         return value.to(kind).to(device).requires_grad_(grad)
 
-    x, r, w, b = draw(B, L, C), draw(B, L, C), draw(C, kind=acc), draw(C, kind=acc)
+    x, w, b = draw(B, L, C), draw(C, kind=acc), draw(C, kind=acc)
     scale, shift = draw(B, 2 * C, mean=0).chunk(2, dim=1)
     modulated = kind in ("scale", "all")
-    residual = r if kind in ("residual", "all") else None
     silu = kind in ("silu", "all")
-    return Given(x, residual, w, b, scale if modulated else None, shift if modulated else None, G, 1e-5, silu)
+    return Given(x, w, b, scale if modulated else None, shift if modulated else None, G, 1e-5, silu)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -99,11 +96,10 @@ def _numba_whatever_the_size() -> Iterator[None]:
         yield
 
 
-def gradients(outputs: tuple[Tensor, ...], leaves: list[Tensor]) -> tuple[Tensor, ...]:
+def gradients(y: Tensor, leaves: list[Tensor]) -> tuple[Tensor, ...]:
     """Of a sum with weights that know no symmetry of the norm."""
-    total = sum((y.double() * torch.linspace(-1, 2, y.numel(), device=y.device).view_as(y)).sum() for y in outputs)
-    assert isinstance(total, Tensor)
-    return torch.autograd.grad(total, leaves)
+    weights = torch.linspace(-1, 2, y.numel(), device=y.device).view_as(y)
+    return torch.autograd.grad((y.double() * weights).sum(), leaves)
 
 
 @pytest.mark.usefixtures("poison")
@@ -117,25 +113,14 @@ def test_kernel_is_as_near_the_truth_as_the_reference(
     kernel = load(path)
     device = KERNEL_DEVICE if path == "triton" else "cpu"
     g = inputs(*shape, kind, dtype, device)
-    y, s, stats = kernel.forward(*g)
-    summed = g.x
-    if g.residual is not None:
-        assert_near_truth(s, g.reference()[1], g.double().reference()[1])
-        summed = s
-    # all that follows is from the rounded sum, and Triton's interpreter cuts bfloat16 off where torch rounds it
-    behind = g._replace(x=summed, residual=None)
-    assert_near_truth(y, behind.reference()[0], behind.double().reference()[0])
-    truth = row_norm_stats_reference(summed.double(), g.groups)
-    assert_near_truth(stats, row_norm_stats_reference(summed, g.groups), truth)
+    y, stats = kernel.forward(*g)
+    assert_near_truth(y, g.reference(), g.double().reference())
+    truth = row_norm_stats_reference(g.x.double(), g.groups)
+    assert_near_truth(stats, row_norm_stats_reference(g.x, g.groups), truth)
 
-    dy, ds = (t.to(dtype) for t in (torch.randn_like(y), torch.randn_like(y)))
-    back: tuple[Any, ...] = (dy, ds if g.residual is not None else None, summed, stats, *g[2:6], g.silu)
-    exact: tuple[Any, ...] = (
-        *(t.double() if isinstance(t, Tensor) else t for t in back[:3]),
-        truth,
-        *g.double()[2:6],
-        g.silu,
-    )
+    dy = torch.randn_like(y)
+    back = dy, g.x, stats, *g[1:5], g.silu
+    exact = dy.double(), g.x.double(), truth, *g.double()[1:5], g.silu
     for got, near, true in zip(
         kernel.backward(*back), row_norm_grad_reference(*back), row_norm_grad_reference(*exact), strict=True
     ):
@@ -157,40 +142,36 @@ def load(path: str) -> Any:
 def test_gradients_of_the_reference_by_autograd(kind: str) -> None:
     g = inputs(3, 6, 12, 4, kind, torch.float64, grad=True)
     want = gradients(g.reference(), g.leaves())
-    got = gradients(tuple(t for t in _row_norm_forward(*g)[:2] if t.numel()), g.leaves())
+    got = gradients(g.operator(), g.leaves())
     for a, b in zip(got, want, strict=True):
         torch.testing.assert_close(a, b)
 
 
 def test_definition_is_that_of_torch() -> None:
     g = inputs(3, 6, 12, 4, "all", torch.float64)
-    assert g.residual is not None
     assert g.scale is not None
     assert g.shift is not None
-    s = g.x + g.residual
-    n = F.group_norm(s.transpose(1, 2), 4, g.weight, g.bias, 1e-5).transpose(1, 2)
+    n = F.group_norm(g.x.transpose(1, 2), 4, g.weight, g.bias, 1e-5).transpose(1, 2)
     want = F.silu(n * (1 + g.scale[:, None]) + g.shift[:, None])
-    y, summed = g.public()
-    torch.testing.assert_close(y, want)
-    assert torch.equal(summed, s)
+    torch.testing.assert_close(g.public(), want)
 
 
 @pytest.mark.parametrize("path", ["triton", "numba"])
 def test_no_crystals(path: str) -> None:
     pytest.importorskip(path)
     g = inputs(0, 4, 8, 2)
-    y, s, stats = load(path).forward(*g)
-    assert (y.shape, s.shape, stats.shape) == ((0, 4, 8), (0, 4, 8), (2, 0, 2))
-    dx, affine, modulation = load(path).backward(y, s, s, stats, *g[2:6], True)
+    y, stats = load(path).forward(*g)
+    assert (y.shape, stats.shape) == ((0, 4, 8), (2, 0, 2))
+    dx, affine, modulation = load(path).backward(y, g.x, stats, *g[1:5], True)
     assert (dx.shape, modulation.shape) == ((0, 4, 8), (2, 0, 8))
     assert torch.equal(affine, torch.zeros(2, 8))
-    assert g.public()[0].shape == (0, 4, 8)
+    assert g.public().shape == (0, 4, 8)
 
 
 @pytest.mark.parametrize("kind", ["silu", "all"])
 def test_gradcheck(device: str, kind: str) -> None:
     g = inputs(2, 3, 6, 3, kind, torch.float64, device, grad=True)
-    assert torch.autograd.gradcheck(lambda *_: tuple(t for t in _row_norm_forward(*g)[:2] if t.numel()), g.leaves())
+    assert torch.autograd.gradcheck(lambda *_: g.operator(), g.leaves())
     assert torch.autograd.gradcheck(lambda *_: g.public(), g.leaves())
 
 
@@ -201,9 +182,8 @@ def test_opcheck(device: str, kind: str, dtype: torch.dtype) -> None:
         t.requires_grad_()
     torch.library.opcheck(_row_norm_forward, tuple(g))
     g = inputs(2, 3, 8, 2, kind, dtype, device)
-    y, s, stats = _row_norm_forward(*g)
-    back = y, s if g.residual is not None else None, g.x, stats, *g[2:6], g.silu
-    torch.library.opcheck(_row_norm_backward, back)
+    y, stats = _row_norm_forward(*g)
+    torch.library.opcheck(_row_norm_backward, (y, g.x, stats, *g[1:5], g.silu))
 
 
 @pytest.mark.parametrize("operator", [False, True], ids=["public", "operator"])
@@ -212,19 +192,16 @@ def test_compile_and_autocast(device: str, operator: bool) -> None:
     g = inputs(3, 4, 8, 2, "all", torch.float32, device)
     w = torch.eye(8, device=device, requires_grad=True)
 
-    def step(w: Tensor) -> tuple[Tensor, Tensor]:
+    def step(w: Tensor) -> Tensor:
         with torch.autocast(device, torch.bfloat16):
-            x, r = g.x @ w, torch.zeros_like(g.x) @ w
-            if operator:
-                y, s, _ = _row_norm_forward(x, r, *g[2:])
-            else:
-                y, s = row_norm(x, g.weight, g.bias, 2, scale=g.scale, shift=g.shift, residual=r)
-        assert y.dtype == s.dtype == torch.bfloat16
-        return y.float(), s
+            given = g._replace(x=g.x @ w)
+            y = given.operator() if operator else given.public()
+        assert y.dtype == torch.bfloat16
+        return y.float()
 
     compiled = torch.compile(step, fullgraph=True, backend="inductor" if operator else "aot_eager")
     torch.testing.assert_close(step(w), compiled(w), rtol=2e-2, atol=2e-2)
-    eager, fast = (torch.autograd.grad(f(w)[0].square().sum(), w)[0] for f in (step, compiled))
+    eager, fast = (torch.autograd.grad(f(w).square().sum(), w)[0] for f in (step, compiled))
     torch.testing.assert_close(eager, fast, rtol=5e-2, atol=1e-1)
 
 
@@ -240,31 +217,24 @@ def test_compile_and_autocast(device: str, operator: bool) -> None:
 )
 def test_properties(B: int, L: int, D: int, G: int, seed: int, factor: float, offset: float) -> None:
     g = inputs(B, L, D * G, G, "silu", torch.float64, seed=seed)
-    (y,) = g._replace(eps=0.0).public()
-    # the norm forgets a common factor and offset, and the order of rows and crystals moves with its input
-    torch.testing.assert_close(g._replace(eps=0.0, x=factor * g.x + offset).public()[0], y, rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(g._replace(eps=0.0, x=g.x.flip(0, 1)).public()[0], y.flip(0, 1))
+    y = g._replace(eps=0.0).public()
+    # the norm forgets a common factor and offset; positions and crystals move with its input
+    torch.testing.assert_close(g._replace(eps=0.0, x=factor * g.x + offset).public(), y, rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(g._replace(eps=0.0, x=g.x.flip(0, 1)).public(), y.flip(0, 1))
     n = row_norm(g.x, torch.ones(D * G).double(), torch.zeros(D * G).double(), G, eps=0.0, silu=False)
     grouped = n.reshape(B, L, G, D)
     torch.testing.assert_close(grouped.mean((1, 3)), torch.zeros(B, G).double())
     torch.testing.assert_close(grouped.square().mean((1, 3)), torch.ones(B, G).double())
-    # zero scale and shift, and a zero residual, change nothing
+    # zero scale and shift change nothing
     zero = torch.zeros(B, D * G).double()
-    more, s = g._replace(eps=0.0, scale=zero, shift=zero, residual=torch.zeros_like(g.x)).public()
-    torch.testing.assert_close(more, y)
-    assert torch.equal(s, g.x)
+    torch.testing.assert_close(g._replace(eps=0.0, scale=zero, shift=zero).public(), y)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_strides_do_not_matter(device: str, dtype: torch.dtype) -> None:
     g = inputs(3, 6, 8, 2, "all", dtype, device, grad=True)
-    assert g.residual is not None
-    strided = g._replace(
-        x=g.x.transpose(1, 2).contiguous().transpose(1, 2),
-        residual=g.residual.transpose(0, 1).contiguous().transpose(0, 1),
-    )
-    for a, b in zip(g.public(), strided.public(), strict=True):
-        torch.testing.assert_close(a, b)
+    strided = g._replace(x=g.x.transpose(1, 2).contiguous().transpose(1, 2))
+    torch.testing.assert_close(g.public(), strided.public())
     for a, b in zip(gradients(g.public(), g.leaves()), gradients(strided.public(), g.leaves()), strict=True):
         torch.testing.assert_close(a, b)
 
@@ -272,12 +242,11 @@ def test_strides_do_not_matter(device: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_path_gives_the_same(device: str, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     g = inputs(18, 6, 24, 8, kind, device=device, grad=True)
-    fast = *g.public(), *gradients(g.public(), g.leaves())
-    operator = tuple(t for t in _row_norm_forward(*g)[:2] if t.numel())
-    monkeypatch.setattr(module, "numba_kernel", lambda: None)
+    fast, operator = ((y, *gradients(y, g.leaves())) for y in (g.public(), g.operator()))
+    monkeypatch.setattr(paths, "numba_kernel", lambda name: None)
     monkeypatch.setattr(module, "MAX_TILE", 0)
-    plain = *g.public(), *gradients(g.public(), g.leaves())
-    for other in (plain, (*operator, *gradients(operator, g.leaves()))):
+    plain = g.public(), *gradients(g.public(), g.leaves())
+    for other in (plain, operator):
         for a, b in zip(fast, other, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
@@ -288,19 +257,10 @@ def test_choice_of_path(L: int, dtype: torch.dtype, fast: bool, monkeypatch: pyt
     monkeypatch.setattr(module, "MIN_ROWS", 8)
     g = inputs(2, L, 8, 2, "silu", dtype, grad=True)
     threads = torch.get_num_threads()
-    (y,) = g.public()
+    y = g.public()
     assert ("RowNormOnCPU" in type(y.grad_fn).__name__) == fast
-    gradients((y,), g.leaves())
+    gradients(y, g.leaves())
     assert torch.get_num_threads() == threads
-
-
-def test_only_the_sum_is_used(device: str) -> None:
-    g = inputs(2, 3, 8, 2, "all", device=device, grad=True)
-    grads = torch.autograd.grad(g.public()[1].sum(), g.leaves(), allow_unused=True)
-    for grad in grads[:2]:
-        assert grad is not None
-        assert torch.equal(grad, torch.ones_like(grad))
-    assert not any(grad.any() for grad in grads[2:] if grad is not None)
 
 
 def test_far_values_and_nan(device: str) -> None:
@@ -332,8 +292,6 @@ def test_errors_name_the_values() -> None:
         (r"scale and shift come together, got only scale", (x, w, b, 2), {"scale": c}),
         (r"scale and shift come together, got only shift", (x, w, b, 2), {"shift": c}),
         (r"shape \(2, 8\), got \(1, 8\) and \(2, 8\)", (x, w, b, 2), {"scale": c[:1], "shift": c}),
-        (r"residual must be torch.float32 as x is, got torch.float64", (x, w, b, 2), {"residual": x.double()}),
-        (r"residual must have shape \(2, 3, 8\) on cpu, got \(2, 1, 8\) on cpu", (x, w, b, 2), {"residual": x[:, :1]}),
     ]
     for message, args, more in bad:
         with pytest.raises(ValueError, match=message):

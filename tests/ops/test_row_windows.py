@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastcrystal.ops import row_windows as module
+from fastcrystal.ops import paths
 from fastcrystal.ops.row_windows import row_windows, row_windows_reference
 from fastcrystal.testing import DTYPES, heavy_imports
 
@@ -135,7 +135,7 @@ def test_choice_of_path(dtype: torch.dtype, fast: bool) -> None:
 def test_without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(9, 6, 4)
     fast = row_windows(x)
-    monkeypatch.setattr(module, "numba_kernel", lambda: None)
+    monkeypatch.setattr(paths, "numba_kernel", lambda name: None)
     assert torch.equal(row_windows(x), fast)
 
 
@@ -143,10 +143,10 @@ def test_compiles_to_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(9, 6, 4, requires_grad=True)
     want = row_windows_reference(x)
 
-    def refuse() -> None:
+    def refuse(name: str) -> None:
         raise AssertionError("numba under torch.compile")
 
-    monkeypatch.setattr(module, "numba_kernel", refuse)
+    monkeypatch.setattr(paths, "numba_kernel", refuse)
     compiled = torch.compile(row_windows, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(x), want)
 

@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from fastcrystal.cli.app import run_guarded
-from fastcrystal.ops import row_windows
+from fastcrystal.ops import paths
 from fastcrystal.training.checkpoint import (
     best_checkpoint,
     latest_checkpoint,
@@ -45,7 +45,7 @@ pytestmark = [
 @pytest.fixture
 def no_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     """Windows by torch, as in the children, which are forked: numba's threads do not survive that."""
-    monkeypatch.setattr(row_windows, "numba_kernel", lambda: None)
+    monkeypatch.setattr(paths, "numba_kernel", lambda name: None)
 
 
 def go_on(config: TrainConfig, run: Path) -> None:
