@@ -58,7 +58,8 @@ def plain(
     x: Tensor, y: Tensor, cell: Tensor | None, layout: Layout, metric: Metric, per_site: bool
 ) -> tuple[Tensor, Tensor]:
     """Value and slope by the references."""
-    here = Layout(*(None if t is None else t.cpu() for t in layout[:2]), layout.crystals)
+    n, index = (None if t is None else t.cpu() for t in (layout.num_sites, layout.batch))
+    here = Layout(n, index, layout.crystals)
     with mock.patch.object(paths, "numba_kernel", return_value=None):
         value, slope = ops._without_triton(
             x.cpu(), y.cpu(), None if cell is None else cell.cpu(), here, metric, per_site, True

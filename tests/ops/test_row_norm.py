@@ -58,7 +58,8 @@ class Given(NamedTuple):
         return row_norm(x, weight, bias, groups, eps=eps, scale=scale, shift=shift, silu=silu)
 
     def operator(self) -> Tensor:
-        return _row_norm_forward(*self)[0]
+        y: Tensor = _row_norm_forward(*self)[0]
+        return y
 
 
 def inputs(
