@@ -27,7 +27,7 @@ def numba_kernel(name: str) -> Any:
 
 def has_tangent(*tensors: Tensor | None) -> bool:
     """Whether a tensor carries a forward-mode derivative: kernels would drop it, so a reference has to run."""
-    return any(t is not None and unpack_dual(t).tangent is not None for t in tensors)
+    return any(t is not None and unpack_dual(t).tangent is not None for t in tensors)  # type: ignore[no-untyped-call]
 
 
 def takes_numba(kernel: str, *tensors: Tensor | None) -> bool:

@@ -227,7 +227,7 @@ def _row_norm_backward(
     if x.is_cuda:
         from fastcrystal.kernels import row_norm as kernel
 
-        dense = (t.contiguous() for t in (dy, x, stats, weight, bias))
+        dense = dy.contiguous(), x.contiguous(), stats.contiguous(), weight.contiguous(), bias.contiguous()
         return kernel.backward(*dense, _dense(scale), _dense(shift), silu)
     given = dy, x, stats, weight, bias, scale, shift
     if x.numel() and paths.takes_numba(KERNEL, *given):
