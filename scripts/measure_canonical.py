@@ -15,52 +15,50 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastcrystal.data.load import load_dataset
 from fastcrystal.structure.canonical import Canonical, canonicalize
+from fastcrystal.structure.crystal import Crystal
 
-Cell = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
-Change = Callable[[Cell, np.random.Generator], Cell]
+Change = Callable[[Crystal, np.random.Generator], Crystal]
 #: matrices nearer than this (fraction of a cell edge; angstrom for the lattice) are the same matrix
 TOLERANCE = 1e-3
 
 
-def rotated(cell: Cell, rng: np.random.Generator) -> Cell:
+def rotated(cell: Crystal, rng: np.random.Generator) -> Crystal:
     """A random proper rotation of the lattice."""
     species, frac, lattice = cell
     q, r = np.linalg.qr(rng.normal(size=(3, 3)))
     q = q * np.sign(np.diag(r))
-    return species, frac, lattice @ (q * np.linalg.det(q))
+    return Crystal(species, frac, lattice @ (q * np.linalg.det(q)))
 
 
-def shifted(cell: Cell, rng: np.random.Generator) -> Cell:
+def shifted(cell: Crystal, rng: np.random.Generator) -> Crystal:
     """A random origin."""
     species, frac, lattice = cell
-    return species, frac + rng.random(3), lattice
+    return Crystal(species, frac + rng.random(3), lattice)
 
 
-def permuted(cell: Cell, rng: np.random.Generator) -> Cell:
+def permuted(cell: Crystal, rng: np.random.Generator) -> Crystal:
     """A random order of sites."""
     species, frac, lattice = cell
     order = rng.permutation(len(species))
-    return species[order], frac[order], lattice
+    return Crystal(species[order], frac[order], lattice)
 
 
-def recelled(cell: Cell, rng: np.random.Generator) -> Cell:
+def recelled(cell: Crystal, rng: np.random.Generator) -> Crystal:
     """Another basis of the same lattice: a random unimodular matrix of determinant 1, entries up to about 5."""
     species, frac, lattice = cell
     change = np.eye(3)
     for _ in range(4):
         i, j = rng.permutation(3)[:2]
         change[i] += rng.integers(-2, 3) * change[j]
-    return species, frac @ np.linalg.inv(change), change @ lattice
+    return Crystal(species, frac @ np.linalg.inv(change), change @ lattice)
 
 
-def doubled(cell: Cell, rng: np.random.Generator) -> Cell:
+def doubled(cell: Crystal, rng: np.random.Generator) -> Crystal:
     """A supercell, doubled along a random axis."""
     species, frac, lattice = cell
     axis = int(rng.integers(3))
@@ -70,21 +68,21 @@ def doubled(cell: Cell, rng: np.random.Generator) -> Cell:
     other[:, axis] += 0.5
     size = np.ones(3)
     size[axis] = 2
-    return np.concatenate([species, species]), np.concatenate([half, other]), lattice * size[:, None]
+    return Crystal(np.concatenate([species, species]), np.concatenate([half, other]), lattice * size[:, None])
 
 
-def noisy(cell: Cell, rng: np.random.Generator) -> Cell:
+def noisy(cell: Crystal, rng: np.random.Generator) -> Crystal:
     """Every site moved by 1e-4 angstrom in a random direction."""
     species, frac, lattice = cell
     step = rng.normal(size=frac.shape)
     step *= 1e-4 / np.linalg.norm(step, axis=1, keepdims=True)
-    return species, frac + step @ np.linalg.inv(lattice), lattice
+    return Crystal(species, frac + step @ np.linalg.inv(lattice), lattice)
 
 
 def chain(*changes: Change) -> Change:
     """One change after another."""
 
-    def all_of(cell: Cell, rng: np.random.Generator) -> Cell:
+    def all_of(cell: Crystal, rng: np.random.Generator) -> Crystal:
         for change in changes:
             cell = change(cell, rng)
         return cell
@@ -106,25 +104,18 @@ CHANGES: dict[str, Change] = {
 
 def difference(a: Canonical, b: Canonical) -> str:
     """ "same", or the first way in which two canonical forms differ."""
+    one, two = a.crystal, b.crystal
     if a.space_group != b.space_group:
         return "space group"
-    if len(a.species) != len(b.species) or (a.species != b.species).any():
+    if one.species.tolist() != two.species.tolist():
         return "species"
-    if np.abs(a.lattice - b.lattice).max() >= TOLERANCE:
+    if np.abs(one.lattice - two.lattice).max() >= TOLERANCE:
         return "lattice"
-    step = a.frac - b.frac
+    step = one.frac - two.frac
     return "same" if np.abs(step - np.round(step)).max() < TOLERANCE else "coordinates"
 
 
-def structure(form: Canonical | Cell) -> Any:
-    """A pymatgen structure."""
-    from pymatgen.core import Lattice, Structure
-
-    species, frac, lattice = (form.species, form.frac, form.lattice) if isinstance(form, Canonical) else form
-    return Structure(Lattice(lattice), species.tolist(), frac)
-
-
-def measure(cell: Cell, seed: int) -> tuple[dict[str, tuple[str, bool]], float]:
+def measure(cell: Crystal, seed: int) -> tuple[dict[str, tuple[str, bool]], float]:
     """How every change of one crystal came out and whether it matches; and the seconds of one canonical form."""
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
@@ -135,8 +126,8 @@ def measure(cell: Cell, seed: int) -> tuple[dict[str, tuple[str, bool]], float]:
         return {}, 0.0
     seconds = time.perf_counter() - start
     match = StructureMatcher().fit
-    original = structure(cell)
-    out = {"as given": ("same", bool(match(original, structure(reference))))}
+    original = cell.to_structure()
+    out = {"as given": ("same", bool(match(original, reference.crystal.to_structure())))}
     for i, (name, change) in enumerate(CHANGES.items()):
         try:
             form = canonicalize(*change(cell, np.random.default_rng([seed, i])))
@@ -145,7 +136,7 @@ def measure(cell: Cell, seed: int) -> tuple[dict[str, tuple[str, bool]], float]:
             continue
         how = difference(reference, form)
         # the same matrix is the same structure: match it once only
-        out[name] = (how, out["as given"][1] if how == "same" else bool(match(original, structure(form))))
+        out[name] = (how, out["as given"][1] if how == "same" else bool(match(original, form.crystal.to_structure())))
     return out, seconds
 
 
@@ -171,17 +162,8 @@ def main() -> None:
     rng = np.random.default_rng(args.seed)
     drawn = np.sort(rng.choice(len(data), min(args.count, len(data)), replace=False))
     data = data.select(drawn)
-    ends = data.offsets
-    cells = [
-        (
-            data.species[ends[i] : ends[i + 1]],
-            data.frac[ends[i] : ends[i + 1]].astype(float),
-            data.lattice[i].astype(float),
-        )
-        for i in range(len(data))
-    ]
     with ProcessPoolExecutor(args.jobs) as pool:
-        results = list(pool.map(measure, cells, drawn.tolist(), chunksize=8))
+        results = list(pool.map(measure, data, drawn.tolist(), chunksize=8))
     outcomes = [r[0] for r in results if r[0]]
     seconds = [r[1] for r in results if r[0]]
     n = len(outcomes)

@@ -16,9 +16,9 @@ training is what this augmentation measures.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -116,9 +116,8 @@ def allowed_shifts(
             raise ValueError(f"{name} must be at least 1, got {value}")
     from tqdm import tqdm
 
-    ends = itertools.pairwise(data.offsets)
-    cells = [(data.lattice[i], data.frac[a:b], data.species[a:b], symprec) for i, (a, b) in enumerate(ends)]
-    results = map_parallel(rotations_of, cells, jobs, chunk=32, label="crystal")
+    work = functools.partial(rotations_of, symprec=symprec)
+    results = map_parallel(work, data, jobs, chunk=32, label="crystal")
     kept = []
     for i, rotations in enumerate(tqdm(results, total=len(data), disable=not progress, unit="crystal", desc="origins")):
         if rotations is None:
@@ -155,7 +154,7 @@ def normaliser_translations(rotations: NDArray[np.integer]) -> NDArray[np.int64]
     return allowed
 
 
-@lru_cache(maxsize=1024)
+@functools.lru_cache(maxsize=1024)
 def _cached_translations(rotations: bytes) -> NDArray[np.int64]:
     """`normaliser_translations` of int64 rotations, for the few sets of them that a data set has."""
     return normaliser_translations(np.frombuffer(rotations, dtype=np.int64).reshape(-1, 3, 3))

@@ -8,7 +8,6 @@ import numpy as np
 
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.structure.canonical import Canonical, canonicalize_many
-from fastcrystal.structure.crystal import Crystal
 
 
 def canonicalize_dataset(
@@ -51,7 +50,5 @@ def canonicalize_dataset(
         else:
             rejects.append((names[i], result))
     part = data.select(np.array(kept, dtype=np.int64))
-    out = CrystalDataset.from_crystals(
-        (Crystal(f.species, f.frac, f.lattice) for f in forms), [f.space_group for f in forms], part.energy
-    )
+    out = CrystalDataset.from_crystals((f.crystal for f in forms), [f.space_group for f in forms], part.energy)
     return replace(out, formula=part.formula, labels=part.labels, name=data.name), rejects

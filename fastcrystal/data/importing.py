@@ -243,7 +243,7 @@ def _formation_energy(outcome: Outcome, references: Mapping[int, float]) -> Outc
     """A total energy (eV/atom) less the elements' own; a crystal with an element that has none is rejected."""
     if outcome.form is None:
         return outcome
-    species = outcome.form.species
+    species = outcome.form.crystal.species
     own = [references.get(z, math.nan) for z in species.tolist()]
     if any(map(math.isnan, own)):
         reason = f"no elemental reference for an element of {reduced_formula(species)}"

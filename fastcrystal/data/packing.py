@@ -7,7 +7,6 @@ from numpy.typing import NDArray
 
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.structure.canonical import Canonical
-from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.formula import formula_strings
 
 
@@ -24,8 +23,8 @@ def pack(
     labels : dict of str to ndarray, shape (N,), str
     name : str
     """
-    crystals = (Crystal(f.species, f.frac, f.lattice) for f in forms)
-    return CrystalDataset.from_crystals(crystals, [f.space_group for f in forms], energy, labels=labels, name=name)
+    crystals, groups = (f.crystal for f in forms), [f.space_group for f in forms]
+    return CrystalDataset.from_crystals(crystals, groups, energy, labels=labels, name=name)
 
 
 def reduced_formula(species: NDArray[np.integer]) -> str:

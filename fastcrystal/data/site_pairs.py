@@ -1,8 +1,7 @@
-"""Which sites of two polymorphs correspond: nobody says, so the nearest, all sites considered (an assignment)."""
+"""Correspondence of the sites of two polymorphs: the nearest sites, by an assignment of all of them."""
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import Any
 
 import numpy as np
@@ -22,60 +21,14 @@ def check_range(positions: NDArray[Any], count: int) -> None:
         raise ValueError(f"positions must be in 0..{count - 1} for this data set, got {bad[0]}")
 
 
-def pair_sites(
-    species_0: NDArray[np.integer],
-    frac_0: NDArray[np.floating],
-    species_1: NDArray[np.integer],
-    frac_1: NDArray[np.floating],
-    lattice: NDArray[np.floating],
-) -> NDArray[np.int64]:
-    """Which site of a target structure corresponds to each site of an initial one: the nearest, all sites considered.
-
-    The permutation p with species_1[p] = species_0 that makes the sum over sites of |frac_1[p_i] - frac_0[i]|^2 least,
-    as Cartesian distances between nearest images (27; exact in a reduced cell, as those of the canonical form are). The
-    origins stay as they are: no shift is searched for.
-
-    Parameters
-    ----------
-    species_0 : ndarray, shape (n,), integer
-        Atomic numbers of the initial structure.
-    frac_0 : ndarray, shape (n, 3), floating
-        Its fractional coordinates, in any range.
-    species_1, frac_1
-        The same of the target; the species may come in another order.
-    lattice : ndarray, shape (3, 3), floating
-        The target's row vectors, angstrom.
-
-    Returns
-    -------
-    ndarray, shape (n,), int64
-        frac_1[permutation] is the target in the order of the initial structure.
-
-    Raises
-    ------
-    ValueError
-        If shapes disagree, the structures do not have the same atoms, or a value is not finite.
-    """
-    species = [np.asarray(s, dtype=np.int64) for s in (species_0, species_1)]
-    frac = [np.asarray(x, dtype=np.float64) for x in (frac_0, frac_1)]
-    rows = np.asarray(lattice, dtype=np.float64)
-    fits = all(s.ndim == 1 and x.shape == (len(s), 3) for s, x in zip(species, frac, strict=True))
-    if not fits or rows.shape != (3, 3):
-        shapes = ", ".join(str(x.shape) for x in (species[0], frac[0], species[1], frac[1], rows))
-        raise ValueError(f"species, frac and lattice must have shapes (n,), (n, 3) and (3, 3), got {shapes}")
-    if not np.array_equal(np.sort(species[0]), np.sort(species[1])):
-        a, b = (dict(sorted(Counter(s.tolist()).items())) for s in species)
-        raise ValueError(f"both structures must have the same atoms, got {a} and {b} (atomic number: sites)")
-    if not all(np.isfinite(x).all() for x in (*frac, rows)):
-        raise ValueError("coordinates and lattice must be finite")
-    order: NDArray[np.int64] = _assigned(np.stack(species)[None], np.stack(frac)[None], rows[None])[0]
-    return order
-
-
 def paired_order(
     data: CrystalDataset, pairs: NDArray[np.integer], progress: bool = False, max_sites: int | None = None
 ) -> NDArray[np.int64]:
-    """`pair_sites` of many pairs: the order of each target's sites that follows its initial structure.
+    """Order of each target's sites in which site i corresponds to site i of its initial structure.
+
+    The permutation p with species_1[p] = species_0 that makes the sum over sites of |frac_1[p_i] - frac_0[i]|^2 least,
+    as Cartesian distances in the target's cell between nearest images (27; exact in a reduced cell, as those of the
+    canonical form are). The origins stay as they are: no shift is searched for.
 
     It is the target that is reordered, because at inference the target is unknown: an initial structure in an order
     that depends on the target would give it away in training, and come in another order later.
@@ -143,7 +96,7 @@ def _orders(data: CrystalDataset, pairs: NDArray[np.integer], offsets: NDArray[n
 
 
 def _assigned(species: NDArray[np.int64], frac: NDArray[np.float64], lattice: NDArray[np.float64]) -> NDArray[np.int64]:
-    """The permutations (B, n) of `pair_sites`, for species (B, 2, n), frac (B, 2, n, 3) and lattice (B, 3, 3)."""
+    """Permutations (B, n) of `paired_order` for species (B, 2, n), frac (B, 2, n, 3) and lattice (B, 3, 3)."""
     from scipy.optimize import linear_sum_assignment
 
     # |x L|^2 = x (L L^T) x^T, and with x = d + o the 27 offsets o cost one matrix product

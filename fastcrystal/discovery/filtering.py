@@ -13,6 +13,7 @@ from fastcrystal.crystal import CrystalBatch
 from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.sampling.request import obtained_group
 from fastcrystal.structure import validity
+from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.distances import closeness
 from fastcrystal.structure.match import match_pairs
 
@@ -189,11 +190,11 @@ def symmetrize(candidate: Candidate) -> Candidate:
     "symmetrised" is that tolerance (0.01, 0.1 or 0.3 angstrom), or None where the group does not show: then the
     candidate stays as it is.
     """
-    from fastcrystal.symmetry.symmetrize import Cell, reduced, symmetrized
+    from fastcrystal.symmetry.symmetrize import reduced, symmetrized
 
     if candidate.reason or not candidate.requested_group:
         return candidate
-    cell = reduced(Cell(*candidate.arrays))
+    cell = reduced(Crystal(*candidate.arrays))
     for tolerance in (0.01, 0.1, 0.3):
         try:
             ideal, group = symmetrized(cell, tolerance)

@@ -153,14 +153,15 @@ def _input(path: Path, model: Generator) -> Candidate:
         form = canonicalize(np.array(structure.atomic_numbers), structure.frac_coords, structure.lattice.matrix)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
-    check_elements(str(path), form.species.tolist(), model)
-    if len(form.species) > model.max_sites:
+    check_elements(str(path), form.crystal.species.tolist(), model)
+    if form.crystal.num_sites > model.max_sites:
         raise ValueError(
-            f"{path} has {len(form.species)} sites in the primitive cell; this model takes {model.max_sites}"
+            f"{path} has {form.crystal.num_sites} sites in the primitive cell; this model takes {model.max_sites}"
         )
     formula = structure.composition.reduced_formula
-    sites = (form.species.tolist(), form.frac.tolist(), form.lattice.tolist())
-    return Candidate("input", formula, *sites, form.space_group, 0.0, {"space_group": form.space_group})
+    species, frac, lattice = (array.tolist() for array in form.crystal)
+    measured = {"space_group": form.space_group}
+    return Candidate("input", formula, species, frac, lattice, form.space_group, 0.0, measured)
 
 
 def _padded(batch: CrystalBatch, width: int) -> CrystalBatch:

@@ -17,10 +17,11 @@ from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import SHIPPED, load_dataset
 from fastcrystal.data.readers import open_source
-from fastcrystal.data.readers.entry import Entry, Reject, Sites
+from fastcrystal.data.readers.entry import Entry, Reject
 from fastcrystal.data.readers.parsing import read_structure
 from fastcrystal.data.store import is_store, open_store
 from fastcrystal.parallel.map import map_parallel
+from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.formula import formula_strings
 
 #: files that a worker reads before it answers: about a second's work
@@ -204,7 +205,7 @@ def kind_of_reject(reason: str) -> str:
     return next((kind for kind, words in _IMPOSSIBLE.items() if words.search(reason)), "unreadable")
 
 
-def _read(item: Entry | Reject) -> Reject | tuple[str, Sites, float]:
+def _read(item: Entry | Reject) -> Reject | tuple[str, Crystal, float]:
     """An entry as arrays; in a worker."""
     if isinstance(item, Reject):
         return item
@@ -212,7 +213,7 @@ def _read(item: Entry | Reject) -> Reject | tuple[str, Sites, float]:
     if isinstance(structure, Reject):
         return structure
     numbers = np.array(structure.atomic_numbers, dtype=np.int64)
-    return item.id, Sites(numbers, np.array(structure.frac_coords), np.array(structure.lattice.matrix)), item.energy
+    return item.id, Crystal(numbers, np.array(structure.frac_coords), np.array(structure.lattice.matrix)), item.energy
 
 
 def _of_dataset(data: CrystalDataset, name: str, total: int, groups: dict[int, int]) -> Crystals:

@@ -12,6 +12,7 @@ import time
 from typing import Any
 
 from fastcrystal.parallel.worker import Judge, serve
+from fastcrystal.structure.crystal import Crystal
 from fastcrystal.symmetry.symmetrize import space_group_of
 
 #: of `smact.screening.smact_validity`. Oxidation states, the Pauling test and alloys as in CDVAE's compositional
@@ -37,7 +38,7 @@ def make_judge() -> Judge:
                 answer["balanced"] = _balanced(request["formula"])
             else:
                 lattice, species, frac = request["cell"]
-                answer["groups"] = [space_group_of(lattice, frac, species, s) for s in request["symprecs"]]
+                answer["groups"] = [space_group_of(Crystal(species, frac, lattice), s) for s in request["symprecs"]]
         except Exception as error:
             answer["status"] = f"error: {type(error).__name__}: {error}"[:300]
         return {**answer, "seconds": time.perf_counter() - start}

@@ -19,6 +19,7 @@ from fastcrystal.parallel.distributed import DistributedContext
 from fastcrystal.process.samplers import SamplerName
 from fastcrystal.sampling.generator import Generator
 from fastcrystal.structure.canonical import species_order
+from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.formula import parse_formula
 from fastcrystal.symmetry.symmetrize import space_group_of
 from fastcrystal.training.trainer import anonymise
@@ -231,7 +232,7 @@ def obtained_group(structure: Structure | None, symprec: float) -> int | None:
     """Space-group number of a structure at a tolerance (angstrom); None where spglib finds none."""
     if structure is None:
         return None
-    return space_group_of(structure.lattice.matrix, structure.frac_coords, structure.atomic_numbers, symprec)
+    return space_group_of(Crystal.from_structure(structure), symprec)
 
 
 def _rounded(value: float) -> float | None:

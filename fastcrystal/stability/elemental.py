@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fastcrystal.data.datasets.prototypes import Candidate
+from fastcrystal.data.datasets.prototypes import DecoratedPrototype
 from fastcrystal.relaxation.potentials import MISSING_EXTRA
+from fastcrystal.structure.crystal import Crystal
 
 
 def has_matcalc() -> bool:
@@ -19,7 +20,7 @@ def has_matcalc() -> bool:
     return importlib.util.find_spec("matcalc") is not None
 
 
-def elemental_references(formulas: Sequence[str]) -> list[Candidate]:
+def elemental_references(formulas: Sequence[str]) -> list[DecoratedPrototype]:
     """PBE ground states of the elements in `formulas`, from matcalc, to be relaxed like everything else.
 
     Raises
@@ -41,7 +42,5 @@ def elemental_references(formulas: Sequence[str]) -> list[Candidate]:
         structures, energies = table[symbol]["structure"], table[symbol]["energy_per_atom"]
         lowest = structures[int(np.argmin(energies))] if isinstance(structures, list) else structures
         s = Structure.from_dict(lowest).get_primitive_structure()
-        out.append(
-            Candidate(symbol, "reference", list(s.atomic_numbers), s.frac_coords.tolist(), s.lattice.matrix.tolist())
-        )
+        out.append(DecoratedPrototype(symbol, "reference", Crystal.from_structure(s)))
     return out

@@ -184,7 +184,7 @@ def references(elements: Iterable[str], per_formula: int = 4) -> list[Candidate]
         known.setdefault(frozenset(c.species), set()).add(c.formula)
     if has_matcalc():
         out = [
-            Candidate(f"{r.formula}:{r.prototype}", r.formula, r.species, r.frac, r.lattice)
+            Candidate(f"{r.formula}:{r.prototype}", r.formula, *(array.tolist() for array in r.crystal))
             for r in elemental_references(symbols)
         ]
     else:
@@ -239,9 +239,9 @@ def _simple(system: Sequence[str], per_formula: int, have: set[str]) -> list[Can
 
 def _decorated(formula: str) -> list[Candidate]:
     """Bundled prototypes with the elements of a formula, smallest cells first."""
-    from fastcrystal.data.datasets.prototypes import candidates
+    from fastcrystal.data.datasets.prototypes import decorate
 
-    return [Candidate(c.key, formula, c.species, c.frac, c.lattice) for c in candidates(formula, _shapes())]
+    return [Candidate(c.key, formula, *(a.tolist() for a in c.crystal)) for c in decorate(formula, _shapes())]
 
 
 @functools.lru_cache(maxsize=1)

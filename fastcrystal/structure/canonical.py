@@ -1,4 +1,4 @@
-"""The canonical form of a crystal: one matrix per crystal, whatever cell, origin, site order or rotation it came in.
+"""Canonical form of a crystal: the same description for every cell, origin, site order and rotation.
 
 The generative model is not invariant, so two descriptions of a crystal are two targets to it. `canonicalize` undoes
 the choice in five steps:
@@ -28,8 +28,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrystal.parallel.map import map_parallel
+from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.lattice import standard_lattice, wrap
-from fastcrystal.symmetry.symmetrize import Cell, reduced, reduced_bases, symmetrized, unimodular
+from fastcrystal.symmetry.symmetrize import reduced, reduced_bases, symmetrized, unimodular
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -62,19 +63,14 @@ class Canonical:
 
     Attributes
     ----------
-    species : ndarray, shape (n,), int64
-        Atomic numbers, in the order of `species_order`.
-    frac : ndarray, shape (n, 3), float64
-        Fractional coordinates in [0, 1); the first site is at exactly (0, 0, 0).
-    lattice : ndarray, shape (3, 3), float64
-        Row vectors in angstrom, standard orientation (lower-triangular), Niggli-reduced.
+    crystal : Crystal
+        Species in the order of `species_order`; coordinates in [0, 1), the first site at exactly (0, 0, 0); lattice in
+        standard orientation (lower-triangular), Niggli-reduced.
     space_group : int
         International number at the tolerance asked for.
     """
 
-    species: NDArray[np.int64]
-    frac: NDArray[np.float64]
-    lattice: NDArray[np.float64]
+    crystal: Crystal
     space_group: int
 
 
@@ -99,7 +95,7 @@ def species_order(species: NDArray[np.integer]) -> NDArray[np.int64]:
 def canonicalize(
     species: NDArray[np.integer], frac: NDArray[np.floating], lattice: NDArray[np.floating], symprec: float = 0.1
 ) -> Canonical:
-    """The canonical form of a crystal.
+    """Canonical form of a crystal.
 
     Parameters
     ----------
@@ -132,17 +128,16 @@ def canonicalize(
     tight = _best_description(reduced(tight))
     cell, group = symmetrized(tight, symprec)
     _check_count(cell)
-    best = _best_description(reduced(cell))
-    return Canonical(best.species, best.frac, best.lattice, group)
+    return Canonical(_best_description(reduced(cell)), group)
 
 
-def _check_count(primitive: Cell) -> None:
+def _check_count(primitive: Crystal) -> None:
     if len(primitive.species) > MAX_SITES:
         raise ValueError(f"a primitive cell must have 1..{MAX_SITES} sites, got {len(primitive.species)}")
 
 
 def canonicalize_structure(structure: Structure, symprec: float = 0.1) -> Canonical:
-    """The canonical form of an ordered pymatgen structure; see `canonicalize`.
+    """Canonical form of an ordered pymatgen structure; see `canonicalize`.
 
     Raises
     ------
@@ -156,18 +151,17 @@ def canonicalize_structure(structure: Structure, symprec: float = 0.1) -> Canoni
     for site in structure:
         if isinstance(site.specie, DummySpecies):  # a placeholder such as X has a Z, but an arbitrary one
             raise ValueError(f"unknown element {site.specie}")
-    numbers = [site.specie.Z for site in structure]
-    return canonicalize(np.array(numbers, dtype=np.int64), structure.frac_coords, structure.lattice.matrix, symprec)
+    return canonicalize(*Crystal.from_structure(structure), symprec)
 
 
-def check_crystal(species: NDArray[np.integer], frac: NDArray[np.floating], lattice: NDArray[np.floating]) -> Cell:
+def check_crystal(species: NDArray[np.integer], frac: NDArray[np.floating], lattice: NDArray[np.floating]) -> Crystal:
     """The same crystal in a reduced right-handed cell, or ValueError as `canonicalize` if it cannot be a crystal."""
     cell = reduced(_checked(species, frac, lattice))
     _check_distances(cell)
     return cell
 
 
-def _checked(species: NDArray[Any], frac: NDArray[Any], lattice: NDArray[Any]) -> Cell:
+def _checked(species: NDArray[Any], frac: NDArray[Any], lattice: NDArray[Any]) -> Crystal:
     """The input as a right-handed float64 cell, or ValueError naming what is wrong with it."""
     species = np.asarray(species, dtype=np.int64)
     frac, lattice = np.asarray(frac, dtype=np.float64), np.asarray(lattice, dtype=np.float64)
@@ -193,10 +187,10 @@ def _checked(species: NDArray[Any], frac: NDArray[Any], lattice: NDArray[Any]) -
         raise ValueError(f"lattice has no volume ({abs(volume):.3g} cubic angstrom): {lattice.tolist()}")
     if volume < 0:  # the same crystal in a right-handed basis
         frac, lattice = -frac, -lattice
-    return Cell(species, frac - np.floor(frac), lattice)
+    return Crystal(species, frac - np.floor(frac), lattice)
 
 
-def _check_distances(cell: Cell) -> None:
+def _check_distances(cell: Crystal) -> None:
     """Raise ValueError if two sites of a reduced cell, or a site and its image, are nearer than MIN_DISTANCE."""
     lengths = np.linalg.norm(cell.lattice, axis=1)
     if lengths.min() < MIN_DISTANCE:
@@ -223,7 +217,7 @@ def _score(frac: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np
     return height
 
 
-def _best_description(cell: Cell) -> Cell:
+def _best_description(cell: Crystal) -> Crystal:
     """The description of a reduced cell with the highest score: basis, origin and site order; standard orientation."""
     order = species_order(cell.species)
     rank = np.argsort(order)[np.searchsorted(np.sort(order), cell.species)]
@@ -244,7 +238,7 @@ def _best_description(cell: Cell) -> Cell:
     # near-ties are decided by the score alone, so any rounding of the coordinates comes only after the choice
     frac = wrap(best_frac).astype(np.float64)
     sites = _site_order(frac, rank, best_origin)
-    return Cell(cell.species[sites], frac[sites], standard_lattice(w[bases[best_basis]] @ cell.lattice))
+    return Crystal(cell.species[sites], frac[sites], standard_lattice(w[bases[best_basis]] @ cell.lattice))
 
 
 def _site_order(frac: NDArray[np.float64], rank: NDArray[np.int64], origin: int) -> NDArray[np.int64]:
@@ -260,20 +254,20 @@ def _site_order(frac: NDArray[np.float64], rank: NDArray[np.int64], origin: int)
 
 
 def canonicalize_many(
-    cells: Iterable[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]],
+    crystals: Iterable[Crystal],
     total: int | None = None,
     symprec: float = 0.1,
     jobs: int | None = None,
     progress: bool = False,
 ) -> Iterator[Canonical | str]:
-    """Canonicalize a stream of (species, frac, lattice) in processes: a Canonical, or the reason for none, in order.
+    """Canonicalize a stream of crystals in processes: a Canonical, or the reason for none, in order.
 
     At most a few chunks per process are in flight, so an endless stream stays in bounded memory.
 
     Parameters
     ----------
-    cells : iterable of (species (n,), frac (n, 3), lattice (3, 3))
-        As for `canonicalize`.
+    crystals : iterable of Crystal
+        As for `canonicalize`, unchecked.
     total : int, optional
         Length of the stream, for the progress bar.
     symprec : float
@@ -290,13 +284,13 @@ def canonicalize_many(
     """
     from tqdm import tqdm
 
-    results = map_parallel(functools.partial(_attempt, symprec), cells, jobs, chunk=32, label="crystal")
+    results = map_parallel(functools.partial(_attempt, symprec), crystals, jobs, chunk=32, label="crystal")
     yield from tqdm(results, total=total, disable=not progress, unit="crystal", desc="canonical form", smoothing=0.1)
 
 
-def _attempt(symprec: float, cell: tuple[Any, Any, Any]) -> Canonical | str:
+def _attempt(symprec: float, crystal: Crystal) -> Canonical | str:
     """A canonical form, or the reason for none."""
     try:
-        return canonicalize(*cell, symprec=symprec)
+        return canonicalize(*crystal, symprec=symprec)
     except ValueError as error:
         return str(error)

@@ -1,17 +1,20 @@
-"""Symmetrised and reduced cells: averages over the group that spglib finds, and all near-Niggli bases."""
+"""Symmetrized and reduced cells: averages over the space group that spglib finds, and all near-Niggli bases."""
 
 from __future__ import annotations
 
 import itertools
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from fastcrystal.structure.crystal import Crystal
 
 #: relative tolerance under which two entries of a metric tensor are one
 _METRIC = 1e-3
@@ -28,15 +31,7 @@ _CENTRING = {
 }
 
 
-class Cell(NamedTuple):
-    """A crystal in some cell: species (n,), frac (n, 3), row lattice (3, 3) in angstrom, right-handed."""
-
-    species: NDArray[np.int64]
-    frac: NDArray[np.float64]
-    lattice: NDArray[np.float64]
-
-
-def reduced(cell: Cell) -> Cell:
+def reduced(cell: Crystal) -> Crystal:
     """The same crystal in a right-handed reduced basis of the same lattice."""
     from spglib import delaunay_reduce, niggli_reduce
 
@@ -47,7 +42,7 @@ def reduced(cell: Cell) -> Cell:
         raise ValueError(f"lattice cannot be reduced: {cell.lattice.tolist()}")
     change = np.round(basis @ np.linalg.inv(cell.lattice))
     change *= np.round(np.linalg.det(change))  # right-handed
-    return Cell(cell.species, cell.frac @ np.linalg.inv(change), change @ cell.lattice)
+    return cell._replace(frac=cell.frac @ np.linalg.inv(change), lattice=change @ cell.lattice)
 
 
 def _spglib(function: Any, *args: Any, **kwargs: Any) -> Any:
@@ -75,7 +70,7 @@ def _quiet_spglib() -> Iterator[None]:
         os.environ.pop("SPGLIB_WARNING", None)
 
 
-def symmetrized(cell: Cell, symprec: float) -> tuple[Cell, int]:
+def symmetrized(cell: Crystal, symprec: float) -> tuple[Crystal, int]:
     """The symmetrized primitive cell and the space group, at `symprec` or the nearest smaller tolerance that works.
 
     Raises
@@ -83,46 +78,40 @@ def symmetrized(cell: Cell, symprec: float) -> tuple[Cell, int]:
     ValueError
         If no tolerance works: sites overlap.
     """
-    from spglib import get_symmetry_dataset
-
     for tolerance in symprec * _TOLERANCES:
-        found = _spglib(get_symmetry_dataset, (cell.lattice, cell.frac, cell.species), symprec=float(tolerance))
+        found = _dataset(cell, float(tolerance))
         ideal = None if found is None else _averaged(cell, found, tolerance)
         if ideal is not None:
             return ideal, int(found.number)
     raise ValueError(f"spglib finds no symmetry, not even the identity, at any tolerance up to {symprec} angstrom")
 
 
-def space_group_of(
-    lattice: NDArray[Any], frac: NDArray[Any], species: Sequence[int] | NDArray[Any], symprec: float
-) -> int | None:
+def space_group_of(crystal: Crystal, symprec: float) -> int | None:
     """Space-group number of a cell at just this tolerance (angstrom); None where spglib finds none."""
-    from spglib import get_symmetry_dataset
-
-    found = _spglib(get_symmetry_dataset, (lattice, frac, species), symprec=symprec)
+    found = _dataset(crystal, symprec)
     return None if found is None else int(found.number)
 
 
-def rotations_of(crystal: tuple[NDArray[Any], NDArray[Any], NDArray[Any], float]) -> NDArray[np.int64] | None:
-    """The distinct rotations W, (R, 3, 3), of (lattice, frac, species, symprec); None where spglib finds none.
-
-    At the same tolerances as `symmetrized`, which says which group a crystal has. One argument, and a module without
-    torch: so that processes can be handed it and start fast.
-    """
-    from spglib import get_symmetry_dataset
-
-    lattice, frac, species, symprec = crystal
+def rotations_of(crystal: Crystal, symprec: float) -> NDArray[np.int64] | None:
+    """Distinct rotations W, (R, 3, 3), of a crystal, at the tolerances of `symmetrized`; None where none works."""
     for tolerance in symprec * _TOLERANCES:
-        found = _spglib(get_symmetry_dataset, (lattice, frac, species), symprec=float(tolerance))
+        found = _dataset(crystal, float(tolerance))
         if found is not None:
             return np.unique(found.rotations.astype(np.int64), axis=0)
     return None
 
 
-def _averaged(cell: Cell, found: Any, symprec: float) -> Cell | None:
+def _dataset(crystal: Crystal, symprec: float) -> Any:
+    """spglib's symmetry data set of a crystal, or None."""
+    from spglib import get_symmetry_dataset
+
+    return _spglib(get_symmetry_dataset, (crystal.lattice, crystal.frac, crystal.species), symprec=symprec)
+
+
+def _averaged(cell: Crystal, found: Any, symprec: float) -> Crystal | None:
     """The primitive cell averaged over the space group that spglib found, or None if it is no longer the same crystal.
 
-    spglib idealises from one atom of each orbit and one of several equivalent axes, so its result depends on their
+    spglib idealizes from one atom of each orbit and one of several equivalent axes, so its result depends on their
     order by up to symprec. Here its standard cell only tells which site is which; metric tensor and displacements from
     its sites are averaged over all operations of the group, and over sites that a pure translation makes one.
     """
@@ -158,7 +147,7 @@ def _averaged(cell: Cell, found: Any, symprec: float) -> Cell | None:
         return None
     mean = np.zeros_like(ideal)
     np.add.at(mean, image, displacement @ rotations.transpose(0, 2, 1) / len(rotations))
-    return Cell(species, ideal + mean, lattice)
+    return cell._replace(species=species, frac=ideal + mean, lattice=lattice)
 
 
 @lru_cache(maxsize=530)

@@ -15,7 +15,8 @@ from fastcrystal.cli.app import main
 from fastcrystal.cli.databases import add_databases
 from fastcrystal.data.databases.aflow import AfluxQuery, download, entries
 from fastcrystal.data.databases.download import USER_AGENT
-from fastcrystal.data.readers.entry import Entry, Reject, Sites
+from fastcrystal.data.readers.entry import Entry, Reject
+from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.lattice import lattice_parameters
 from tests.factories.aflux_made import QUERY, QUICK, Aflux, paging, row
 from tests.factories.aflux_made import _no_proxy as _no_proxy
@@ -49,7 +50,7 @@ def test_all_pages_are_fetched_and_read(tmp_path: Path, old: bool) -> None:
     assert [e.id for e in found] == [f"aflow:{n:016x}" for n in range(8)]
     first = found[0]
     assert isinstance(first, Entry)
-    assert isinstance(first.payload, Sites)
+    assert isinstance(first.payload, Crystal)
     assert first.payload.species.tolist() == [73, 74]
     np.testing.assert_allclose(first.payload.lattice, 3.0 * np.eye(3))
     np.testing.assert_allclose(first.payload.frac, [[0.0] * 3, [0.5] * 3])
@@ -112,7 +113,7 @@ def test_string_formats_and_what_may_be_missing(tmp_path: Path) -> None:
         download(QUERY, tmp_path, base_url=server.url, retry_policy=QUICK, progress=False)
     (found,) = entries(tmp_path)
     assert isinstance(found, Entry)
-    assert isinstance(found.payload, Sites)
+    assert isinstance(found.payload, Crystal)
     np.testing.assert_allclose(lattice_parameters(found.payload.lattice)[1], [90, 91, 92])
     np.testing.assert_allclose(found.payload.frac[1], [0.5, 0.5, 0.25])
     assert math.isnan(found.energy)

@@ -20,9 +20,10 @@ import pytest
 
 from fastcrystal.data.readers import open_source
 from fastcrystal.data.readers.columns import read_energies
-from fastcrystal.data.readers.entry import Entry, Reject, Sites
+from fastcrystal.data.readers.entry import Entry, Reject
 from fastcrystal.data.readers.parsing import Outcome, Rules, process
 from fastcrystal.data.readers.text import FREE_BYTES, Bomb, check_unpacking, open_unpacked
+from fastcrystal.structure.crystal import Crystal
 from tests.data.test_read import cif, poscar
 from tests.factories.mutations import good_files, mutate, mutated, run
 from tests.factories.shared_data import data_folder
@@ -118,11 +119,11 @@ def test_cells_of_no_use_take_no_time() -> None:
     rng = np.random.default_rng(0)
     grid = np.stack(np.meshgrid(*[np.arange(9)] * 3), -1).reshape(-1, 3) / 9
     cases = {
-        "noisy": Sites(np.full(len(grid), 26), grid + rng.normal(size=grid.shape) * 0.002, np.eye(3) * 22.5),
-        "long": Sites(np.full(2, 26), np.array([[0, 0, 0], [0.5, 0.5, 0.5]]), np.diag([1e12, 4, 4])),
-        "skew": Sites(np.full(1, 26), np.zeros((1, 3)), np.array([[4, 0, 0], [4e5, 4, 0], [0, 4e5, 4]], dtype=float)),
-        "far": Sites(np.full(1, 26), np.full((1, 3), 1e300), np.eye(3) * 4),
-        "heavy": Sites(np.full(1, 10**6), np.zeros((1, 3)), np.eye(3) * 4),
+        "noisy": Crystal(np.full(len(grid), 26), grid + rng.normal(size=grid.shape) * 0.002, np.eye(3) * 22.5),
+        "long": Crystal(np.full(2, 26), np.array([[0, 0, 0], [0.5, 0.5, 0.5]]), np.diag([1e12, 4, 4])),
+        "skew": Crystal(np.full(1, 26), np.zeros((1, 3)), np.array([[4, 0, 0], [4e5, 4, 0], [0, 4e5, 4]], dtype=float)),
+        "far": Crystal(np.full(1, 26), np.full((1, 3), 1e300), np.eye(3) * 4),
+        "heavy": Crystal(np.full(1, 10**6), np.zeros((1, 3)), np.eye(3) * 4),
     }
     for name, sites in cases.items():
         with bounded(25, 0.8):  # spglib's own searches cannot be interrupted

@@ -18,8 +18,9 @@ from fastcrystal.cli.app import main
 from fastcrystal.data.databases import optimade
 from fastcrystal.data.databases.download import DownloadError, RetryPolicy
 from fastcrystal.data.databases.optimade import OptimadeQuery, download, entries, find_provider, make_filter
-from fastcrystal.data.readers.entry import Entry, Reject, Sites
+from fastcrystal.data.readers.entry import Entry, Reject
 from fastcrystal.structure.canonical import check_crystal
+from fastcrystal.structure.crystal import Crystal
 from tests.factories.bad_server import BadServer, bad_server
 
 needs_client = pytest.mark.skipif(importlib.util.find_spec("optimade") is None, reason="needs fastcrystal[optimade]")
@@ -138,7 +139,7 @@ def test_structures_of_the_package_itself(own_server: str, tmp_path: Path) -> No
 
     for name, entry in good.items():
         sites, original = entry.payload, originals[name]
-        assert isinstance(sites, Sites)
+        assert isinstance(sites, Crystal)
         np.testing.assert_allclose(sites.frac @ sites.lattice, original["cartesian_site_positions"], atol=1e-9)
         np.testing.assert_allclose(sites.lattice, original["lattice_vectors"])
         symbols = {s["name"]: s["chemical_symbols"][0] for s in original["species"]}
@@ -203,7 +204,7 @@ def test_pages_energies_and_groups(tmp_path: Path, link: str) -> None:
     assert [e.id for e in found] == [f"x-{n}" for n in range(5)]
     entry = found[4]
     assert isinstance(entry, Entry)
-    assert isinstance(entry.payload, Sites)
+    assert isinstance(entry.payload, Crystal)
     assert (entry.energy, entry.declared_group, entry.name) == (-2.0, 225, "page-000003.json.gz:1")
     assert entry.payload.species.tolist() == [11, 17]
     np.testing.assert_allclose(entry.payload.frac, [[0.0] * 3, [0.5] * 3], atol=1e-12)

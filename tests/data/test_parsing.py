@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from fastcrystal.data.readers import parsing
-from fastcrystal.data.readers.entry import Entry, Sites
+from fastcrystal.data.readers.entry import Entry
 from fastcrystal.data.readers.parsing import Rules, process, time_limit
 from fastcrystal.structure.canonical import Canonical
+from fastcrystal.structure.crystal import Crystal
 
 
 def disordered(sites: list[str]) -> Entry:
@@ -33,16 +34,16 @@ def test_partial_occupancy_is_rejected_or_ordered() -> None:
     assert refused.reason == "K2 Na2 Cl4 has partial occupancies"
     outcome = process(Rules(disorder="expand"), (0, entry))
     assert outcome.form is not None
-    assert np.unique(outcome.form.species, return_counts=True)[1].tolist() == [1, 2, 1]
+    assert np.unique(outcome.form.crystal.species, return_counts=True)[1].tolist() == [1, 2, 1]
     assert outcome.declared_group == 0  # it is no longer of that group
     # vacancies become empty sites, in a supercell where one cell has no whole number of them
     vacant = process(Rules(disorder="expand"), (0, disordered(["Na 0 0 0 0.5", "Cl 0.5 0.5 0.5 1"])))
     assert vacant.form is not None
-    assert sorted(vacant.form.species.tolist()) == [11, 17, 17]
+    assert sorted(vacant.form.crystal.species.tolist()) == [11, 17, 17]
     # 0.3333 of 3 sites is 1 but for rounding, which pymatgen's guess of charges does not forgive
     third = process(Rules(disorder="expand"), (0, disordered(["Na 0 0 0 0.3333", "Cl 0.5 0.5 0.5 1"])))
     assert third.form is not None, third.reason
-    assert sorted(third.form.species.tolist()) == [11, 17, 17, 17]
+    assert sorted(third.form.crystal.species.tolist()) == [11, 17, 17, 17]
     never = process(Rules(disorder="expand"), (0, disordered(["Na 0 0 0 0.37", "Cl 0.5 0.5 0.5 1"])))
     assert never.reason == "Na0.37 Cl1 has partial occupancies that make no whole atoms in up to 60 sites"
 
@@ -56,7 +57,7 @@ def test_a_slow_structure_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
                 continue
 
     monkeypatch.setattr(parsing, "canonicalize", slow)
-    sites = Sites(np.array([11]), np.zeros((1, 3)), np.eye(3) * 4)
+    sites = Crystal(np.array([11]), np.zeros((1, 3)), np.eye(3) * 4)
     began = time.monotonic()
     outcome = process(Rules(seconds=0.3), (0, Entry("x", "x", "arrays", sites)))
     assert outcome.reason == "takes longer than 0.3 s"

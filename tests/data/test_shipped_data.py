@@ -72,8 +72,7 @@ def test_no_overlapping_atoms(data: CrystalDataset) -> None:
 
 def test_space_groups_are_spglibs(sample: CrystalDataset) -> None:
     for i in range(len(sample)):
-        own = slice(sample.offsets[i], sample.offsets[i + 1])
-        cell = (sample.lattice[i], sample.frac[own], sample.species[own])
+        cell = (sample[i].lattice, sample[i].frac, sample[i].species)
         assert spglib.get_symmetry_dataset(cell, symprec=SYMPREC).number == sample.space_group[i], sample.labels["id"][
             i
         ]
@@ -81,10 +80,9 @@ def test_space_groups_are_spglibs(sample: CrystalDataset) -> None:
 
 def test_canonical_form_is_final(sample: CrystalDataset) -> None:
     for i in range(len(sample)):
-        own = slice(sample.offsets[i], sample.offsets[i + 1])
-        again = canonicalize(sample.species[own], sample.frac[own], sample.lattice[i], SYMPREC)
-        assert again.species.tolist() == sample.species[own].tolist()
-        step = again.frac - sample.frac[own]
+        again = canonicalize(*sample[i], SYMPREC)
+        assert again.crystal.species.tolist() == sample[i].species.tolist()
+        step = again.crystal.frac - sample[i].frac
         assert np.abs(step - np.round(step)).max() < 1e-3, sample.labels["id"][i]
-        np.testing.assert_allclose(again.lattice, sample.lattice[i], atol=1e-3)
+        np.testing.assert_allclose(again.crystal.lattice, sample.lattice[i], atol=1e-3)
         assert again.space_group == sample.space_group[i]

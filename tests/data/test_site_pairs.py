@@ -9,10 +9,19 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
 from fastcrystal.data.polymorph_pairs import find_pairs
-from fastcrystal.data.site_pairs import pair_sites, paired_order
+from fastcrystal.data.site_pairs import paired_order
+from fastcrystal.structure.crystal import Crystal
 from tests.factories.made_up import make
+
+
+def paired(initial: Crystal, target: Crystal) -> NDArray[np.int64]:
+    """`paired_order` of one pair, in double precision."""
+    data = CrystalDataset.from_crystals([initial, target], dtype=np.float64)
+    order: NDArray[np.int64] = paired_order(data, np.array([[0, 1]]))[0]
+    return order
 
 
 def test_finds_a_known_permutation() -> None:
@@ -22,7 +31,7 @@ def test_finds_a_known_permutation() -> None:
     order = rng.permutation(12)
     # moved by a little, across the boundary, and by whole cells
     moved = frac[order] + 0.01 * rng.standard_normal((12, 3)) + rng.integers(-2, 3, (12, 3))
-    found = pair_sites(species, frac, species[order], moved, lattice)
+    found = paired(Crystal(species, frac, np.eye(3)), Crystal(species[order], moved, lattice))
     assert found.dtype == np.int64
     np.testing.assert_array_equal(found, np.argsort(order))
 
@@ -30,22 +39,23 @@ def test_finds_a_known_permutation() -> None:
 def test_boundaries_are_periodic() -> None:
     one, frac_0, frac_1 = np.array([6, 6]), np.zeros((2, 3)), np.zeros((2, 3))
     frac_0[:, 0], frac_1[:, 0] = (0.01, 0.6), (0.5, 0.99)
-    assert pair_sites(one, frac_0, one, frac_1, np.eye(3)).tolist() == [1, 0]
+    assert paired(Crystal(one, frac_0, np.eye(3)), Crystal(one, frac_1, np.eye(3))).tolist() == [1, 0]
 
 
 def test_species_stay() -> None:
     frac = np.array([[0.0, 0, 0], [0.5, 0, 0]])
     # exchanged in space, and not in kind
-    assert pair_sites(np.array([3, 8]), frac, np.array([3, 8]), frac[::-1], np.eye(3)).tolist() == [0, 1]
-    assert pair_sites(np.array([3, 8]), frac, np.array([8, 3]), frac, np.eye(3)).tolist() == [1, 0]
+    start = Crystal(np.array([3, 8]), frac, np.eye(3))
+    assert paired(start, start._replace(frac=frac[::-1])).tolist() == [0, 1]
+    assert paired(start, start._replace(species=np.array([8, 3]))).tolist() == [1, 0]
 
 
 def test_distances_are_cartesian_in_the_targets_cell() -> None:
     one, frac_0 = np.array([6, 6]), np.array([[0.0, 0.0, 0.0], [0.3, 0.3, 0.0]])
     frac_1 = np.array([[0.3, 0.0, 0.0], [0.0, 0.3, 0.0]])
     # along the short axis it is nearer, whichever axis that is
-    assert pair_sites(one, frac_0, one, frac_1, np.diag([1.0, 9, 9])).tolist() == [0, 1]
-    assert pair_sites(one, frac_0, one, frac_1, np.diag([9.0, 1, 9])).tolist() == [1, 0]
+    assert paired(Crystal(one, frac_0, np.eye(3)), Crystal(one, frac_1, np.diag([1.0, 9, 9]))).tolist() == [0, 1]
+    assert paired(Crystal(one, frac_0, np.eye(3)), Crystal(one, frac_1, np.diag([9.0, 1, 9]))).tolist() == [1, 0]
 
 
 def squared_distances(
@@ -66,7 +76,7 @@ def test_no_permutation_is_better(seed: int) -> None:
         species_1 = rng.permutation(species_0)
         # as skewed as a reduced cell may be, so that the nearest image is often not the one of the rounded difference
         lattice = np.diag(rng.uniform(3, 4, 3)) + np.tril(rng.uniform(-1.5, 1.5, (3, 3)), -1)
-        found = pair_sites(species_0, frac[0], species_1, frac[1], lattice)
+        found = paired(Crystal(species_0, frac[0], lattice), Crystal(species_1, frac[1], lattice))
         assert sorted(found.tolist()) == [0, 1, 2, 3]
         np.testing.assert_array_equal(species_1[found], species_0)
         cost = squared_distances(frac[0], frac[1], lattice)
@@ -78,27 +88,14 @@ def test_many_pairs_as_one_by_one() -> None:
     data = load_dataset()
     pairs = np.random.default_rng(0).permutation(find_pairs(data).other)[:300]
     found = paired_order(data, pairs)
-    o, width = data.offsets, int(data.num_sites.max())
+    width = int(data.num_sites.max())
     assert found.shape == (300, width)
     assert (found != np.arange(width)).any()
     for row, (i, j) in zip(found, pairs.tolist(), strict=True):
-        a, b, n = slice(o[i], o[i + 1]), slice(o[j], o[j + 1]), data.num_sites[i]
-        one = pair_sites(data.species[a], data.frac[a], data.species[b], data.frac[b], data.lattice[j])
-        np.testing.assert_array_equal(row[:n], one)
+        n = data.num_sites[i]
+        np.testing.assert_array_equal(row[:n], paired(data[i], data[j]))
         np.testing.assert_array_equal(row[n:], np.arange(n, width))
     assert paired_order(data, pairs[:0], max_sites=20).shape == (0, 20)
-
-
-def test_sites_that_cannot_be_paired() -> None:
-    two, frac, cell = np.array([3, 8]), np.zeros((2, 3)), np.eye(3)
-    with pytest.raises(ValueError, match=r"the same atoms, got \{3: 1, 8: 1\} and \{8: 2\} \(atomic number: sites\)"):
-        pair_sites(two, frac, np.array([8, 8]), frac, cell)
-    with pytest.raises(ValueError, match="the same atoms"):
-        pair_sites(two, frac, np.array([3]), frac[:1], cell)
-    with pytest.raises(ValueError, match=r"must have shapes .* got \(2,\), \(1, 3\), \(2,\), \(2, 3\), \(3, 3\)"):
-        pair_sites(two, frac[:1], two, frac, cell)
-    with pytest.raises(ValueError, match="must be finite"):
-        pair_sites(two, frac, two, frac + np.nan, cell)
 
 
 def test_orders_that_cannot_be_found() -> None:

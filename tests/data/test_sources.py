@@ -13,8 +13,9 @@ from pymatgen.core import Lattice, Structure
 from fastcrystal.data.readers import Source, open_source
 from fastcrystal.data.readers.aflow_columns import sites_of_row
 from fastcrystal.data.readers.columns import Wanted
-from fastcrystal.data.readers.entry import Entry, Reject, Sites
-from fastcrystal.data.readers.parsing import read_sites
+from fastcrystal.data.readers.entry import Entry, Reject
+from fastcrystal.data.readers.parsing import read_crystal
+from fastcrystal.structure.crystal import Crystal
 from tests.factories.shared_data import data_folder
 from tests.factories.sources_made import CRYSTALS, aflow_row, rows, same_crystal, write, write_csv
 
@@ -37,7 +38,7 @@ def test_every_format_gives_the_crystals_back(kind: str, tmp_path: Path) -> None
     assert {e.id for e in entries} == set(CRYSTALS)
     for entry in entries:
         assert isinstance(entry, Entry)
-        sites, declared = read_sites(entry)
+        sites, declared = read_crystal(entry)
         assert same_crystal(*sites, entry.id)
         if kind not in ("folder", "tar.gz", "zip"):
             assert entry.energy == CRYSTALS[entry.id][1]
@@ -81,7 +82,7 @@ def test_json_never_reaches_montys_decoder(tmp_path: Path) -> None:
     (entry,) = open_source(tmp_path / "e.json")
     assert isinstance(entry, Entry)
     assert "evil" not in str(entry.payload)
-    assert same_crystal(*read_sites(entry)[0], "salt")
+    assert same_crystal(*read_crystal(entry)[0], "salt")
 
 
 @pytest.mark.parametrize(
@@ -173,7 +174,7 @@ def test_bad_frames(tmp_path: Path) -> None:
     (entry,) = open_source(path)
     assert isinstance(entry, Entry)
     with pytest.raises(ValueError, match="frame has no Lattice"):
-        read_sites(entry)
+        read_crystal(entry)
 
 
 def test_a_database_that_is_none_is_left_alone(tmp_path: Path) -> None:
@@ -218,7 +219,7 @@ def test_a_store_and_a_data_set_are_sources(tmp_path: Path, tiny_npz: Path) -> N
         assert source.total == len(entries) == 60
         assert {e.label for e in entries} == {"a", "b"}
         assert sorted(e.id for e in entries) == sorted(data.labels["id"].tolist())
-        assert isinstance(entries[0].payload, Sites)
+        assert isinstance(entries[0].payload, Crystal)
     with pytest.raises(ValueError, match="has its own energies"):
         open_source(tiny_npz, wanted=Wanted(energy="x"))
 
@@ -273,7 +274,7 @@ def test_real_samples(file: str, count: int, columns: dict[str, str]) -> None:
     first = items[0]
     assert isinstance(first, Entry)
     assert np.isfinite(first.energy) == ("energy" in columns)
-    assert len(read_sites(first)[0].species) > 1
+    assert len(read_crystal(first)[0].species) > 1
 
 
 def test_an_oblique_cell_survives_aflows_parameters() -> None:

@@ -92,8 +92,7 @@ def load_both(one: CrystalDataset, other: CrystalDataset) -> CrystalDataset:
 
 
 def test_one_by_one(data: CrystalDataset, tmp_path: Path) -> None:
-    o = data.offsets
-    forms = [canonicalize(data.species[o[i] : o[i + 1]], data.frac[o[i] : o[i + 1]], data.lattice[i]) for i in range(5)]
+    forms = [canonicalize(*data[i]) for i in range(5)]
     with StoreWriter(tmp_path / "s", [{"name": "x"}, {"name": "y"}], SETTINGS) as writer:
         for i, form in enumerate(forms):
             writer.add(0, form, id=f"é{i}", energy=-0.5 * i, declared_group=i, label="z" if i == 4 else "")

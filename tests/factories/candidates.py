@@ -12,6 +12,7 @@ from fastcrystal.data.datasets import prototypes
 from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.stability import references
 from fastcrystal.stability.hull import HullEntry
+from fastcrystal.structure.crystal import Crystal
 
 
 def made(name: str, formula: str, kind: str, a: float, **measured: Any) -> Candidate:
@@ -27,10 +28,8 @@ def without_matcalc(monkeypatch: pytest.MonkeyPatch) -> None:
     """Elemental references of Cu, Au and W by hand, so that the slow import of matcalc is not needed."""
     cells = {s: made(s, s, "fcc", a) for s, a in (("Cu", 3.6), ("Au", 4.1), ("W", 4.0))}
 
-    def fake(symbols: list[str]) -> list[prototypes.Candidate]:
-        return [
-            prototypes.Candidate(s, "reference", cells[s].species, cells[s].frac, cells[s].lattice) for s in symbols
-        ]
+    def fake(symbols: list[str]) -> list[prototypes.DecoratedPrototype]:
+        return [prototypes.DecoratedPrototype(s, "reference", Crystal(*cells[s].arrays)) for s in symbols]
 
     monkeypatch.setattr(references, "elemental_references", fake)
     monkeypatch.setattr(references, "has_matcalc", lambda: True)

@@ -226,7 +226,7 @@ def run(n: int, folder: Path, samples: Path | None = None, seed: int = 0, rules:
                 counts.rejected += 1
                 counts.reasons[kind_of(outcome.reason)] += 1
             else:
-                assert 1 <= len(outcome.form.species) <= 60
+                assert 1 <= len(outcome.form.crystal.species) <= 60
                 counts.read += 1
         if max(times) > counts.slowest:
             counts.slowest, counts.slowest_name = max(times), f"{name}, mutation {i} of seed {seed}"

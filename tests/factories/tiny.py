@@ -17,6 +17,7 @@ from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.read import pack
 from fastcrystal.model.config import PRESETS, UNetConfig
 from fastcrystal.structure.canonical import canonicalize
+from fastcrystal.structure.crystal import Crystal
 from fastcrystal.training.config import TrainConfig
 from tests.factories.crystals import crystal
 
@@ -49,7 +50,7 @@ def tiny_dataset() -> CrystalDataset:
                 s = shapes[kind].copy()
                 s.replace_species({"Na": cation, "Cl": anion})
                 s.scale_lattice(s.volume * (size / min(s.get_distance(0, 1), 10.0)) ** 3)
-                forms.append(canonicalize(np.array(s.atomic_numbers), s.frac_coords, s.lattice.matrix))
+                forms.append(canonicalize(*Crystal.from_structure(s)))
                 energies.append(-1.0 - 0.1 * size + 0.2 * k)
                 names.append(f"{cation}{anion}-{kind}")
     labels = {"id": np.array(names), "source": np.array(["a", "b"] * (len(forms) // 2))}

@@ -26,19 +26,17 @@ from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.lattice import lattice_from_parameters, volume
 from tests.factories.shared_data import dft_file
 
-Cell = tuple[NDArray[Any], NDArray[Any], NDArray[Any]]
 
-
-def crystal(group: int | str, lattice: tuple[float, ...], species: list[str], sites: list[list[float]]) -> Cell:
+def crystal(group: int | str, lattice: tuple[float, ...], species: list[str], sites: list[list[float]]) -> Crystal:
     from pymatgen.core import Lattice, Structure
 
     s = Structure.from_spacegroup(group, Lattice.from_parameters(*lattice), species, sites)
-    return np.array(s.atomic_numbers), s.frac_coords, s.lattice.matrix
+    return Crystal.from_structure(s)
 
 
 QUARTZ = (4.916, 4.916, 5.405, 90, 90, 120)
 #: name -> cell, space group, sites in the primitive cell
-KNOWN: dict[str, tuple[Cell, int, int]] = {
+KNOWN: dict[str, tuple[Crystal, int, int]] = {
     "rocksalt": (crystal(225, (5.64,) * 3 + (90,) * 3, ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]), 225, 2),
     "CsCl": (crystal(221, (4.12,) * 3 + (90,) * 3, ["Cs", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]), 221, 2),
     "hcp": (crystal(194, (3.21, 3.21, 5.21, 90, 90, 120), ["Mg"], [[1 / 3, 2 / 3, 0.25]]), 194, 2),
@@ -69,7 +67,7 @@ KNOWN: dict[str, tuple[Cell, int, int]] = {
 }
 
 
-def redescribe(cell: Cell, rng: np.random.Generator, supercell: bool = True) -> Cell:
+def redescribe(cell: Crystal, rng: np.random.Generator, supercell: bool = True) -> Crystal:
     """The same crystal, rotated, shifted, permuted, in another basis of a double cell."""
     species, frac, lattice = cell
     if supercell:
@@ -84,47 +82,47 @@ def redescribe(cell: Cell, rng: np.random.Generator, supercell: bool = True) -> 
     q = q * np.sign(np.diag(r))
     order = rng.permutation(len(species))
     frac = frac @ np.linalg.inv(change) + rng.random(3)
-    return species[order], frac[order], change @ lattice @ (q * np.linalg.det(q))
+    return Crystal(species[order], frac[order], change @ lattice @ (q * np.linalg.det(q)))
 
 
 def same(a: Canonical, b: Canonical, tolerance: float = 1e-3) -> bool:
-    if a.space_group != b.space_group or a.species.tolist() != b.species.tolist():
+    one, two = a.crystal, b.crystal
+    if a.space_group != b.space_group or one.species.tolist() != two.species.tolist():
         return False
-    step = a.frac - b.frac
-    return bool(max(np.abs(step - np.round(step)).max(), np.abs(a.lattice - b.lattice).max()) < tolerance)
+    step = one.frac - two.frac
+    return bool(max(np.abs(step - np.round(step)).max(), np.abs(one.lattice - two.lattice).max()) < tolerance)
 
 
 def check_form(form: Canonical) -> None:
     """What every canonical form promises."""
-    assert form.species.dtype == np.int64
-    assert form.frac.dtype == form.lattice.dtype == np.float64
-    assert form.frac[0].tolist() == [0, 0, 0]
-    assert (form.frac >= 0).all()
-    assert (form.frac < 1 - 1e-6).all()
-    assert (np.triu(form.lattice, 1) == 0).all()
-    assert (np.diag(form.lattice) > 0).all()
-    order = species_order(form.species).tolist()
-    assert [order.index(z) for z in form.species] == sorted(order.index(z) for z in form.species)
+    assert form.crystal.species.dtype == np.int64
+    assert form.crystal.frac.dtype == form.crystal.lattice.dtype == np.float64
+    assert form.crystal.frac[0].tolist() == [0, 0, 0]
+    assert (form.crystal.frac >= 0).all()
+    assert (form.crystal.frac < 1 - 1e-6).all()
+    assert (np.triu(form.crystal.lattice, 1) == 0).all()
+    assert (np.diag(form.crystal.lattice) > 0).all()
+    order = species_order(form.crystal.species).tolist()
+    assert [order.index(z) for z in form.crystal.species] == sorted(order.index(z) for z in form.crystal.species)
 
 
 @pytest.mark.parametrize("name", KNOWN)
 def test_known_crystals_in_any_description(name: str) -> None:
     from pymatgen.analysis.structure_matcher import StructureMatcher
-    from pymatgen.core import Lattice, Structure
 
     cell, group, sites = KNOWN[name]
     form = canonicalize(*cell)
     check_form(form)
-    assert (form.space_group, len(form.species)) == (group, sites)
-    built = [Structure(Lattice(x[2]), x[0], x[1]) for x in (cell, (form.species, form.frac, form.lattice))]
+    assert (form.space_group, len(form.crystal.species)) == (group, sites)
+    built = [x.to_structure() for x in (cell, form.crystal)]
     assert StructureMatcher().fit(*built)
     for seed in range(5):
         assert same(form, canonicalize(*redescribe(cell, np.random.default_rng(seed))))
 
 
 def test_first_species_is_the_rarest_then_the_cation() -> None:
-    assert canonicalize(*KNOWN["perovskite"][0]).species.tolist() == [38, 22, 8, 8, 8]
-    assert canonicalize(*KNOWN["rocksalt"][0]).species.tolist() == [11, 17]
+    assert canonicalize(*KNOWN["perovskite"][0]).crystal.species.tolist() == [38, 22, 8, 8, 8]
+    assert canonicalize(*KNOWN["rocksalt"][0]).crystal.species.tolist() == [11, 17]
     assert species_order(np.array([8, 8, 12, 12])).tolist() == [12, 8]  # Mg before O though heavier
     assert species_order(np.array([18, 17])).tolist() == [17, 18]  # no electronegativity: last
 
@@ -159,12 +157,12 @@ def test_low_symmetry_crystals_in_any_description(seed: int) -> None:
     apart = (frac[:, None] - frac)[np.triu_indices(n, 1)]
     if n > 1 and np.linalg.norm((apart - np.round(apart)) @ lattice, axis=-1).min() < 1:
         return
-    cell = (rng.integers(1, 104, n), frac, lattice)
+    cell = Crystal(rng.integers(1, 104, n), frac, lattice)
     form = canonicalize(*cell)
     check_form(form)
     again = canonicalize(*redescribe(cell, rng))
     assert same(form, again)
-    assert volume(form.lattice) == pytest.approx(volume(lattice), rel=0.05)
+    assert volume(form.crystal.lattice) == pytest.approx(volume(lattice), rel=0.05)
 
 
 @settings(max_examples=20, deadline=None)
@@ -182,17 +180,17 @@ def test_noise_and_float32_do_not_matter(seed: int, name: str, noise: float) -> 
 def test_canonical_form_is_its_own_canonical_form() -> None:
     for cell, _, _ in KNOWN.values():
         form = canonicalize(*cell)
-        assert same(form, canonicalize(form.species, form.frac, form.lattice), 1e-6)
+        assert same(form, canonicalize(*form.crystal), 1e-6)
 
 
 def test_symmetrized_positions_are_exact() -> None:
     species, frac, lattice = KNOWN["perovskite"][0]
     form = canonicalize(species, frac + np.random.default_rng(0).uniform(-2e-3, 2e-3, frac.shape), lattice)
-    assert np.abs(form.frac * 2 - np.round(form.frac * 2)).max() < 1e-9
-    assert np.abs(form.lattice - 3.9 * np.eye(3)).max() < 1e-9
+    assert np.abs(form.crystal.frac * 2 - np.round(form.crystal.frac * 2)).max() < 1e-9
+    assert np.abs(form.crystal.lattice - 3.9 * np.eye(3)).max() < 1e-9
 
 
-GOOD: Cell = (np.array([11, 17]), np.array([[0, 0, 0], [0.5, 0.5, 0.5]]), 4.0 * np.eye(3))
+GOOD = Crystal(np.array([11, 17]), np.array([[0, 0, 0], [0.5, 0.5, 0.5]]), 4.0 * np.eye(3))
 
 
 @pytest.mark.parametrize(
@@ -214,20 +212,21 @@ GOOD: Cell = (np.array([11, 17]), np.array([[0, 0, 0], [0.5, 0.5, 0.5]]), 4.0 * 
     ],
 )
 def test_bad_input(change: dict[str, Any], message: str) -> None:
-    arguments = dict(zip(("species", "frac", "lattice"), GOOD, strict=True)) | change
+    arguments = GOOD._asdict() | change
     with pytest.raises(ValueError, match=message) as error:
         canonicalize(**arguments)
     assert "\n" not in str(error.value)
 
 
-def many_sites(n: int) -> Cell:
+def many_sites(n: int) -> Crystal:
     rng = np.random.default_rng(0)
     grid = np.stack(np.meshgrid(*[np.arange(4)] * 3), -1).reshape(-1, 3)[:n] / 4
-    return rng.permutation(np.arange(n) % 100 + 1), grid + rng.uniform(-0.05, 0.05, grid.shape), 16 * np.eye(3)
+    species = rng.permutation(np.arange(n) % 100 + 1)
+    return Crystal(species, grid + rng.uniform(-0.05, 0.05, grid.shape), 16 * np.eye(3))
 
 
 def test_sixty_sites_are_the_most() -> None:
-    assert len(canonicalize(*many_sites(60)).species) == 60
+    assert canonicalize(*many_sites(60)).crystal.num_sites == 60
     with pytest.raises(ValueError, match=r"1\.\.60 sites, got 61"):
         canonicalize(*many_sites(61))
 
@@ -236,7 +235,7 @@ def test_structures() -> None:
     from pymatgen.core import Lattice, Structure
 
     cell = KNOWN["rutile"][0]
-    structure = Structure(Lattice(cell[2]), cell[0], cell[1])
+    structure = cell.to_structure()
     form = canonicalize_structure(structure)
     assert same(form, canonicalize(*cell))
     assert same(form, canonicalize_structure(structure.copy().add_oxidation_state_by_element({"Ti": 4, "O": -2})))
@@ -247,15 +246,15 @@ def test_structures() -> None:
         canonicalize_structure(Structure(Lattice.cubic(4), ["X"], [[0, 0, 0]]))
 
 
-def dataset(cells: list[Cell]) -> CrystalDataset:
+def dataset(cells: list[Crystal]) -> CrystalDataset:
     n = len(cells)
     labels = {"id": [f"c{i}" for i in range(n)]}
-    return CrystalDataset.from_crystals((Crystal(*c) for c in cells), energy=range(n), labels=labels, name="mine")
+    return CrystalDataset.from_crystals(cells, energy=range(n), labels=labels, name="mine")
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_data_sets_keep_order_and_lose_nothing(jobs: int) -> None:
-    flat = (GOOD[0], GOOD[1], np.zeros((3, 3)))
+    flat = GOOD._replace(lattice=np.zeros((3, 3)))
     cells = [KNOWN["rutile"][0], flat, KNOWN["CsCl"][0], KNOWN["spinel"][0]] * 12
     out, rejects = canonicalize_dataset(dataset(cells), jobs=jobs, progress=False)
     assert len(out) == 36
@@ -268,11 +267,11 @@ def test_data_sets_keep_order_and_lose_nothing(jobs: int) -> None:
     assert out.name == "mine"
     assert (out.frac < 1).all()
     first = canonicalize(*cells[0])
-    assert np.abs(out.frac[:6] - first.frac).max() < 1e-6
+    assert np.abs(out.frac[:6] - first.crystal.frac).max() < 1e-6
 
 
 def test_data_set_without_a_good_crystal() -> None:
-    out, rejects = canonicalize_dataset(dataset([(GOOD[0], GOOD[1], np.zeros((3, 3)))]), jobs=1, progress=False)
+    out, rejects = canonicalize_dataset(dataset([GOOD._replace(lattice=np.zeros((3, 3)))]), jobs=1, progress=False)
     assert (len(out), len(rejects)) == (0, 1)
 
 
@@ -294,11 +293,8 @@ def test_share_on_real_structures() -> None:
     data = load_dataset(dft_file())
     small = np.flatnonzero(data.num_sites <= 40)
     data = data.select(np.random.default_rng(7).choice(small, 60, replace=False))
-    ends = data.offsets
     kept = []
-    for i in range(len(data)):
-        part = slice(ends[i], ends[i + 1])
-        cell = (data.species[part], data.frac[part], data.lattice[i])
+    for i, cell in enumerate(data):
         form = canonicalize(*cell)
         check_form(form)
         kept.append(same(form, canonicalize(*redescribe(cell, np.random.default_rng(i)))))

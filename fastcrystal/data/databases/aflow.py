@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from fastcrystal.data.databases.download import Downloaded, Page, RetryPolicy, download_pages
 from fastcrystal.data.databases.pages import BadPageError, PageFolder, group_or_zero, number_or_nan, read_rows
-from fastcrystal.data.readers.entry import Entry, Reject, Sites
+from fastcrystal.data.readers.entry import Entry, Reject
 from fastcrystal.features.elements import atomic_number
 from fastcrystal.structure.canonical import MAX_INPUT_SITES
+from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.lattice import lattice_from_parameters
 
 BASE_URL = "https://aflow.org/API/aflux/"
@@ -181,7 +182,7 @@ def _entry(auid: str, where: str, row: dict[str, Any]) -> Entry | Reject:
         return Reject(auid, str(error))
 
 
-def _sites(row: dict[str, Any]) -> Sites:
+def _sites(row: dict[str, Any]) -> Crystal:
     """Sites of a row, whose positions come species by species; ValueError if its parts do not fit each other."""
     species = _list(row, "species", ",")
     counts = _numbers(row, "composition", (-1,))
@@ -194,7 +195,9 @@ def _sites(row: dict[str, Any]) -> Sites:
     if counts.sum() != len(frac):
         raise ValueError(f"composition has {int(counts.sum())} atoms but positions_fractional {len(frac)}")
     numbers = np.array([atomic_number(str(symbol).strip()) for symbol in species], dtype=np.int64)
-    return Sites(np.repeat(numbers, counts.astype(np.int64)), frac, lattice_from_parameters(geometry[:3], geometry[3:]))
+    return Crystal(
+        np.repeat(numbers, counts.astype(np.int64)), frac, lattice_from_parameters(geometry[:3], geometry[3:])
+    )
 
 
 def _list(row: dict[str, Any], name: str, separator: str) -> list[Any]:

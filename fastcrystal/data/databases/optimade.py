@@ -28,9 +28,10 @@ from fastcrystal.data.databases.pages import (
     read_record,
     read_rows,
 )
-from fastcrystal.data.readers.entry import Entry, Reject, Sites
+from fastcrystal.data.readers.entry import Entry, Reject
 from fastcrystal.features.elements import atomic_number
 from fastcrystal.structure.canonical import MAX_INPUT_SITES
+from fastcrystal.structure.crystal import Crystal
 
 KIND = "optimade"
 MISSING_EXTRA = "OPTIMADE downloads need the optimade client: pip install 'fastcrystal[optimade]'"
@@ -296,7 +297,7 @@ def _at(found: Any, path: str) -> Any:
     return found
 
 
-def _sites(found: dict[str, Any]) -> Sites:
+def _sites(found: dict[str, Any]) -> Crystal:
     """Sites of a structure; ValueError if it is disordered, no crystal, or its parts do not fit each other."""
     for key in ("lattice_vectors", "cartesian_site_positions", "species", "species_at_sites"):
         if not isinstance(found.get(key), list) or not found[key]:
@@ -323,7 +324,7 @@ def _sites(found: dict[str, Any]) -> Sites:
         frac = np.linalg.solve(lattice.T, arrays["cartesian_site_positions"].T).T
     except np.linalg.LinAlgError:
         raise ValueError("lattice_vectors span no volume") from None
-    return Sites(np.array(numbers, dtype=np.int64), np.ascontiguousarray(frac), lattice)
+    return Crystal(np.array(numbers, dtype=np.int64), np.ascontiguousarray(frac), lattice)
 
 
 def _atomic_numbers(species: list[Any], names: list[Any]) -> list[int]:

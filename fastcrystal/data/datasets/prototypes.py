@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from fastcrystal.structure.crystal import Crystal
+
 #: elements closer than this in Pauling electronegativity have no clear role: both assignments are tried
 ROLE_GAP = 0.5
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """A decorated, unrelaxed prototype.
+class DecoratedPrototype:
+    """An unrelaxed crystal: a prototype with the elements of a formula.
 
     Attributes
     ----------
@@ -29,20 +31,18 @@ class Candidate:
         Reduced formula as asked for.
     prototype : str
         AFLOW label, for example "AB2_hP3_191_a_d"; an ordered sublattice adds "+" and its number.
-    species, frac, lattice
-        (n,) atomic numbers; (n, 3) fractional coordinates; (3, 3) row vectors in angstrom.
+    crystal : Crystal
     """
 
     formula: str
     prototype: str
-    species: list[int]
-    frac: list[list[float]]
-    lattice: list[list[float]]
+    crystal: Crystal
 
     @property
     def key(self) -> str:
-        """Identifies the candidate across restarts: formula, prototype and the decoration itself."""
-        digest = hashlib.sha256(repr((self.species, np.round(self.frac, 4).tolist())).encode()).hexdigest()[:8]
+        """Name that stays the same across restarts: formula, prototype and a hash of species and coordinates."""
+        sites = self.crystal.species.tolist(), np.round(self.crystal.frac, 4).tolist()
+        digest = hashlib.sha256(repr(sites).encode()).hexdigest()[:8]
         return f"{self.formula}:{self.prototype}:{digest}"
 
 
@@ -69,9 +69,9 @@ def library(max_sites: int) -> list[tuple[str, Any]]:
     return sorted(out, key=lambda item: (len(item[1]), item[0]))
 
 
-def candidates(
+def decorate(
     formula: str, prototypes: Sequence[tuple[str, Any]], max_prototypes: int | None = None
-) -> list[Candidate]:
+) -> list[DecoratedPrototype]:
     """Every decoration of `prototypes` with `formula`, scaled by radii, without exact duplicates.
 
     Parameters
@@ -94,18 +94,13 @@ def candidates(
         amounts = Composition(formula).reduced_composition
     except ValueError as error:
         raise ValueError(f"formula {formula!r} does not parse: {error}") from None
-    found: dict[str, Candidate] = {}
+    found: dict[str, DecoratedPrototype] = {}
     for label, structure in prototypes:
-        for suffix, decorated in _decorate(structure, amounts):
+        for suffix, decorated in _decorations(structure, amounts):
             _scale(decorated)
-            candidate = Candidate(
-                formula,
-                label + suffix,
-                list(decorated.atomic_numbers),
-                (decorated.frac_coords % 1.0).tolist(),
-                decorated.lattice.matrix.tolist(),
-            )
-            found.setdefault(candidate.key, candidate)
+            crystal = Crystal.from_structure(decorated)
+            made = DecoratedPrototype(formula, label + suffix, crystal._replace(frac=crystal.frac % 1.0))
+            found.setdefault(made.key, made)
     out = list(found.values())
     if max_prototypes is None or len(out) <= max_prototypes:
         return out
@@ -115,7 +110,7 @@ def candidates(
     return [out[i] for i in [*range(half), *sorted(drawn.tolist())]]
 
 
-def _decorate(structure: Any, amounts: Any) -> Iterator[tuple[str, Any]]:
+def _decorations(structure: Any, amounts: Any) -> Iterator[tuple[str, Any]]:
     """Copies of a prototype with the elements of `amounts` in every role that is open to them."""
     own = structure.composition.reduced_composition
     slots = sorted(own.elements, key=lambda e: (own[e], e.X, e.Z))

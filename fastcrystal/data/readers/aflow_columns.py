@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.data.readers.entry import Sites
 from fastcrystal.features.elements import atomic_number
 from fastcrystal.structure.canonical import MAX_INPUT_SITES
+from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.lattice import lattice_from_parameters
 
 #: longer lists are refused unread: so much takes 2,000 sites with 20 digits, and parsing it takes some 50 MB
@@ -35,7 +35,7 @@ def is_aflow(names: list[str]) -> bool:
     return {"geometry", "positions_fractional"} <= have and bool(have & {"pretty_formula", "compound", "species"})
 
 
-def sites_of_row(row: Mapping[str, Any]) -> Sites:
+def sites_of_row(row: Mapping[str, Any]) -> Crystal:
     """The crystal of a row with AFLOW's columns.
 
     Raises
@@ -51,7 +51,7 @@ def sites_of_row(row: Mapping[str, Any]) -> Sites:
         raise ValueError(f"positions_fractional must have shape (sites, 3), got {frac.shape}")
     if not 1 <= len(frac) <= MAX_INPUT_SITES:
         raise ValueError(f"cell must have 1..{MAX_INPUT_SITES} sites, got {len(frac)}")
-    return Sites(_numbers(row, len(frac)), frac, lattice_from_parameters(geometry[:3], geometry[3:]))
+    return Crystal(_numbers(row, len(frac)), frac, lattice_from_parameters(geometry[:3], geometry[3:]))
 
 
 def _numbers(row: Mapping[str, Any], sites: int) -> NDArray[np.int64]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from fastcrystal.data.readers.columns import Columns, Wanted, find_columns, group_number, number
-from fastcrystal.data.readers.entry import Entry, Reject, Sites
+from fastcrystal.data.readers.entry import Entry, Reject
 from fastcrystal.data.readers.text import one_line
 from fastcrystal.structure.canonical import MAX_INPUT_SITES
+from fastcrystal.structure.crystal import Crystal
 
 
 class AseDatabase:
@@ -88,7 +89,7 @@ class AseDatabase:
         if not np.isfinite(lattice).all() or abs(np.linalg.det(lattice)) < 1e-6:
             return Reject(id, f"lattice has no volume: {lattice.tolist()}")
         frac = np.linalg.solve(lattice.T, np.array(row.positions, dtype=np.float64).T).T
-        sites = Sites(np.array(row.numbers, dtype=np.int64), frac, lattice)
+        sites = Crystal(np.array(row.numbers, dtype=np.int64), frac, lattice)
         return Entry(id, f"{self.path.name}:{row.id}", "arrays", sites, energy, group)
 
 

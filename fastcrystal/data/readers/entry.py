@@ -9,24 +9,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, TypeAlias
 
-import numpy as np
-from numpy.typing import NDArray
+from fastcrystal.structure.crystal import Crystal
 
 #: how an entry's payload is written
 Format: TypeAlias = Literal["cif", "poscar", "extxyz", "json", "arrays"]
-
-
-class Sites(NamedTuple):
-    """A crystal as arrays, unchecked: whatever its source says."""
-
-    species: NDArray[np.int64]
-    """(n,) atomic numbers."""
-    frac: NDArray[np.float64]
-    """(n, 3) fractional coordinates."""
-    lattice: NDArray[np.float64]
-    """(3, 3) row vectors, angstrom."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +29,9 @@ class Entry:
         Where it was found inside the source: the file's path, the archive member, "table.csv:17".
     format : {"cif", "poscar", "extxyz", "json", "arrays"}
         What `payload` is.
-    payload : str or Sites
+    payload : str or Crystal
         The text of a file; of one frame ("extxyz"); of the lattice and sites of a pymatgen Structure ("json"); or, for
-        "arrays", the sites.
+        "arrays", the crystal, unchecked.
     energy : float
         Formation energy, eV/atom, as given; NaN: none given.
     declared_group : int
@@ -55,7 +43,7 @@ class Entry:
     id: str
     name: str
     format: Format
-    payload: str | Sites
+    payload: str | Crystal
     energy: float = math.nan
     declared_group: int = 0
     label: str = ""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastcrystal.data.readers.entry import Entry, Reject, Sites
+from fastcrystal.data.readers.entry import Entry, Reject
 
 if TYPE_CHECKING:
     from fastcrystal.data.dataset import CrystalDataset
@@ -53,11 +53,8 @@ class Packed:
 
 def _unpacked(data: CrystalDataset, declared: np.ndarray, first: int, name: str) -> Iterator[Entry]:
     """The crystals of a data set one by one; ids from the label "id", else running numbers."""
-    ids = data.labels["id"].tolist() if "id" in data.labels else [str(first + i) for i in range(len(data))]
+    ids = data.ids if "id" in data.labels else [str(first + i) for i in range(len(data))]
     labels = data.labels["source"].tolist() if "source" in data.labels else [""] * len(data)
-    offsets = data.offsets
-    for i in range(len(data)):
-        a, b = offsets[i], offsets[i + 1]
-        sites = Sites(data.species[a:b], data.frac[a:b].astype(np.float64), data.lattice[i].astype(np.float64))
+    for i, crystal in enumerate(data):
         where = f"{name}:{first + i}"
-        yield Entry(ids[i], where, "arrays", sites, float(data.energy[i]), int(declared[i]), labels[i])
+        yield Entry(ids[i], where, "arrays", crystal, float(data.energy[i]), int(declared[i]), labels[i])

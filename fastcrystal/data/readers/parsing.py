@@ -25,10 +25,11 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 import numpy as np
 
 from fastcrystal.data.readers.disorder import ordered
-from fastcrystal.data.readers.entry import Entry, Reject, Sites
+from fastcrystal.data.readers.entry import Entry, Reject
 from fastcrystal.data.readers.structure_text import check_structure, parse_structure, stated_group
 from fastcrystal.data.readers.text import one_line
 from fastcrystal.structure.canonical import MAX_INPUT_SITES, MAX_SITES, Canonical, canonicalize
+from fastcrystal.structure.crystal import Crystal
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -124,30 +125,28 @@ def process(rules: Rules, item: tuple[int, Entry | Reject] | Outcome) -> Outcome
         return Outcome(source, entry.id, None, entry.reason)
     try:
         with time_limit(rules.seconds), np.errstate(all="ignore"):
-            sites, group = read_sites(entry, rules)
-            form = canonicalize(*sites, symprec=rules.symprec)
+            crystal, group = read_crystal(entry, rules)
+            form = canonicalize(*crystal, symprec=rules.symprec)
     except _OutOfTime:
         return Outcome(source, entry.id, None, f"takes longer than {rules.seconds:g} s")
     except ValueError as error:
         return Outcome(source, entry.id, None, one_line(error))
     except Exception as error:  # parsers, spglib and numpy raise anything at all on bad input
         return Outcome(source, entry.id, None, f"cannot be used: {type(error).__name__}: {one_line(error)}")
-    if len(form.species) > rules.max_sites:
-        return Outcome(
-            source, entry.id, None, f"primitive cell must have 1..{rules.max_sites} sites, got {len(form.species)}"
-        )
+    if (sites := form.crystal.num_sites) > rules.max_sites:
+        return Outcome(source, entry.id, None, f"primitive cell must have 1..{rules.max_sites} sites, got {sites}")
     return Outcome(source, entry.id, form, "", entry.energy, group, entry.label)
 
 
-def read_sites(entry: Entry, rules: Rules = Rules()) -> tuple[Sites, int]:
-    """The crystal of an entry as arrays, checked as `parse_structure` does, and its declared space group (0: none).
+def read_crystal(entry: Entry, rules: Rules = Rules()) -> tuple[Crystal, int]:
+    """Crystal of an entry, checked as `parse_structure` does, and its declared space group (0: none).
 
     Raises
     ------
     ValueError
         As `parse_structure`. Parsers of damaged input may raise other exceptions too.
     """
-    if isinstance(entry.payload, Sites):
+    if isinstance(entry.payload, Crystal):
         return entry.payload, entry.declared_group
     group = entry.declared_group
     if entry.format == "extxyz":
@@ -160,19 +159,15 @@ def read_sites(entry: Entry, rules: Rules = Rules()) -> tuple[Sites, int]:
     if not structure.is_ordered:
         structure, group = ordered(structure), 0
         check_structure(structure)
-    numbers = np.array(structure.atomic_numbers, dtype=np.int64)
-    return Sites(numbers, structure.frac_coords, structure.lattice.matrix), group
+    return Crystal.from_structure(structure), group
 
 
 def read_structure(entry: Entry, max_sites: int = MAX_INPUT_SITES) -> Structure | Reject:
     """An entry as a pymatgen Structure, as it was written, or the reason for none; the clock is `Rules`'."""
-    from pymatgen.core import Structure
-
     rules = Rules()
     try:
         with time_limit(rules.seconds):
-            numbers, frac, lattice = read_sites(entry, rules)[0]
-            structure = Structure(lattice, numbers, frac)
+            structure = read_crystal(entry, rules)[0].to_structure()
             check_structure(structure, max_sites)
     except _OutOfTime:
         return Reject(entry.id, f"takes longer than {rules.seconds:g} s")
@@ -191,7 +186,7 @@ def _from_dict(text: str, rules: Rules) -> Structure:
     return structure
 
 
-def _extxyz(text: str) -> Sites:
+def _extxyz(text: str) -> Crystal:
     """A frame with a cell; ASE calls what has none a molecule."""
     from ase.io import read
 
@@ -202,7 +197,7 @@ def _extxyz(text: str) -> Sites:
         raise ValueError("frame has no Lattice, or is not periodic in all three directions")
     if len(atoms) > MAX_INPUT_SITES:
         raise ValueError(f"cell must have 1..{MAX_INPUT_SITES} sites, got {len(atoms)}")
-    return Sites(atoms.numbers, atoms.get_scaled_positions(wrap=False), np.array(atoms.cell))
+    return Crystal(atoms.numbers, atoms.get_scaled_positions(wrap=False), np.array(atoms.cell))
 
 
 @contextmanager

@@ -167,21 +167,10 @@ class StoreWriter:
         """
         self._pack_single()
         first = self.consumed(source)
-        ids = data.labels["id"].tolist() if "id" in data.labels else [str(first + i) for i in range(len(data))]
+        ids = data.ids if "id" in data.labels else [str(first + i) for i in range(len(data))]
         code = self._label(label or str(self._source(source)["name"]))
-        columns = {
-            "lattice": data.lattice,
-            "e_form": data.energy,
-            "sg": data.space_group,
-            "declared_sg": data.space_group if declared_sg is None else declared_sg,
-            "label": np.full(len(data), code),
-            "formula_key": formula_keys(data.species, data.offsets),
-            "site_offsets": data.offsets,
-            "numbers": data.species,
-            "frac": data.frac,
-            **encode_ids(ids),
-        }
-        self._pending.append(columns)
+        declared = data.space_group if declared_sg is None else declared_sg
+        self._pending.append(_columns(data, ids, declared, np.full(len(data), code)))
         self._count(source, "n_crystals", len(data))
 
     def reject(self, source: int, id: str, reason: str) -> None:
@@ -230,22 +219,9 @@ class StoreWriter:
         if not self._single:
             return
         forms, ids, energy, declared, label = zip(*self._single, strict=True)
-        numbers = np.concatenate([f.species for f in forms])
-        offsets = np.concatenate([[0], np.cumsum([len(f.species) for f in forms])])
-        self._pending.append(
-            {
-                "lattice": np.array([f.lattice for f in forms]),
-                "e_form": np.array(energy),
-                "sg": np.array([f.space_group for f in forms]),
-                "declared_sg": np.array(declared),
-                "label": np.array(label),
-                "formula_key": formula_keys(numbers, offsets),
-                "site_offsets": offsets,
-                "numbers": numbers,
-                "frac": np.concatenate([f.frac for f in forms]),
-                **encode_ids(ids),
-            }
-        )
+        crystals, groups = (f.crystal for f in forms), [f.space_group for f in forms]
+        data = CrystalDataset.from_crystals(crystals, groups, energy, labels={"id": ids})
+        self._pending.append(_columns(data, ids, np.array(declared), np.array(label)))
         self._single = []
 
     def _locked(self) -> FileLock:
@@ -383,6 +359,24 @@ class StoreWriter:
                     out.write_table(pa.Table.from_pylist(rows, schema))
         to_disk(partial)
         partial.replace(path)
+
+
+def _columns(
+    data: CrystalDataset, ids: Sequence[str], declared: NDArray[np.integer[Any]], label: NDArray[np.integer[Any]]
+) -> Columns:
+    """Columns of a part."""
+    return {
+        "lattice": data.lattice,
+        "e_form": data.energy,
+        "sg": data.space_group,
+        "declared_sg": declared,
+        "label": label,
+        "formula_key": formula_keys(data.species, data.offsets),
+        "site_offsets": data.offsets,
+        "numbers": data.species,
+        "frac": data.frac,
+        **encode_ids(ids),
+    }
 
 
 def _difference(was: list[dict[str, Any]], asked: list[dict[str, Any]]) -> str:

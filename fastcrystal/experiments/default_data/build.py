@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from fastcrystal.data.datasets.prototypes import Candidate, candidates, default_formulas, library
+from fastcrystal.data.datasets.prototypes import DecoratedPrototype, decorate, default_formulas, library
 from fastcrystal.parallel.map import map_parallel
 from fastcrystal.relaxation.ase import relax, single_point
 from fastcrystal.relaxation.potentials import load_potential, one_thread, scale_of
@@ -83,7 +83,7 @@ def relax_all(work: Path, config: BuildConfig, formulas: Sequence[str], jobs: in
     ranked = [
         (rank // ROUND, candidate)
         for formula in formulas
-        for rank, candidate in enumerate(candidates(formula, shapes, config.max_prototypes))
+        for rank, candidate in enumerate(decorate(formula, shapes, config.max_prototypes))
     ]
     ranked.sort(key=lambda pair: pair[0])
     tasks = [*elemental_references(formulas), *(candidate for _, candidate in ranked)]
@@ -120,14 +120,14 @@ def _potential(name: str) -> Any:
     return _loaded.potential
 
 
-def _relax_one(config: BuildConfig, candidate: Candidate) -> dict[str, Any]:
+def _relax_one(config: BuildConfig, candidate: DecoratedPrototype) -> dict[str, Any]:
     """One record: the relaxed crystal, or the reason why there is none."""
     potential = _potential(config.potential)
     record: dict[str, Any] = {"key": candidate.key, "formula": candidate.formula, "prototype": candidate.prototype}
     try:
-        crystal = (np.array(candidate.species), np.array(candidate.frac), np.array(candidate.lattice))
+        crystal = candidate.crystal
         with one_thread():
-            if candidate.prototype == "reference" and len(crystal[0]) > MAX_RELAXED_REFERENCE:
+            if candidate.prototype == "reference" and crystal.num_sites > MAX_RELAXED_REFERENCE:
                 done = single_point(*crystal, potential)
             else:
                 done = relax(*crystal, potential, steps=config.steps, max_force=config.max_force)
@@ -135,7 +135,7 @@ def _relax_one(config: BuildConfig, candidate: Candidate) -> dict[str, Any]:
         return {**record, "reason": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
     return {
         **record,
-        "species": candidate.species,
+        "species": crystal.species.tolist(),
         "frac": np.round(done.frac, 7).tolist(),
         "lattice": np.round(done.lattice, 7).tolist(),
         "energy": done.energy,

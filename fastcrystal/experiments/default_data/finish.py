@@ -14,6 +14,7 @@ from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.read import pack, reduced_formula
 from fastcrystal.relaxation.potentials import POTENTIALS
 from fastcrystal.structure.canonical import Canonical, canonicalize_many
+from fastcrystal.structure.crystal import Crystal
 
 #: polymorphs further apart than this in energy (eV/atom) are not compared: a relaxation stops within a few 0.01
 SAME_ENERGY = 0.05
@@ -105,7 +106,7 @@ def finish(records: Iterable[dict[str, Any]], *, window: float = 1.5, symprec: f
             counts[fate] += 1
         else:
             good.append(r)
-    cells = [(np.array(r["species"]), np.array(r["frac"]), np.array(r["lattice"])) for r in good]
+    cells = [Crystal(np.array(r["species"]), np.array(r["frac"]), np.array(r["lattice"])) for r in good]
     forms: list[Canonical] = []
     kept: list[dict[str, Any]] = []
     for r, form in zip(good, canonicalize_many(iter(cells), len(cells), symprec), strict=True):
@@ -163,7 +164,7 @@ def _select(kept: list[dict[str, Any]], forms: list[Canonical], window: float, c
     """Positions of the crystals inside the window that are not duplicates of a lower one, formula by formula."""
     groups: dict[str, list[int]] = defaultdict(list)
     for i, form in enumerate(forms):
-        groups[reduced_formula(form.species)].append(i)
+        groups[reduced_formula(form.crystal.species)].append(i)
     chosen: list[int] = []
     for members in tqdm(groups.values(), desc="removing duplicates", unit="formula"):
         members.sort(key=lambda i: kept[i]["e_form"])
@@ -178,11 +179,10 @@ def _select(kept: list[dict[str, Any]], forms: list[Canonical], window: float, c
 
 def _without_duplicates(members: list[int], kept: list[dict[str, Any]], forms: list[Canonical]) -> list[int]:
     from pymatgen.analysis.structure_matcher import StructureMatcher
-    from pymatgen.core import Structure
 
     matcher = StructureMatcher()
     unique: list[int] = []
-    structures = {i: Structure(forms[i].lattice, forms[i].species.tolist(), forms[i].frac) for i in members}
+    structures = {i: forms[i].crystal.to_structure() for i in members}
     for i in members:
         near = [j for j in unique if kept[i]["e_form"] - kept[j]["e_form"] < SAME_ENERGY]
         if not any(matcher.fit(structures[i], structures[j]) for j in near):
