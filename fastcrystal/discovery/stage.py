@@ -8,10 +8,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from tqdm import tqdm
-
 from fastcrystal.relaxation.candidate import Candidate, read_candidates, write_candidates
 from fastcrystal.utils.files import cut_broken_line, write_json
+from fastcrystal.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +76,7 @@ class Stage:
         done = {c.id: c for c in read_candidates(self.partial)}
         with (
             self.partial.open("a", encoding="utf-8") as out,
-            tqdm(total=len(waiting), initial=len(done), unit=unit, desc=self.name) as bar,
+            progress_bar(total=len(waiting), initial=len(done), unit=unit, desc=self.name) as bar,
         ):
             for c in work or ():
                 done[c.id] = c

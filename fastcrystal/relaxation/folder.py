@@ -7,13 +7,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from fastcrystal.relaxation.candidate import Candidate, read_candidates, write_candidates
 from fastcrystal.relaxation.candidates import relax_candidates
 from fastcrystal.relaxation.potentials import scale_of
 from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.utils.files import alone_in, cut_broken_line, write_json
+from fastcrystal.utils.progress import progress_bar
 
 RELAXED, SETTINGS = "relaxed.jsonl", "relax.json"
 
@@ -85,8 +84,8 @@ def _relax_into(
     missing = [c.measuring(input=k[1]) for c, k in zip(candidates, keys, strict=True) if k not in done]
     with (
         path.open("a", encoding="utf-8") as out,
-        tqdm(
-            total=len(keys), initial=len(keys) - len(missing), unit="crystal", desc="relaxing", disable=not progress
+        progress_bar(
+            total=len(keys), initial=len(keys) - len(missing), unit="crystal", desc="relaxing", show=progress
         ) as bar,
     ):
         for c in relax_candidates(missing, potential, **settings.to_dict(), jobs=jobs) if missing else ():

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from fastcrystal.features.elements import SYMBOLS
 from fastcrystal.relaxation.candidate import Candidate, read_candidates
@@ -36,6 +35,7 @@ from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.stability.elemental import elemental_references, has_matcalc
 from fastcrystal.stability.hull import MAX_ELEMENTS, HullEntry, entry_of
 from fastcrystal.utils.files import cut_broken_line
+from fastcrystal.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -136,11 +136,11 @@ def relaxed_references(
             logger.info(f"structures of the elements: {MATCALC if has_matcalc() else PROTOTYPES}")
             with (
                 path.open("a", encoding="utf-8") as out,
-                tqdm(
+                progress_bar(
                     total=len(missing),
                     unit="crystal",
                     desc=f"references with {scale_of(calculator_name)}",
-                    disable=not progress,
+                    show=progress,
                 ) as bar,
             ):
                 pushed = [displaced(c) for c in missing]
