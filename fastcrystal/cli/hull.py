@@ -86,7 +86,7 @@ def _hull(args: argparse.Namespace) -> None:
         hull.check_terminals(elements)
     else:
         from fastcrystal.relaxation.potentials import scale_of
-        from fastcrystal.stability.references import reference_entries
+        from fastcrystal.stability.references import elements_source, reference_entries
 
         name = args.potential or _potential_of(args.source)
         if scale_of(name) != scale:
@@ -95,6 +95,7 @@ def _hull(args: argparse.Namespace) -> None:
                 f"{scale_of(name)!r}: give the --potential that relaxed them"
             )
         how = _settings_of(args.source)
+        print(f"structures of the elements: {elements_source()}", file=sys.stderr)
         hull = Hull(
             reference_entries(elements, name, how, per_formula=args.per_formula, cache=args.cache, jobs=args.jobs)
         )

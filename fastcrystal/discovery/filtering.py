@@ -1,26 +1,26 @@
-"""Valid, different candidates out of all that were generated; the others stay in the list, with a reason."""
+"""Valid and distinct candidates among all that were generated; the others stay in the list, with a reason."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from fastcrystal.crystal import CrystalBatch
+from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.relaxation.candidate import Candidate
-from fastcrystal.sampling.request import obtained_group
 from fastcrystal.structure import validity
 from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.distances import closeness
 from fastcrystal.structure.match import match_pairs
+from fastcrystal.symmetry.symmetrize import reduced, space_group_of, symmetrized
 
 #: tolerance of the obtained space group, angstrom
 SYMPREC = 0.1
 #: neighbors of a site in a fingerprint
-_NEIGHBOURS = 12
+_NEIGHBORS = 12
 #: crystals whose neighbors' distances differ by more than this on average, in units of (volume per atom)^(1/3), are
 #: not compared: half of StructureMatcher's default stol
 _FAR = 0.15
@@ -31,20 +31,25 @@ _MOST = 4
 
 
 def as_batch(candidates: Sequence[Candidate]) -> CrystalBatch:
-    """Candidates as one padded batch."""
-    n = max(len(c.species) for c in candidates)
-    batch = CrystalBatch(
-        torch.zeros(len(candidates), n, dtype=torch.int64),
-        torch.zeros(len(candidates), n, 3),
-        torch.tensor([c.lattice for c in candidates]),
-        torch.tensor([len(c.species) for c in candidates]),
-        torch.tensor([c.requested_group for c in candidates]),
-        torch.tensor([c.requested_energy for c in candidates]),
-    )
-    for i, c in enumerate(candidates):
-        batch.species[i, : len(c.species)] = torch.tensor(c.species)
-        batch.frac[i, : len(c.species)] = torch.tensor(c.frac)
-    return batch
+    """Candidates as one padded batch in float32, with what was asked for."""
+    groups, energies = [c.requested_group for c in candidates], [c.requested_energy for c in candidates]
+    return CrystalDataset.from_crystals((c.crystal for c in candidates), groups, energies).batch()
+
+
+def crystals_of(batch: CrystalBatch) -> list[Crystal]:
+    """The inverse of `as_batch`, in float64."""
+    host = batch.to("cpu")
+    species, frac, lattice = host.species.numpy(), host.frac.double().numpy(), host.lattice.double().numpy()
+    return [Crystal(species[i, :n], frac[i, :n], lattice[i]) for i, n in enumerate(host.num_sites.tolist())]
+
+
+def only_finite(candidate: Candidate) -> Candidate:
+    """The candidate as it is, or, where a number is not finite, rejected and all zeros: JSON has no NaN."""
+    species, frac, lattice = candidate.crystal
+    if np.isfinite(frac).all() and np.isfinite(lattice).all():
+        return candidate
+    zeros = Crystal(species, np.zeros_like(frac), np.zeros_like(lattice))
+    return candidate.at(zeros).rejected("the model's numbers are not finite")
 
 
 def check_validity(candidates: Sequence[Candidate]) -> list[Candidate]:
@@ -53,14 +58,13 @@ def check_validity(candidates: Sequence[Candidate]) -> list[Candidate]:
     out = list(candidates)
     if not fine:
         return out
-    found = validity.check(as_batch([candidates[i] for i in fine]))
-    for i, reason in zip(fine, found.reason, strict=True):
+    found = validity.check(as_batch([candidates[i] for i in fine])).reason.tolist()
+    for i, reason in zip(fine, found, strict=True):
         if reason:
-            out[i] = candidates[i].rejected(f"not valid: {validity.REASONS[reason]}")
+            out[i] = out[i].rejected(f"not valid: {validity.REASONS[reason]}")
         else:
-            near = round(closeness(*candidates[i].arrays), 3)
-            group = obtained_group(candidates[i].structure(), SYMPREC)
-            out[i] = candidates[i].measuring(space_group=group, closeness=near)
+            group = space_group_of(out[i].crystal, SYMPREC)
+            out[i] = out[i].measuring(space_group=group, closeness=round(closeness(*out[i].crystal), 3))
     return out
 
 
@@ -83,27 +87,17 @@ def deduplicate(candidates: Sequence[Candidate], *, jobs: int | None = None, pro
         (i for i, c in enumerate(candidates) if not c.reason),
         key=lambda i: (candidates[i].measured.get("space_group") != candidates[i].requested_group, i),
     )
-    pairs = _worth_comparing(candidates, order)
-    alike: dict[int, list[int]] = defaultdict(list)
-    if pairs:
-        first, second = (as_batch([candidates[p[side]] for p in pairs]) for side in (0, 1))
-        same = match_pairs(first, second, jobs=jobs, progress=progress).fit
-        for (earlier, later), is_same in zip(pairs, same, strict=True):
-            if is_same:
-                alike[later].append(earlier)
+    alike: dict[int, int] = {}
+    for earlier, later in _matching(candidates, _similar(candidates, order), jobs, progress):
+        alike.setdefault(later, earlier)
     stands_for: dict[int, int] = {}
-    copies: dict[int, int] = defaultdict(lambda: 1)
+    for i in order:  # an earlier one that is a copy itself stands for whatever it is a copy of
+        stands_for[i] = stands_for[alike[i]] if i in alike else i
+    copies = Counter(stands_for.values())
     out = list(candidates)
-    for i in order:
-        if alike[i]:
-            # an earlier one that is a copy itself stands for whatever it is a copy of
-            twin = stands_for.get(alike[i][0], alike[i][0])
-            stands_for[i] = twin
-            copies[twin] += 1
-            out[i] = candidates[i].rejected(f"the same crystal as {candidates[twin].id}")
-    for i in order:
-        if i not in stands_for:
-            out[i] = candidates[i].measuring(copies=copies[i])
+    for i, twin in stands_for.items():
+        same = f"the same crystal as {candidates[twin].id}"
+        out[i] = out[i].measuring(copies=copies[i]) if twin == i else out[i].rejected(same)
     return out
 
 
@@ -122,34 +116,31 @@ def drop_relaxed_copies(
     jobs, progress
         As for `deduplicate`.
     """
-    kinds: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for i, c in enumerate(candidates):
-        if not c.reason:
-            kinds[_kind(c)].append(i)
-    energy = {i: float(candidates[i].measured["energy"]) for members in kinds.values() for i in members}
+    energy = {i: float(c.measured["energy"]) for i, c in enumerate(candidates) if not c.reason}
     pairs = []
-    for members in kinds.values():
-        members.sort(key=lambda i: energy[i])
+    for members in _kinds(candidates, sorted(energy, key=lambda i: energy[i])):
         for k, later in enumerate(members):
             pairs += [(lower, later) for lower in members[:k] if energy[later] - energy[lower] < SAME_ENERGY]
     out = list(candidates)
-    if not pairs:
-        return out
-    first, second = (as_batch([candidates[p[side]] for p in pairs]) for side in (0, 1))
-    for (lower, later), same in zip(pairs, match_pairs(first, second, jobs=jobs, progress=progress).fit, strict=True):
-        if same and not out[lower].reason and not out[later].reason:
+    for lower, later in _matching(candidates, pairs, jobs, progress):
+        if not out[lower].reason and not out[later].reason:
             out[later] = candidates[later].rejected(f"relaxed to the same crystal as {candidates[lower].id}")
     return out
 
 
-def _worth_comparing(candidates: Sequence[Candidate], order: Sequence[int]) -> list[tuple[int, int]]:
-    """Pairs (earlier, later) that may be one crystal: the nearest few by fingerprint."""
-    kinds: dict[tuple[str, ...], list[int]] = defaultdict(list)
+def _kinds(candidates: Sequence[Candidate], order: Iterable[int]) -> list[list[int]]:
+    """Positions of candidates that may be one crystal: the same atoms, asked for by the same formula."""
+    kinds: dict[tuple[str, tuple[int, ...]], list[int]] = defaultdict(list)
     for i in order:
-        kinds[_kind(candidates[i])].append(i)
+        kinds[candidates[i].formula, tuple(sorted(candidates[i].crystal.species.tolist()))].append(i)
+    return list(kinds.values())
+
+
+def _similar(candidates: Sequence[Candidate], order: Sequence[int]) -> list[tuple[int, int]]:
+    """Pairs (earlier, later) that may be one crystal: the nearest few by fingerprint."""
     pairs = []
-    for members in kinds.values():
-        prints = np.array([fingerprint(candidates[i]) for i in members])
+    for members in _kinds(candidates, order):
+        prints = np.array([fingerprint(candidates[i].crystal) for i in members])
         for later in range(1, len(members)):
             gap = np.abs(prints[:later] - prints[later]).mean(1)
             near = np.argsort(gap, kind="stable")[:_MOST]
@@ -157,12 +148,18 @@ def _worth_comparing(candidates: Sequence[Candidate], order: Sequence[int]) -> l
     return pairs
 
 
-def _kind(candidate: Candidate) -> tuple[str, ...]:
-    """Only candidates of one kind are compared: the same atoms, asked for by the same formula."""
-    return candidate.formula, *map(str, sorted(candidate.species))
+def _matching(
+    candidates: Sequence[Candidate], pairs: list[tuple[int, int]], jobs: int | None, progress: bool
+) -> list[tuple[int, int]]:
+    """The pairs that StructureMatcher calls the same."""
+    if not pairs:
+        return []
+    first, second = (as_batch([candidates[pair[side]] for pair in pairs]) for side in (0, 1))
+    fit = match_pairs(first, second, jobs=jobs, progress=progress).fit
+    return [pair for pair, same in zip(pairs, fit, strict=True) if same]
 
 
-def fingerprint(candidate: Candidate) -> NDArray[np.float64]:
+def fingerprint(crystal: Crystal) -> NDArray[np.float64]:
     """Distances to the nearest neighbors of every site in units of (volume per atom)^(1/3); alike for like crystals.
 
     Returns
@@ -170,16 +167,16 @@ def fingerprint(candidate: Candidate) -> NDArray[np.float64]:
     ndarray, shape (n * 12,), float64
         Species by species, in each the sites with the nearest neighbors first.
     """
-    numbers, frac, lattice = candidate.arrays
+    species, frac, lattice = crystal
     shifts = np.array(np.meshgrid(*[[-2, -1, 0, 1, 2]] * 3)).reshape(3, -1).T
     reduced = validity.minkowski_reduce(lattice[None])[0]
     cartesian = frac @ lattice
     step = (cartesian[:, None] - cartesian) @ np.linalg.inv(reduced)
     step -= np.round(step)
-    distance = np.linalg.norm((step[:, :, None] + shifts) @ reduced, axis=-1).reshape(len(numbers), -1)
-    nearest = np.sort(distance, axis=1)[:, 1 : _NEIGHBOURS + 1]
-    unit = np.cbrt(abs(np.linalg.det(lattice)) / len(numbers))
-    sites = np.lexsort((*nearest.T[::-1], numbers))
+    distance = np.linalg.norm((step[:, :, None] + shifts) @ reduced, axis=-1).reshape(len(species), -1)
+    nearest = np.sort(distance, axis=1)[:, 1 : _NEIGHBORS + 1]
+    unit = np.cbrt(abs(np.linalg.det(lattice)) / len(species))
+    sites = np.lexsort((*nearest.T[::-1], species))
     scaled: NDArray[np.float64] = (nearest[sites] / unit).reshape(-1)
     return scaled
 
@@ -190,18 +187,16 @@ def symmetrize(candidate: Candidate) -> Candidate:
     "symmetrised" is that tolerance (0.01, 0.1 or 0.3 angstrom), or None where the group does not show: then the
     candidate stays as it is.
     """
-    from fastcrystal.symmetry.symmetrize import reduced, symmetrized
-
     if candidate.reason or not candidate.requested_group:
         return candidate
-    cell = reduced(Crystal(*candidate.arrays))
+    cell = reduced(candidate.crystal)
     for tolerance in (0.01, 0.1, 0.3):
         try:
             ideal, group = symmetrized(cell, tolerance)
         except ValueError:
             continue
-        if group == candidate.requested_group and len(ideal.species) == len(candidate.species):
+        if group == candidate.requested_group and len(ideal.species) == candidate.crystal.num_sites:
             order = np.argsort(ideal.species, kind="stable")
-            moved = candidate.at(ideal.species[order], ideal.frac[order] % 1.0, ideal.lattice)
+            moved = candidate.at(Crystal(ideal.species[order], ideal.frac[order] % 1.0, ideal.lattice))
             return moved.measuring(symmetrised=tolerance, space_group=group)
     return candidate.measuring(symmetrised=None)

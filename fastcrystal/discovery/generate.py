@@ -1,25 +1,26 @@
-"""Conditions to candidates: the model's crystals, batch by batch, each written down before the next is begun."""
+"""Generation: candidates from conditions, batch by batch, each written down before the next is begun."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
+from tqdm import tqdm
 
 from fastcrystal.crystal import CrystalBatch
+from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.discovery.conditions import Condition
+from fastcrystal.discovery.filtering import crystals_of, only_finite
 from fastcrystal.relaxation.candidate import Candidate, read_candidates
 from fastcrystal.sampling.generator import Generator
 from fastcrystal.sampling.pretrained import resolve
 from fastcrystal.sampling.request import Request
 from fastcrystal.sampling.request import conditions as conditions_of
+from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.formula import parse_formula
 from fastcrystal.utils.files import cut_broken_line
-from fastcrystal.utils.progress import progress_bar
 from fastcrystal.utils.random import step_seed
 
 #: crystals of a batch, and of a commit
@@ -64,27 +65,14 @@ def _why_not(formula: str, model: Generator) -> str:
 
 def batch_of(conditions: Sequence[Condition], model: Generator) -> CrystalBatch:
     """Conditions as the model's input; the cell's size as most often among training crystals of that type and group."""
-    width = model.max_sites
-    kinds: dict[tuple[str, int], CrystalBatch] = {}
+    kinds: dict[tuple[str, int], Crystal] = {}
     for c in conditions:
-        key = (c.formula, c.space_group)
-        if key not in kinds:
+        if (c.formula, c.space_group) not in kinds:
             one, _ = conditions_of(Request(c.formula, c.space_group, c.energy, count=1), model)
-            empty = width - one.species.shape[1]
-            kinds[key] = replace(
-                one,
-                species=torch.nn.functional.pad(one.species, (0, empty)),
-                frac=torch.nn.functional.pad(one.frac, (0, 0, 0, empty)),
-            )
-    rows = [kinds[c.formula, c.space_group] for c in conditions]
-    return CrystalBatch(
-        torch.cat([r.species for r in rows]),
-        torch.cat([r.frac for r in rows]),
-        torch.cat([r.lattice for r in rows]),
-        torch.cat([r.num_sites for r in rows]),
-        torch.cat([r.space_group for r in rows]),
-        torch.tensor([c.energy for c in conditions], dtype=torch.float32),
-    )
+            (kinds[c.formula, c.space_group],) = crystals_of(one)
+    crystals = [kinds[c.formula, c.space_group] for c in conditions]
+    groups, energies = [c.space_group for c in conditions], [c.energy for c in conditions]
+    return CrystalDataset.from_crystals(crystals, groups, energies).batch(max_sites=model.max_sites)
 
 
 def generate(
@@ -118,12 +106,14 @@ def generate(
     _keep_lines(path, done)
     with (
         path.open("a", encoding="utf-8") as out,
-        progress_bar(total=len(conditions), initial=done, unit="crystal", desc="generating", show=progress) as bar,
+        tqdm(total=len(conditions), initial=done, unit="crystal", desc="generating", disable=not progress) as bar,
     ):
         for first in range(done, len(conditions), batch):
             part = conditions[first : first + batch]
             made = model.sample(batch_of(part, model), seed=step_seed(seed, first), batch_size=batch, **sampling)
-            out.writelines(_candidate(c, made, i).to_json() + "\n" for i, c in enumerate(part))
+            for c, crystal in zip(part, crystals_of(made), strict=True):
+                candidate = Candidate(c.id, c.formula, crystal, c.space_group, c.energy, {"ladder": c.ladder})
+                out.write(only_finite(candidate).to_json() + "\n")
             out.flush()
             bar.update(len(part))
     return list(read_candidates(path))
@@ -135,21 +125,3 @@ def _keep_lines(path: Path, count: int) -> None:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         if len(lines) > count:
             path.write_text("".join(lines[:count]), encoding="utf-8")
-
-
-def _candidate(condition: Condition, made: CrystalBatch, i: int) -> Candidate:
-    n = int(made.num_sites[i])
-    frac, lattice = made.frac[i, :n].double(), made.lattice[i].double()
-    finite = bool(frac.isfinite().all() and lattice.isfinite().all())
-    return Candidate(
-        condition.id,
-        condition.formula,
-        made.species[i, :n].tolist(),
-        # JSON has no NaN: what is not finite is zero, and out
-        (frac if finite else torch.zeros_like(frac)).tolist(),
-        (lattice if finite else torch.zeros_like(lattice)).tolist(),
-        condition.space_group,
-        condition.energy,
-        {"ladder": condition.ladder},
-        "" if finite else "the model's numbers are not finite",
-    )

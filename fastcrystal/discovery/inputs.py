@@ -1,4 +1,4 @@
-"""Candidates from whatever holds crystals: a stage's folder or .jsonl, a CIF, a folder or archive of them, a store."""
+"""Candidates from files: a stage's folder or .jsonl, a CIF, a folder or archive of them, a store."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from fastcrystal.data.readers.entry import Reject
 from fastcrystal.discovery.stage import CANDIDATES
 from fastcrystal.relaxation.candidate import Candidate, read_candidates
 from fastcrystal.relaxation.folder import RELAXED
+from fastcrystal.structure.crystal import Crystal
 
 #: what `fastcrystal hull` and `vasp-results` leave
 PLACED = "placed.jsonl"
@@ -51,16 +52,8 @@ def load_candidates(path: str | Path, *, unplaced: bool = False) -> tuple[list[C
         if isinstance(item, Reject):
             rejects.append(item)
             continue
-        s = item.structure
-        candidates.append(
-            Candidate(
-                item.id,
-                s.composition.reduced_formula,
-                list(s.atomic_numbers),
-                s.frac_coords.tolist(),
-                s.lattice.matrix.tolist(),
-            )
-        )
+        formula = item.structure.composition.reduced_formula
+        candidates.append(Candidate(item.id, formula, Crystal.from_structure(item.structure)))
     if not candidates:
         why = f", the first because {rejects[0].reason}" if rejects else ""
         raise ValueError(f"none of the {len(rejects)} structures in {path} can be used{why}")

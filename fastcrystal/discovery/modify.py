@@ -8,18 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from fastcrystal.crystal import CrystalBatch
-from fastcrystal.discovery.filtering import SYMPREC, as_batch, check_validity, deduplicate
+from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.discovery.filtering import (
+    SYMPREC,
+    as_batch,
+    check_validity,
+    crystals_of,
+    deduplicate,
+    only_finite,
+)
 from fastcrystal.discovery.ranking import with_group
 from fastcrystal.relaxation.candidate import Candidate, write_candidates
 from fastcrystal.relaxation.candidates import relax_candidates
 from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.sampling.generator import Generator
-from fastcrystal.sampling.request import check_elements, obtained_group
+from fastcrystal.sampling.request import check_elements
 from fastcrystal.structure.canonical import canonicalize
+from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.match import match_pairs
+from fastcrystal.symmetry.symmetrize import space_group_of
 
 #: a regression gives one answer; others are drawn
 PROPOSALS = 16
@@ -103,37 +111,19 @@ def modify(
     given = start = _input(path, model)
     group = asked.space_group or start.requested_group
     count = 1 if model.config.algo == "regression" else asked.count
-    initial = as_batch([start] * count)
-    initial = _padded(initial, model.max_sites)
-    told = CrystalBatch(
-        initial.species,
-        initial.frac,
-        initial.lattice,
-        initial.num_sites,
-        torch.full((count,), group),
-        torch.full((count,), asked.energy_change),
+    given_crystals = CrystalDataset.from_crystals(
+        [start.crystal] * count, [group] * count, [asked.energy_change] * count
     )
-    made = model.sample(told, initial=initial, steps=steps, seed=seed, progress=True)
-    n = len(start.species)
+    initial = given_crystals.batch(max_sites=model.max_sites)
+    made = model.sample(initial, initial=initial, steps=steps, seed=seed, progress=True)
     proposals = [
-        Candidate(
-            f"{i:02d}",
-            start.formula,
-            start.species,
-            made.frac[i, :n].double().nan_to_num().tolist(),
-            made.lattice[i].double().nan_to_num().tolist(),
-            group,
-            asked.energy_change,
-            {},
-            "" if bool(made.frac[i].isfinite().all() and made.lattice[i].isfinite().all()) else "numbers not finite",
-        )
-        for i in range(count)
+        only_finite(Candidate(f"{i:02d}", start.formula, crystal, group, asked.energy_change))
+        for i, crystal in enumerate(crystals_of(made))
     ]
     proposals = deduplicate(check_validity(proposals), jobs=jobs, progress=False)
     energy: float | None = None
     if potential is not None:
-        how = (relax or RelaxSettings()).to_dict()
-        done = {c.id: c for c in relax_candidates([start, *proposals], potential, **how, jobs=jobs)}
+        done = {c.id: c for c in relax_candidates([start, *proposals], potential, relax, jobs=jobs)}
         start = done[start.id]
         energy = None if start.reason else float(start.measured["energy"])
         proposals = [done[c.id] if c.reason or done[c.id].reason else with_group(done[c.id]) for c in proposals]
@@ -150,7 +140,7 @@ def _input(path: Path, model: Generator) -> Candidate:
         raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'not there'}: give a CIF or POSCAR")
     try:
         structure = parse_structure(path.read_text(encoding="utf-8", errors="replace"))
-        form = canonicalize(np.array(structure.atomic_numbers), structure.frac_coords, structure.lattice.matrix)
+        form = canonicalize(*Crystal.from_structure(structure))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
     check_elements(str(path), form.crystal.species.tolist(), model)
@@ -159,22 +149,7 @@ def _input(path: Path, model: Generator) -> Candidate:
             f"{path} has {form.crystal.num_sites} sites in the primitive cell; this model takes {model.max_sites}"
         )
     formula = structure.composition.reduced_formula
-    species, frac, lattice = (array.tolist() for array in form.crystal)
-    measured = {"space_group": form.space_group}
-    return Candidate("input", formula, species, frac, lattice, form.space_group, 0.0, measured)
-
-
-def _padded(batch: CrystalBatch, width: int) -> CrystalBatch:
-    empty = width - batch.species.shape[1]
-    pad = torch.nn.functional.pad
-    return CrystalBatch(
-        pad(batch.species, (0, empty)),
-        pad(batch.frac, (0, 0, 0, empty)),
-        batch.lattice,
-        batch.num_sites,
-        batch.space_group,
-        batch.energy,
-    )
+    return Candidate("input", formula, form.crystal, form.space_group, 0.0, {"space_group": form.space_group})
 
 
 def _with_distance(start: Candidate, proposals: list[Candidate], jobs: int | None) -> list[Candidate]:
@@ -222,10 +197,10 @@ def _write(out: Path, given: Candidate, start: Candidate, proposals: list[Candid
         table = csv.DictWriter(file, fieldnames=list(rows[0]))
         table.writeheader()
         table.writerows(rows)
-    own_group = obtained_group(given.structure(), SYMPREC)
+    own_group = space_group_of(given.crystal, SYMPREC)
     asked = proposals[0].requested_energy
     lines = [
-        f"{start.formula}, {len(start.species)} sites, space group {own_group or 'unknown'}: asked for "
+        f"{start.formula}, {start.crystal.num_sites} sites, space group {own_group or 'unknown'}: asked for "
         f"{asked:+g} eV/atom in space group {proposals[0].requested_group}",
         "file      eV/atom against the input   group   distance   copies   ",
     ]

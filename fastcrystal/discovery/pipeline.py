@@ -33,7 +33,7 @@ from fastcrystal.discovery.filtering import check_validity, deduplicate, drop_re
 from fastcrystal.discovery.generate import accuracy, generate, usable
 from fastcrystal.discovery.stage import Stage
 from fastcrystal.relaxation.candidate import Candidate
-from fastcrystal.relaxation.candidates import relax_candidates
+from fastcrystal.relaxation.folder import relax_missing
 from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.sampling.generator import Generator
 from fastcrystal.stability.hull import Hull, HullEntry, best_per_formula, hull_data, table
@@ -160,7 +160,7 @@ def _references(config: DiscoverConfig, run: Path, formulas: list[str], jobs: in
     from pymatgen.core import Composition
 
     from fastcrystal.stability.entries import read_entries
-    from fastcrystal.stability.references import reference_entries
+    from fastcrystal.stability.references import elements_source, reference_entries
 
     folder = run / "0_references"
     folder.mkdir(exist_ok=True)
@@ -171,6 +171,7 @@ def _references(config: DiscoverConfig, run: Path, formulas: list[str], jobs: in
     if config.entries:
         entries = read_entries(Path(config.entries), config.scale)
     else:
+        logger.info(f"structures of the elements: {elements_source()}")
         found = {
             e.id: e
             for system in sorted(systems, key=sorted)
@@ -232,9 +233,7 @@ def _relaxed(config: DiscoverConfig, run: Path, filtered: list[Candidate], jobs:
     chosen = choose(filtered, config.max_relax)
     waiting = [c for c in filtered if c.id in chosen]
     settings = RelaxSettings.from_dict(config.relax)
-    missing = stage.missing(waiting)
-    work = relax_candidates(missing, config.potential, **settings.to_dict(), jobs=jobs) if missing else None
-    done = stage.one_by_one(waiting, work, "crystal")
+    done = relax_missing(stage.partial, waiting, config.potential, settings, jobs=jobs, label=stage.name)
     passed_on = (
         done[c.id] if c.id in chosen else c if c.reason else c.rejected(f"not among the {config.max_relax} to relax")
         for c in filtered

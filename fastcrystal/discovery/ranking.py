@@ -11,7 +11,7 @@ from typing import Any
 
 from fastcrystal.discovery.filtering import SYMPREC
 from fastcrystal.relaxation.candidate import Candidate
-from fastcrystal.sampling.request import obtained_group
+from fastcrystal.symmetry.symmetrize import space_group_of
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ COLUMNS = (
 
 def with_group(candidate: Candidate) -> Candidate:
     """A relaxed candidate with the space group it has now ("relaxed_group", at 0.1 angstrom)."""
-    return candidate.measuring(relaxed_group=obtained_group(candidate.structure(), SYMPREC))
+    return candidate.measuring(relaxed_group=space_group_of(candidate.crystal, SYMPREC))
 
 
 def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from fastcrystal.relaxation.candidate import Candidate, read_candidates, write_candidates
-from fastcrystal.utils.files import cut_broken_line, write_json
-from fastcrystal.utils.progress import progress_bar
+from fastcrystal.utils.files import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -60,36 +59,6 @@ class Stage:
         lost = Counter(_kind(c.reason) for c in out if c.reason and c.id in entered).most_common(4)
         logger.info(f"{self.name}: {kept} of {len(out)} candidates go on" + "".join(f"; {n} {why}" for why, n in lost))
         return out
-
-    def one_by_one(self, waiting: list[Candidate], work: Iterator[Candidate] | None, unit: str) -> dict[str, Candidate]:
-        """Collect candidates in any order, each written down at once; a killed run does not make them again.
-
-        Parameters
-        ----------
-        waiting : list of Candidate
-            All that are wanted.
-        work : iterator of Candidate, optional
-            Makes those that `missing` returned.
-        unit : str
-            For the progress bar.
-        """
-        done = {c.id: c for c in read_candidates(self.partial)}
-        with (
-            self.partial.open("a", encoding="utf-8") as out,
-            progress_bar(total=len(waiting), initial=len(done), unit=unit, desc=self.name) as bar,
-        ):
-            for c in work or ():
-                done[c.id] = c
-                out.write(c.to_json() + "\n")
-                out.flush()
-                bar.update()
-        return done
-
-    def missing(self, waiting: list[Candidate]) -> list[Candidate]:
-        """Those that a killed run has not made."""
-        cut_broken_line(self.partial)
-        done = {c.id for c in read_candidates(self.partial)}
-        return [c for c in waiting if c.id not in done]
 
 
 def _kind(reason: str) -> str:

@@ -15,12 +15,13 @@ import re
 import shutil
 import warnings
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.stability.hull import Hull, HullEntry, entry_of
+from fastcrystal.structure.crystal import Crystal
 from fastcrystal.utils.files import write_json
 
 if TYPE_CHECKING:
@@ -185,7 +186,7 @@ def write_inputs(
             "kind": kind,
             "potcar": own,
             "potcar_written": has_potcar,
-            "candidate": _plain(candidate),
+            "candidate": candidate.to_dict(),
         }
     settings = {"set": "MPRelaxSet", "incar": INCAR, "kpoint_density": KPOINT_DENSITY, "potcar": FUNCTIONAL}
     write_json(out / MANIFEST, {"scale": scale, "settings": settings, "folders": folders, "refused": refused})
@@ -205,13 +206,6 @@ def _write(made: VaspInputSet, folder: Path) -> bool:
     return True
 
 
-def _plain(candidate: Candidate) -> dict[str, Any]:
-    values = asdict(candidate)
-    if math.isnan(candidate.requested_energy):
-        values["requested_energy"] = None
-    return values
-
-
 def read_results(folder: str | Path) -> VaspResults:
     """Read vasprun.xml (or .gz) of every calculation in the manifest; one that is of no use has its reason.
 
@@ -227,7 +221,7 @@ def read_results(folder: str | Path) -> VaspResults:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         scale, encut, entries = manifest["scale"], manifest["settings"]["incar"]["ENCUT"], manifest["folders"]
         found: dict[str, list[Candidate]] = {"candidate": [], "reference": []}
-        named = [(name, e["kind"], Candidate.from_json(json.dumps(e["candidate"]))) for name, e in entries.items()]
+        named = [(name, e["kind"], Candidate.from_dict(e["candidate"])) for name, e in entries.items()]
     except FileNotFoundError:
         raise ValueError(f"no {MANIFEST} in {folder}: `fastcrystal vasp-inputs` writes one") from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
@@ -259,7 +253,7 @@ def _read(folder: Path, candidate: Candidate, scale: str, encut: float) -> Candi
     if structure.composition != candidate.structure().composition:
         held, wanted = structure.composition.formula, candidate.structure().composition.formula
         return before.rejected(f"{folder.name}/{path.name} holds {held}, not {wanted}")
-    done = before.at(*_sites(structure)).measuring(
+    done = before.at(Crystal.from_structure(structure)).measuring(
         energy=energy / len(structure),
         scale=scale,
         converged=electronic and ionic,
@@ -274,12 +268,6 @@ def _read(folder: Path, candidate: Candidate, scale: str, encut: float) -> Candi
         how = f"{run_type} with ENCUT {used:g}"
         return done.rejected(f"computed as {how}, not plain PBE with {encut:g}: another energy scale")
     return done
-
-
-def _sites(structure: Any) -> tuple[Any, Any, Any]:
-    import numpy as np
-
-    return np.array(structure.atomic_numbers), np.array(structure.frac_coords), np.array(structure.lattice.matrix)
 
 
 def hull_of(results: VaspResults, entries: Sequence[HullEntry] = ()) -> Hull:

@@ -19,6 +19,7 @@ from fastcrystal.evaluation.rates import share
 from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.stability.hull import ON_HULL, Hull
+from fastcrystal.structure.crystal import Crystal
 
 #: eV/atom above the hull within which crystals are counted; 0 has the tolerance of `ON_HULL`
 WITHIN = (0.0, 0.1)
@@ -177,13 +178,8 @@ def _candidates(made: Crystals, valid: NDArray[np.bool_]) -> list[Candidate]:
     for i, name in enumerate(made.ids):
         seen[name] += 1
         sites = slice(made.offsets[i], made.offsets[i + 1])
-        c = Candidate(
-            name if seen[name] == 1 else f"{name}#{seen[name]}",
-            str(made.formula[i]),
-            made.species[sites].tolist(),
-            made.frac[sites].tolist(),
-            made.lattice[i].tolist(),
-        )
+        crystal = Crystal(made.species[sites], made.frac[sites], made.lattice[i])
+        c = Candidate(name if seen[name] == 1 else f"{name}#{seen[name]}", str(made.formula[i]), crystal)
         out.append(c if valid[i] else c.rejected("not valid"))
     return out
 

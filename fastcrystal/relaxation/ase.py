@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
+
+from fastcrystal.structure.crystal import Crystal
 
 #: what may change: atoms and cell, or atoms only
 Cell: TypeAlias = Literal["full", "fixed"]
@@ -24,10 +25,7 @@ class Relaxed:
 
     Attributes
     ----------
-    frac : ndarray, shape (n, 3), float64
-        Fractional coordinates.
-    lattice : ndarray, shape (3, 3), float64
-        Row vectors, angstrom.
+    crystal : Crystal
     energy : float
         Potential energy, eV/atom.
     max_force : float
@@ -38,8 +36,7 @@ class Relaxed:
         Optimizer steps taken.
     """
 
-    frac: NDArray[np.float64]
-    lattice: NDArray[np.float64]
+    crystal: Crystal
     energy: float
     max_force: float
     converged: bool
@@ -47,9 +44,7 @@ class Relaxed:
 
 
 def relax(
-    species: NDArray[np.integer],
-    frac: NDArray[np.floating],
-    lattice: NDArray[np.floating],
+    crystal: Crystal,
     potential: Any,
     *,
     steps: int = 50,
@@ -62,12 +57,7 @@ def relax(
 
     Parameters
     ----------
-    species : ndarray, shape (n,), integer
-        Atomic numbers.
-    frac : ndarray, shape (n, 3)
-        Fractional coordinates.
-    lattice : ndarray, shape (3, 3)
-        Row vectors, angstrom.
+    crystal : Crystal
     potential : ASE calculator
         From `load_potential`, or any other.
     steps : int
@@ -88,15 +78,12 @@ def relax(
         If the cell explodes or collapses, atoms fall into one another, or the potential returns something that is not
         finite.
     """
-    from ase import Atoms
-
     # not FrechetCellFilter: its matrix logarithms alone cost 200 ms a step with scipy 1.17 (the potential costs 50-130)
     from ase.filters import UnitCellFilter
     from ase.optimize import FIRE
 
     deadline = time.monotonic() + time_limit
-    atoms = Atoms(numbers=species, scaled_positions=frac, cell=lattice, pbc=True)
-    atoms.calc = potential
+    atoms = _atoms(crystal, potential)
     start, allowed = atoms.get_volume(), MAX_VOLUME_RATIO if max_volume_ratio is None else max_volume_ratio
 
     def check_volume() -> None:
@@ -120,37 +107,33 @@ def relax(
             raise ValueError(f"a force of {largest:.2g} eV/angstrom: atoms fell into one another")
         if time.monotonic() > deadline:
             break
-    largest = _largest(moving)
-    energy = float(atoms.get_potential_energy()) / len(atoms)
+    relaxed = Crystal(crystal.species, atoms.get_scaled_positions(), np.array(atoms.cell))
+    largest, energy = _largest(moving), float(atoms.get_potential_energy()) / len(atoms)
     if not math.isfinite(energy):
         raise ValueError("the potential returned an energy that is not finite")
-    return Relaxed(
-        atoms.get_scaled_positions(),
-        np.array(atoms.cell),
-        energy,
-        largest,
-        largest < max_force,
-        optimizer.nsteps,
-    )
+    return Relaxed(relaxed, energy, largest, largest < max_force, optimizer.nsteps)
+
+
+def single_point(crystal: Crystal, potential: Any) -> Relaxed:
+    """Energy and largest generalized force of a crystal as it is; `converged` is True."""
+    from ase.filters import UnitCellFilter
+
+    atoms = _atoms(crystal, potential)
+    largest = _largest(UnitCellFilter(atoms))
+    return Relaxed(crystal, float(atoms.get_potential_energy()) / len(atoms), largest, True, 0)
+
+
+def _atoms(crystal: Crystal, potential: Any) -> Any:
+    from ase import Atoms
+
+    atoms = Atoms(numbers=crystal.species, scaled_positions=crystal.frac, cell=crystal.lattice, pbc=True)
+    atoms.calc = potential
+    return atoms
 
 
 def _largest(moving: Any) -> float:
     """The largest force on an atom or, of a filter, on the cell, eV/angstrom."""
     return float(np.linalg.norm(moving.get_forces(), axis=1).max())
-
-
-def single_point(
-    species: NDArray[np.integer], frac: NDArray[np.floating], lattice: NDArray[np.floating], potential: Any
-) -> Relaxed:
-    """Energy and largest generalized force of a crystal as it is; arguments as for `relax`, `converged` is True."""
-    from ase import Atoms
-    from ase.filters import UnitCellFilter
-
-    atoms = Atoms(numbers=species, scaled_positions=frac, cell=lattice, pbc=True)
-    atoms.calc = potential
-    largest = _largest(UnitCellFilter(atoms))
-    energy = float(atoms.get_potential_energy()) / len(atoms)
-    return Relaxed(np.asarray(frac, dtype=np.float64), np.asarray(lattice, dtype=np.float64), energy, largest, True, 0)
 
 
 def _relax_volume(atoms: Any, evaluations: int = 7, tolerance: float = 0.03, deadline: float = math.inf) -> None:

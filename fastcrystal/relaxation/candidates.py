@@ -1,34 +1,37 @@
-"""Relaxation of candidates by any ASE calculator, in processes that can be killed.
+"""Relaxation of candidates by any potential, in processes that can be killed.
 
-for candidate in relax_candidates(candidates, "sevennet-0", time_limit=60):    # in the order in which they are done
+for candidate in relax_candidates(candidates, "sevennet-0", RelaxSettings(time_limit=60)):    # as they are done
     print(candidate.id, candidate.reason or candidate.measured["energy"])
 """
 
 from __future__ import annotations
 
 import functools
+import logging
 import os
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from fastcrystal.parallel.map import map_parallel
-from fastcrystal.relaxation.ase import Cell
-from fastcrystal.relaxation.candidate import Candidate
+from fastcrystal.parallel.worker import encode
+from fastcrystal.relaxation import process
+from fastcrystal.relaxation.candidate import Candidate, crystal_of, crystal_values
 from fastcrystal.relaxation.potentials import scale_of
-from fastcrystal.relaxation.process import close, relax_one
 from fastcrystal.relaxation.settings import RelaxSettings
+
+logger = logging.getLogger(__name__)
+
+WORKER = "fastcrystal.relaxation.worker"
+#: a relaxation that does not come back is killed after twice its time limit and these seconds: a step is not cut short
+GRACE = 5.0
 
 
 def relax_candidates(
     candidates: Iterable[Candidate],
-    calculator_name: str = "sevennet-0",
+    potential: str = "sevennet-0",
+    settings: RelaxSettings | None = None,
     *,
-    cell: Cell = "full",
-    steps: int = 200,
-    max_force: float = 0.05,
-    time_limit: float = 120.0,
-    max_volume_ratio: float = 10.0,
-    device: str = "cpu",
-    batch: int = 1,
     jobs: int | None = None,
 ) -> Iterator[Candidate]:
     """Relax candidates side by side; one that fails, crashes or hangs is rejected and the rest goes on.
@@ -37,11 +40,10 @@ def relax_candidates(
     ----------
     candidates : iterable of Candidate
         Those with a reason are passed on as they are.
-    calculator_name : str
+    potential : str
         A name in `fastcrystal.relaxation.potentials.POTENTIALS`, or "module:function".
-    cell, steps, max_force, time_limit, max_volume_ratio, device, batch
-        As in `RelaxSettings`. What a batch does not give, because it dies, hangs or runs out of memory, is relaxed one
-        by one.
+    settings : RelaxSettings, optional
+        What a batch does not give, because it dies, hangs or runs out of memory, is relaxed one by one.
     jobs : int, optional
         Processes; all cores where not given, or one where batches are relaxed on another device than the CPU.
 
@@ -55,26 +57,77 @@ def relax_candidates(
     Raises
     ------
     ValueError
-        If a setting is out of range, the calculator is unknown, it cannot be loaded, or it cannot relax a batch.
+        If the potential is unknown, cannot be loaded, or cannot relax a batch.
     ImportError
         If it is not installed; the message names the pip extra.
     """
-    settings = RelaxSettings(cell, steps, max_force, time_limit, max_volume_ratio, device, batch)
+    settings = settings or RelaxSettings()
     # here, so that the error comes before the first process, and without its number
-    settings.check(calculator_name)
-    return _relaxed(candidates, calculator_name, settings, jobs)
+    settings.check(potential)
+    return _relaxed(candidates, potential, settings, jobs)
 
 
 def _relaxed(
-    candidates: Iterable[Candidate], name: str, settings: RelaxSettings, jobs: int | None
+    candidates: Iterable[Candidate], potential: str, settings: RelaxSettings, jobs: int | None
 ) -> Iterator[Candidate]:
+    if jobs is None and settings.batch > 1 and settings.device != "cpu":
+        jobs = 1
+    work = functools.partial(_relax_group, potential, scale_of(potential), settings, os.getcwd())
+    groups: Iterable[list[Candidate]] = grouped(candidates, settings.batch)
+    if isinstance(candidates, Sequence):
+        groups = list(groups)
+    label = "candidate" if settings.batch == 1 else "batch"
     try:
-        if settings.batch > 1:
-            from fastcrystal.relaxation.batch import relax_batches
-
-            yield from relax_batches(candidates, name, settings, jobs)
-        else:
-            work = functools.partial(relax_one, name, scale_of(name), settings, os.getcwd())
-            yield from map_parallel(work, candidates, jobs, ordered=False, label="candidate")
+        for done, problem in map_parallel(work, groups, jobs, ordered=False, label=label):
+            if problem:
+                logger.warning(problem)
+            yield from done
     finally:
-        close()  # of this process; those of workers end with them, or of boredom (`worker._last_resort`)
+        process.close()  # of this process; those of workers end with them, or of boredom (`parallel.worker`)
+
+
+def grouped(candidates: Iterable[Candidate], size: int) -> Iterator[list[Candidate]]:
+    """Lists with so many candidates to relax; those with a reason travel with them."""
+    group: list[Candidate] = []
+    waiting = 0
+    for c in candidates:
+        group.append(c)
+        waiting += not c.reason
+        if waiting == size:
+            yield group
+            group, waiting = [], 0
+    if group:
+        yield group
+
+
+def _relax_group(
+    potential: str, scale: str, settings: RelaxSettings, folder: str, candidates: list[Candidate]
+) -> tuple[list[Candidate], str]:
+    """Candidates relaxed by this thread's process, and what happened to their batch where it was lost.
+
+    `folder` is where "module:function" is found. Worker processes have no log handlers: the caller logs.
+    """
+    waiting = [c for c in candidates if not c.reason]
+    if not waiting:
+        return candidates, ""
+    start = time.monotonic()
+    soft = len(waiting) * settings.time_limit
+    limit = 2 * soft + GRACE
+    crystals = [crystal_values(c.crystal) for c in waiting]
+    message = {**settings.to_dict(), "crystals": crystals, "soft_limit": soft, "time_limit": limit}
+    how = "alone" if settings.batch == 1 else "together"
+    reply = process.ask((WORKER, potential, settings.device, folder, how), encode(message), limit)
+    if "reason" in reply and settings.batch > 1:
+        alone = replace(settings, batch=1)
+        problem = f"a batch of {len(waiting)} crystals is relaxed one by one: {reply['reason']}"
+        return [_relax_group(potential, scale, alone, folder, [c])[0][0] for c in candidates], problem
+    seconds = round((time.monotonic() - start) / len(waiting), 3)  # its share: sums stay what the machine spent
+    answers = iter(reply.get("answers", [reply]))
+    return [c if c.reason else _measured(c, next(answers), scale, seconds) for c in candidates], ""
+
+
+def _measured(candidate: Candidate, answer: dict[str, object], scale: str, seconds: float) -> Candidate:
+    if "reason" in answer:
+        return candidate.rejected(str(answer["reason"]))
+    values = {k: v for k, v in answer.items() if k not in ("numbers", "frac", "lattice")}
+    return candidate.at(crystal_of(answer)).measuring(**values, scale=scale, relax_seconds=seconds)

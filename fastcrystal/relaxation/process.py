@@ -1,51 +1,25 @@
-"""One relaxing process for each thread of this one: it can be killed, and then it is replaced."""
+"""A relaxing process for each thread of this one; it can be killed, and is replaced then."""
 
 from __future__ import annotations
 
 import select
 import threading
 import time
-from dataclasses import replace
 from typing import Any
 
-from fastcrystal.parallel.pool import Worker as Process
-from fastcrystal.parallel.worker import encode
-from fastcrystal.relaxation.candidate import Candidate
-from fastcrystal.relaxation.settings import RelaxSettings
+from fastcrystal.parallel.pool import Worker
 
-WORKER = "fastcrystal.relaxation.worker"
-#: a relaxation that does not come back is killed after twice its time limit and these seconds: a step is not cut short
-GRACE = 5.0
 #: the relaxing process of each thread of a worker (those of a Dask worker are threads)
 _own = threading.local()
 
 
-def relax_one(name: str, scale: str, settings: RelaxSettings, folder: str, candidate: Candidate) -> Candidate:
-    """A candidate relaxed by this thread's process, or rejected; `folder` is where "module:function" is found."""
-    if candidate.reason:
-        return candidate
-    start = time.monotonic()
-    limit = 2 * settings.time_limit + GRACE
-    message = {
-        **settings.to_dict(),
-        "crystal": [candidate.species, candidate.frac, candidate.lattice],
-        "soft_limit": settings.time_limit,
-        "time_limit": limit,
-    }
-    answer = ask((WORKER, name, settings.device, folder), encode(message), limit)
-    if "reason" in answer:
-        return candidate.rejected(answer["reason"])
-    relaxed = replace(candidate, frac=answer.pop("frac"), lattice=answer.pop("lattice"))
-    return relaxed.measuring(**answer, scale=scale, relax_seconds=round(time.monotonic() - start, 3))
-
-
-def ask(key: tuple[str, str, str, str], message: bytes, limit: float) -> dict[str, Any]:
+def ask(command: tuple[str, ...], message: bytes, limit: float) -> dict[str, Any]:
     """The answer of this thread's process, or the reason why there is none; a process that is lost is replaced.
 
-    The key is the module that the process runs and its arguments: potential, device and folder.
+    The command is the module that the process runs and its arguments, the potential first.
     """
     for _ in range(2):
-        process = _process(key)
+        process = _process(command)
         try:
             process.send(message)
         except BrokenPipeError:  # it went while it had nothing to do
@@ -62,18 +36,18 @@ def ask(key: tuple[str, str, str, str], message: bytes, limit: float) -> dict[st
     return {"reason": "relaxation died before it began, twice"}
 
 
-def _process(key: tuple[str, str, str, str]) -> Process:
+def _process(command: tuple[str, ...]) -> Worker:
     """This thread's process, with its potential loaded; there is one at a time."""
-    if getattr(_own, "key", None) != key:
+    if getattr(_own, "command", None) != command:
         close()
-        process = Process(["-m", *key])
-        _own.process, _own.key = process, key
+        process = Worker(["-m", *command])
+        _own.process, _own.command = process, command
         if _receive(process, process.deadline - time.monotonic()) is None:
-            raise ValueError(f"potential {key[1]!r} cannot be loaded: {close()}")
+            raise ValueError(f"potential {command[1]!r} cannot be loaded: {close()}")
     return _own.process  # type: ignore[no-any-return]
 
 
-def _receive(process: Process, limit: float) -> dict[str, Any] | None:
+def _receive(process: Worker, limit: float) -> dict[str, Any] | None:
     """The next message; None where none comes in time or the pipe is closed."""
     deadline = time.monotonic() + limit
     while (left := deadline - time.monotonic()) > 0:
@@ -86,7 +60,7 @@ def _receive(process: Process, limit: float) -> dict[str, Any] | None:
     return None
 
 
-def _still_open(process: Process) -> bool:
+def _still_open(process: Worker) -> bool:
     """Whether nothing, not even an end, is to be read."""
     return not select.select([process.stdout], [], [], 0)[0]
 
@@ -94,7 +68,7 @@ def _still_open(process: Process) -> bool:
 def close() -> str:
     """End this thread's process, if it has one; returns how it ended."""
     process = getattr(_own, "process", None)
-    _own.process = _own.key = None
+    _own.process = _own.command = None
     if process is None:
         return ""
     if process.process.poll() is None and _still_open(process):

@@ -1,5 +1,4 @@
-"""Relaxation of several crystals in one batch by torch-sim: the course of `fastcrystal.relaxation.ase.relax`, all at
-once."""
+"""Relaxation of several crystals in one batch by torch-sim, by the steps of `fastcrystal.relaxation.ase.relax`."""
 
 from __future__ import annotations
 
@@ -13,12 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrystal.relaxation.ase import MAX_FORCE, Cell, Relaxed
+from fastcrystal.structure.crystal import Crystal
 
 if TYPE_CHECKING:
     import torch
-
-#: atomic numbers (n,), fractional coordinates (n, 3), row vectors (3, 3) in angstrom
-Crystal = tuple[NDArray[np.integer], NDArray[np.floating], NDArray[np.floating]]
 
 
 def relax_together(
@@ -37,8 +34,7 @@ def relax_together(
 
     Parameters
     ----------
-    crystals : sequence of (species, frac, lattice)
-        As for `fastcrystal.relaxation.ase.relax`.
+    crystals : sequence of Crystal
     model : torch_sim ModelInterface
         From `fastcrystal.relaxation.potentials.load_batched`.
     steps, max_force, cell
@@ -57,10 +53,9 @@ def relax_together(
 
     deadline = time.monotonic() + time_limit
     # a left-handed cell has a negative volume there: its mirror image has the same energy and forces
-    hands = [math.copysign(1.0, np.linalg.det(lattice)) for _, _, lattice in crystals]
-    lattices = [hand * lattice for hand, (_, _, lattice) in zip(hands, crystals, strict=True)]
-    positions = [frac @ own for own, (_, frac, _) in zip(lattices, crystals, strict=True)]
-    state = as_state([species for species, _, _ in crystals], positions, lattices, model)
+    hands = [math.copysign(1.0, np.linalg.det(c.lattice)) for c in crystals]
+    mirrored = [Crystal(c.species, c.frac, hand * c.lattice) for c, hand in zip(crystals, hands, strict=True)]
+    state = as_state(mirrored, model)
     volumes = state.volume
     if cell == "full":
         _relax_volumes(state, model, deadline)
@@ -86,8 +81,8 @@ def relax_together(
                 elif (force := float(largest[k])) > MAX_FORCE:
                     out[place] = f"a force of {force:.2g} eV/angstrom: atoms fell into one another"
                 else:
-                    given = crystals[place][2] if cell == "fixed" else None
-                    out[place] = _relaxed(gone, hands[place], given, force, force < max_force, taken)
+                    relaxed, energy = _crystal(gone, crystals[place], hands[place], cell)
+                    out[place] = Relaxed(relaxed, energy, force, force < max_force, taken)
             left = [place for place in left if place not in places]
         if not left:
             break
@@ -95,13 +90,12 @@ def relax_together(
     return out
 
 
-def _relaxed(state: Any, hand: float, lattice: Any, max_force: float, converged: bool, steps: int) -> Relaxed:
-    """What is kept of a state of one crystal; `lattice` is given where it has not changed."""
-    cell = state.row_vector_cell[0].double().cpu().numpy()
-    frac = np.linalg.solve(cell.T, state.positions.double().cpu().numpy().T).T % 1.0 % 1.0  # -1e-17 % 1 is 1
-    energy = float(state.energy[0]) / len(frac)
-    own = hand * cell if lattice is None else np.asarray(lattice, dtype=np.float64)
-    return Relaxed(frac, own, energy, max_force, converged, steps)
+def _crystal(state: Any, given: Crystal, hand: float, cell: Cell) -> tuple[Crystal, float]:
+    """The crystal of a state of one, and its energy, eV/atom."""
+    lattice = state.row_vector_cell[0].double().cpu().numpy()
+    frac = np.linalg.solve(lattice.T, state.positions.double().cpu().numpy().T).T % 1.0 % 1.0  # -1e-17 % 1 is 1
+    relaxed = Crystal(given.species, frac, given.lattice if cell == "fixed" else hand * lattice)
+    return relaxed, float(state.energy[0]) / given.num_sites
 
 
 def _forces(state: Any, cell: Cell) -> tuple[torch.Tensor, torch.Tensor]:
@@ -156,34 +150,23 @@ def is_model(potential: Any) -> bool:
     return interface is not None and isinstance(potential, interface.ModelInterface)
 
 
-def as_state(numbers: Sequence[Any], positions: Sequence[Any], lattices: Sequence[Any], model: Any) -> Any:
-    """A `torch_sim.SimState` of periodic crystals, on the model's device and in its precision.
-
-    Parameters
-    ----------
-    numbers : sequence of array, shape (n,)
-        Atomic numbers of each crystal.
-    positions : sequence of array, shape (n, 3)
-        Cartesian, angstrom.
-    lattices : sequence of array, shape (3, 3)
-        Row vectors, angstrom.
-    model : ModelInterface
-    """
+def as_state(crystals: Sequence[Crystal], model: Any) -> Any:
+    """A `torch_sim.SimState` of right-handed crystals, on the model's device and in its precision."""
     import torch
     import torch_sim as ts
     from ase.data import atomic_masses
 
-    def tensor(values: Any, dtype: torch.dtype = model.dtype) -> torch.Tensor:
-        return torch.as_tensor(np.asarray(values), dtype=dtype, device=model.device)
+    def tensor(values: NDArray[Any], dtype: torch.dtype = model.dtype) -> torch.Tensor:
+        return torch.as_tensor(values, dtype=dtype, device=model.device)
 
-    species = np.concatenate(numbers)
+    species = np.concatenate([c.species for c in crystals])
     return ts.SimState(
-        positions=tensor(np.concatenate(positions)),
+        positions=tensor(np.concatenate([c.frac @ c.lattice for c in crystals])),
         masses=tensor(atomic_masses[species]),
-        cell=tensor(np.stack(lattices)).mT.contiguous(),  # torch-sim: column vectors
+        cell=tensor(np.stack([c.lattice for c in crystals])).mT.contiguous(),  # torch-sim: column vectors
         pbc=True,
         atomic_numbers=tensor(species, torch.int64),
-        system_idx=tensor(np.repeat(np.arange(len(numbers)), [len(n) for n in numbers]), torch.int64),
+        system_idx=tensor(np.repeat(np.arange(len(crystals)), [c.num_sites for c in crystals]), torch.int64),
     )
 
 
@@ -197,7 +180,8 @@ def as_calculator(model: Any) -> Any:
 
         def calculate(self, atoms: Any = None, properties: Any = None, system_changes: Any = all_changes) -> None:
             super().calculate(atoms, properties, system_changes)
-            state = as_state([self.atoms.numbers], [self.atoms.positions], [np.array(self.atoms.cell)], model)
+            frac = self.atoms.get_scaled_positions(wrap=False)
+            state = as_state([Crystal(self.atoms.numbers, frac, np.array(self.atoms.cell))], model)
             out = {k: v.detach().double().cpu().numpy() for k, v in model(state).items()}
             self.results = {"energy": float(out["energy"][0]), "forces": out["forces"]}
             if "stress" in out:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
 from fastcrystal.model.config import UNetConfig
@@ -32,7 +34,6 @@ from fastcrystal.training.checkpoint import (
 from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.process import live_rows, make_process, make_sampling
 from fastcrystal.utils.device import compile_network, compile_step, half_precision, pick_device
-from fastcrystal.utils.progress import progress_bar
 from fastcrystal.utils.random import step_seed
 
 
@@ -143,7 +144,7 @@ class Generator:
         ranks, size = DistributedContext.current(), config.batch_size
         own = ranks.part(math.ceil(len(conditions) / size))
         count = len(range(len(conditions))[own.start * size : own.stop * size])
-        bar = progress_bar(total=count, desc="sampling", unit="crystal", show=progress)
+        bar = tqdm(total=count, desc="sampling", unit="crystal", disable=not progress, file=sys.stderr)
         for number in range(own.start, own.stop):
             # by batch: as many processes as one likes give the same crystals
             generator = torch.Generator().manual_seed(step_seed(seed, number))
@@ -177,7 +178,7 @@ class Generator:
         """With a compiled step; or, where the process has none, the network compiled in place."""
         if isinstance(problem.process, FlowMatching):
             return replace(problem, transform=compile_step(self.device))
-        compile_network(self.model.unet)
+        compile_network(self.model)
         return problem
 
     def _network(self, part: CrystalBatch, x_0: Tensor | None, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:

@@ -75,7 +75,8 @@ def entry_of(candidate: Candidate) -> HullEntry:
     energy, scale = candidate.measured.get("energy"), candidate.measured.get("scale")
     if not isinstance(energy, float | int) or not math.isfinite(energy) or not scale:
         raise ValueError(f"candidate {candidate.id} has no energy with a scale: relax it first")
-    return HullEntry(candidate.id, dict(candidate.structure().composition.get_el_amt_dict()), float(energy), str(scale))
+    amounts = {symbol: float(n) for symbol, n in candidate.amounts.items()}
+    return HullEntry(candidate.id, amounts, float(energy), str(scale))
 
 
 def one_scale(entries: Iterable[HullEntry]) -> str:

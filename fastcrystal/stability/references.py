@@ -20,7 +20,8 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,12 @@ from typing import Any
 import numpy as np
 
 from fastcrystal.features.elements import SYMBOLS
-from fastcrystal.relaxation.candidate import Candidate, read_candidates
-from fastcrystal.relaxation.candidates import relax_candidates
+from fastcrystal.relaxation.candidate import Candidate
+from fastcrystal.relaxation.folder import relax_missing
 from fastcrystal.relaxation.potentials import scale_of
 from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.stability.elemental import elemental_references, has_matcalc
 from fastcrystal.stability.hull import MAX_ELEMENTS, HullEntry, entry_of
-from fastcrystal.utils.files import cut_broken_line
-from fastcrystal.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -90,16 +89,14 @@ def reference_entries(
     ImportError
         If the potential is not installed.
     """
-    relaxed = list(
-        relaxed_references(
-            elements, calculator_name, settings, per_formula=per_formula, cache=cache, jobs=jobs, progress=progress
-        )
+    relaxed = relaxed_references(
+        elements, calculator_name, settings, per_formula=per_formula, cache=cache, jobs=jobs, progress=progress
     )
-    alone = [c for c in relaxed if len(set(c.species)) == 1]
-    known = {SYMBOLS[c.species[0]] for c in alone if not c.reason}
-    for c in alone:
-        if SYMBOLS[c.species[0]] not in known:
-            raise ValueError(f"no reference for {SYMBOLS[c.species[0]]} with {calculator_name}: {c.id}: {c.reason}")
+    alone = [(symbol, c) for c in relaxed if len(c.amounts) == 1 for symbol in c.amounts]
+    known = {symbol for symbol, c in alone if not c.reason}
+    for symbol, c in alone:
+        if symbol not in known:
+            raise ValueError(f"no reference for {symbol} with {calculator_name}: {c.id}: {c.reason}")
     lost = Counter(c.reason for c in relaxed if c.reason)
     if lost:
         logger.warning(
@@ -118,38 +115,27 @@ def relaxed_references(
     cache: Path | None = None,
     jobs: int | None = None,
     progress: bool = True,
-) -> Iterator[Candidate]:
+) -> list[Candidate]:
     """The crystals behind `reference_entries`, in the order of `references`; arguments and errors as there."""
     from filelock import FileLock
 
-    how = settings or RelaxSettings()
-    how = RelaxSettings(**{**how.to_dict(), "cell": "full"})
+    how = replace(settings or RelaxSettings(), cell="full")
     wanted = references(elements, per_formula)
     folder = default_cache() if cache is None else cache
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{_key(calculator_name, how)}.jsonl"
     with FileLock(path.with_suffix(".lock")):  # one run at a time relaxes into a file; others wait, and find it done
-        cut_broken_line(path)
-        done = {c.id: c for c in read_candidates(path) if _is_final(c, how)}
-        missing = [c for c in wanted if c.id not in done]
-        if missing:
-            logger.info(f"structures of the elements: {MATCALC if has_matcalc() else PROTOTYPES}")
-            with (
-                path.open("a", encoding="utf-8") as out,
-                progress_bar(
-                    total=len(missing),
-                    unit="crystal",
-                    desc=f"references with {scale_of(calculator_name)}",
-                    show=progress,
-                ) as bar,
-            ):
-                pushed = [displaced(c) for c in missing]
-                for c in relax_candidates(pushed, calculator_name, **how.to_dict(), jobs=jobs):
-                    done[c.id] = c
-                    out.write(c.to_json() + "\n")
-                    out.flush()
-                    bar.update()
-    yield from (done[c.id] for c in wanted)
+        done = relax_missing(
+            path,
+            [displaced(c) for c in wanted],
+            calculator_name,
+            how,
+            is_done=lambda c: _is_final(c, how),
+            jobs=jobs,
+            label=f"references with {scale_of(calculator_name)}",
+            progress=progress,
+        )
+    return [done[c.id] for c in wanted]
 
 
 def displaced(candidate: Candidate) -> Candidate:
@@ -159,9 +145,9 @@ def displaced(candidate: Candidate) -> Candidate:
     of saddle points lets candidates seem more stable than anything known.
     """
     seed = int.from_bytes(hashlib.sha256(candidate.id.encode()).digest()[:8], "big")
-    numbers, frac, lattice = candidate.arrays
+    frac, lattice = candidate.crystal.frac, candidate.crystal.lattice
     noise = np.random.default_rng(seed).normal(scale=DISPLACEMENT, size=frac.shape)
-    return candidate.at(numbers, frac + noise @ np.linalg.inv(lattice), lattice)
+    return candidate.at(candidate.crystal._replace(frac=frac + noise @ np.linalg.inv(lattice)))
 
 
 def references(elements: Iterable[str], per_formula: int = 4) -> list[Candidate]:
@@ -179,20 +165,17 @@ def references(elements: Iterable[str], per_formula: int = 4) -> list[Candidate]
     if not 1 <= len(symbols) <= MAX_ELEMENTS:
         raise ValueError(f"a chemical system has 1..{MAX_ELEMENTS} elements, got {len(symbols)}")
     shipped = _shipped(symbols, per_formula)
-    known: dict[frozenset[int], set[str]] = {}
+    known: dict[frozenset[str], set[str]] = {}
     for c in shipped:
-        known.setdefault(frozenset(c.species), set()).add(c.formula)
+        known.setdefault(frozenset(c.amounts), set()).add(c.formula)
     if has_matcalc():
-        out = [
-            Candidate(f"{r.formula}:{r.prototype}", r.formula, *(array.tolist() for array in r.crystal))
-            for r in elemental_references(symbols)
-        ]
+        out = [Candidate(f"{r.formula}:{r.prototype}", r.formula, r.crystal) for r in elemental_references(symbols)]
     else:
-        out = [c for s in symbols if frozenset({SYMBOLS.index(s)}) not in known for c in _decorated(s)]
+        out = [c for s in symbols if frozenset({s}) not in known for c in _decorated(s)]
     out += shipped
     for size in (2, 3):
         for system in combinations(symbols, size):
-            have = known.get(frozenset(SYMBOLS.index(s) for s in system), set())
+            have = known.get(frozenset(system), set())
             if len(have) < WELL_KNOWN:
                 out += _simple(system, per_formula, have)
     return out
@@ -205,23 +188,13 @@ def _shipped(symbols: Sequence[str], per_formula: int) -> list[Candidate]:
     data = load_dataset("prototypes")
     wanted = {SYMBOLS.index(s) for s in symbols}
     _, which = data.formulas
-    offsets, ids = data.offsets, data.labels["id"]
-    out = []
     elements = data.formula_elements()
     inside = [n for n, present in enumerate(elements) if present <= wanted]
+    out = []
     for n in sorted(inside, key=lambda n: len(elements[n])):
         members = np.flatnonzero(which == n)
-        for i in members[np.argsort(data.energy[members], kind="stable")][:per_formula]:
-            site = slice(offsets[i], offsets[i + 1])
-            out.append(
-                Candidate(
-                    f"{ids[i]}",
-                    str(data.formula[i]),
-                    data.species[site].tolist(),
-                    data.frac[site].astype(np.float64).tolist(),
-                    data.lattice[i].astype(np.float64).tolist(),
-                )
-            )
+        lowest = members[np.argsort(data.energy[members], kind="stable")][:per_formula]
+        out += [Candidate(data.ids[i], str(data.formula[i]), data[i]) for i in lowest.tolist()]
     return out
 
 
@@ -229,10 +202,11 @@ def _simple(system: Sequence[str], per_formula: int, have: set[str]) -> list[Can
     """Smallest prototypes of simple stoichiometries, of reduced formulas that the default set does not `have`."""
     from pymatgen.core import Composition
 
+    known = {Composition(f).reduced_composition for f in have}
     out = []
     for amounts in SIMPLE[len(system)]:
         formula = "".join(f"{s}{n if n > 1 else ''}" for s, n in zip(system, amounts, strict=True))
-        if not _same_formula(Composition(formula), have):
+        if Composition(formula).reduced_composition not in known:
             out += _decorated(formula)[:per_formula]
     return out
 
@@ -241,7 +215,7 @@ def _decorated(formula: str) -> list[Candidate]:
     """Bundled prototypes with the elements of a formula, smallest cells first."""
     from fastcrystal.data.datasets.prototypes import decorate
 
-    return [Candidate(c.key, formula, *(a.tolist() for a in c.crystal)) for c in decorate(formula, _shapes())]
+    return [Candidate(c.key, formula, c.crystal) for c in decorate(formula, _shapes())]
 
 
 @functools.lru_cache(maxsize=1)
@@ -252,11 +226,9 @@ def _shapes() -> list[tuple[str, Any]]:
     return library(MAX_SITES)
 
 
-def _same_formula(composition: Any, formulas: set[str]) -> bool:
-    """Whether one of the formulas is that composition, in whatever order it is written."""
-    from pymatgen.core import Composition
-
-    return any(Composition(f).reduced_composition == composition.reduced_composition for f in formulas)
+def elements_source() -> str:
+    """Source of the elements' structures, in words."""
+    return MATCALC if has_matcalc() else PROTOTYPES
 
 
 def default_cache() -> Path:

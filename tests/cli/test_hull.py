@@ -66,7 +66,7 @@ def test_from_cifs_to_vasp_and_back(cifs: Path, tmp_path: Path, capsys: pytest.C
     (name,) = json.loads((vasp / "manifest.json").read_text())["folders"]
     placed = [c for c in read_candidates(out / "placed.jsonl") if not c.reason]
     best = min(placed, key=lambda c: float(c.measured["e_above_hull"]))
-    (vasp / name / "vasprun.xml").write_text(vasprun(best, -0.6 * len(best.species)))
+    (vasp / name / "vasprun.xml").write_text(vasprun(best, -0.6 * best.crystal.num_sites))
     assert run("vasp-results", vasp, "--entries", entries, "--scale", "PBE") == 0
     assert "-100.0 | 1 | 1 of 1" in capsys.readouterr().out
     assert run("vasp-results", vasp) == 2

@@ -64,6 +64,6 @@ def test_the_source_of_the_elements_is_part_of_the_key(monkeypatch: pytest.Monke
 
 def test_an_element_of_the_default_set_is_taken_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
     found = references.references(["B", "Cu"], per_formula=2)
-    boron = [c for c in found if set(c.species) == {5}]
+    boron = [c for c in found if set(c.amounts) == {"B"}]
     assert [c.id for c in boron] == [c.id for c in references._shipped(["B"], 2)]
-    assert len([c for c in found if set(c.species) == {29}]) > 5
+    assert len([c for c in found if set(c.amounts) == {"Cu"}]) > 5

@@ -21,7 +21,7 @@ from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.sampling.generator import Generator
 from fastcrystal.stability.references import _is_final
 from fastcrystal.utils.files import alone_in
-from tests.factories.candidates import made
+from tests.factories.candidates import crystal, made
 
 SPHERES = "tests.factories.calculators:spheres"
 EMT = "ase.calculators.emt:EMT"
@@ -86,7 +86,8 @@ def test_two_processes_in_one_folder(tmp_path: Path) -> None:
 def test_a_formula_written_twice(tiny_run: Path) -> None:
     model = Generator.from_run(str(tiny_run), "cpu")
     assert usable(["NaCl", "ClNa", "NaCl"], model) == (["NaCl"], {"ClNa": "the same atoms as NaCl"})
-    salt = Candidate("a", "NaCl", [11, 17], [[0.0] * 3, [0.5] * 3], [[0, 2.8, 2.8], [2.8, 0, 2.8], [2.8, 2.8, 0]])
+    cell = [[0, 2.8, 2.8], [2.8, 0, 2.8], [2.8, 2.8, 0]]
+    salt = Candidate("a", "NaCl", crystal([11, 17], [[0.0] * 3, [0.5] * 3], cell))
     other = replace(salt, id="b", formula="Na2Cl2")
     assert not any(c.reason for c in deduplicate([salt, other], jobs=1, progress=False))
 

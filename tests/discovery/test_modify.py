@@ -47,7 +47,7 @@ def test_proposals(trained: str, salt: Path, tmp_path: Path) -> None:
     assert "NaCl, 2 sites" in said
     assert "asked for -0.2 eV/atom in space group 221" in said
     start, *proposals = read_candidates(out / "candidates.jsonl")
-    assert (start.id, len(start.species), start.measured["space_group"]) == ("input", 2, 225)
+    assert (start.id, start.crystal.num_sites, start.measured["space_group"]) == ("input", 2, 225)
     assert len(proposals) == 3
     rows = list(csv.DictReader((out / "proposals.csv").open()))
     for c, row in zip(proposals, rows, strict=True):
@@ -73,7 +73,7 @@ def test_the_shipped_model_modifies(salt: Path, tmp_path: Path) -> None:
     start, *proposals = read_candidates(tmp_path / "out" / "candidates.jsonl")
     fine = [c for c in proposals if not c.reason]
     assert fine
-    assert all(sorted(c.species) == sorted(start.species) for c in fine)
+    assert all(sorted(c.crystal.species) == sorted(start.crystal.species) for c in fine)
 
 
 def test_the_input_itself_has_distance_zero(
@@ -88,13 +88,12 @@ def test_the_input_itself_has_distance_zero(
 
     monkeypatch.setattr(Generator, "sample", copy)
     modify(salt, Modification(count=4), trained, tmp_path / "out", potential=None, jobs=1)
-    _, *proposals = read_candidates(tmp_path / "out" / "candidates.jsonl")
+    start, *proposals = read_candidates(tmp_path / "out" / "candidates.jsonl")
     kept = [c for c in proposals if not c.reason]
     assert [c.measured["copies"] for c in kept] == [4]
     assert kept[0].measured["distance"] == pytest.approx(0, abs=1e-5)
     assert kept[0].measured["space_group"] == 225
-    np.testing.assert_allclose(np.array(kept[0].lattice), np.array(next(read_candidates(
-        tmp_path / "out" / "candidates.jsonl")).lattice), atol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(kept[0].crystal.lattice, start.crystal.lattice, atol=1e-5)
 
 
 def test_what_cannot_be_modified(

@@ -23,13 +23,20 @@ from fastcrystal.discovery.pipeline import choose, discover, hull_energy
 from fastcrystal.relaxation.candidate import Candidate, read_candidates
 from fastcrystal.relaxation.potentials import scale_of
 from fastcrystal.stability.hull import Hull, HullEntry
+from fastcrystal.structure.crystal import Crystal
+from tests.factories.candidates import crystal
 
 POTENTIAL = "tests.factories.calculators:spheres"
 
 
 def rocksalt(a: float = 5.6, id: str = "a", **about: object) -> Candidate:
     lattice = [[0.0, a / 2, a / 2], [a / 2, 0.0, a / 2], [a / 2, a / 2, 0.0]]
-    return Candidate(id, "NaCl", [11, 17], [[0.0] * 3, [0.5] * 3], lattice, 225, -1.0, **about)  # type: ignore[arg-type]
+    return Candidate(id, "NaCl", salt(lattice), 225, -1.0, **about)  # type: ignore[arg-type]
+
+
+def salt(lattice: object) -> Crystal:
+    """Na at the origin, Cl in the middle."""
+    return crystal([11, 17], [[0.0] * 3, [0.5] * 3], lattice)
 
 
 @pytest.fixture
@@ -87,10 +94,8 @@ def _amounts(formula: str) -> dict[str, float]:
 
 def test_copies_are_recognized_whatever_the_cell() -> None:
     conventional = rocksalt().structure().to_conventional()
-    again = rocksalt(id="b").at(
-        np.array(rocksalt().species), np.array([[0.25] * 3, [0.75] * 3]), np.array(rocksalt().lattice)
-    )
-    other = Candidate("c", "NaCl", [11, 17], [[0.0] * 3, [0.5] * 3], np.eye(3).__mul__(3.4).tolist(), 221, -1.0)
+    again = rocksalt(id="b").at(rocksalt().crystal._replace(frac=np.array([[0.25] * 3, [0.75] * 3])))
+    other = Candidate("c", "NaCl", salt(3.4 * np.eye(3)), 221, -1.0)
     assert len(conventional) == 8
     out = deduplicate(check_validity([rocksalt(), again, other, rocksalt(2.0, "d")]), jobs=1, progress=False)
     assert [bool(c.reason) for c in out] == [False, True, False, True]
@@ -99,7 +104,7 @@ def test_copies_are_recognized_whatever_the_cell() -> None:
     near = out[0].measured.pop("closeness")
     assert near == pytest.approx(2.8 / (1.66 + 1.02), abs=0.2)  # Na-Cl over its covalent radii
     assert out[0].measured == {"space_group": 225, "copies": 2}
-    np.testing.assert_allclose(fingerprint(again), fingerprint(rocksalt()), atol=1e-9)
+    np.testing.assert_allclose(fingerprint(again.crystal), fingerprint(rocksalt().crystal), atol=1e-9)
 
 
 def test_what_relaxed_to_one_crystal_counts_once() -> None:
@@ -110,14 +115,14 @@ def test_what_relaxed_to_one_crystal_counts_once() -> None:
     out = drop_relaxed_copies([other, twin, lost, low], jobs=1, progress=False)
     assert [c.reason for c in out] == ["", "relaxed to the same crystal as low", "no", ""]
     # an own crystal at the same energy stays
-    caesium = Candidate("cs", "NaCl", [11, 17], [[0.0] * 3, [0.5] * 3], [[3.4, 0, 0], [0, 3.4, 0], [0, 0, 3.4]])
+    caesium = Candidate("cs", "NaCl", salt(3.4 * np.eye(3)))
     assert not any(c.reason for c in drop_relaxed_copies([low, caesium.measuring(energy=-3.0)], jobs=1, progress=False))
 
 
 def test_symmetrized_to_the_group_that_was_asked_for() -> None:
     rng = np.random.default_rng(0)
     good = rocksalt()
-    shaken = good.at(good.arrays[0], good.arrays[1] + 0.01 * rng.normal(size=(2, 3)), good.arrays[2])
+    shaken = good.at(good.crystal._replace(frac=good.crystal.frac + 0.01 * rng.normal(size=(2, 3))))
     exact = symmetrize(shaken)
     assert exact.measured["space_group"] == 225
     assert exact.measured["symmetrised"] in (0.1, 0.3)

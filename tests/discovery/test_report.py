@@ -20,6 +20,7 @@ from fastcrystal.discovery.report import write_report
 from fastcrystal.discovery.report.run_folder import read_run
 from fastcrystal.discovery.report.viewer import scene
 from fastcrystal.relaxation.candidate import Candidate, read_candidates, write_candidates
+from tests.factories.candidates import crystal
 from tests.factories.made_run import SCALE, STAGES, made_run
 from tests.factories.report_pages import Page
 
@@ -248,7 +249,7 @@ def test_without_the_training_data(model: dict[str, Any], why: str, tmp_path: Pa
 
 def test_a_scene_has_copies_on_faces_and_bonds() -> None:
     cell = [[4.12, 0.0, 0.0], [0.0, 4.12, 0.0], [0.0, 0.0, 4.12]]
-    found = scene(Candidate("x", "CsCl", [55, 17], [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]], cell))
+    found = scene(crystal([55, 17], [[0.0, 0.0, 0.0], [0.5, 0.5, 0.5]], cell))
     caesium, chlorine = found["elements"]
     assert (caesium["symbol"], len(caesium["atoms"])) == ("Cs", 8)
     assert chlorine["atoms"] == [[2.06, 2.06, 2.06, 1]]
@@ -262,13 +263,13 @@ def test_a_scene_has_copies_on_faces_and_bonds() -> None:
 
 def test_bonds_leave_the_cell_from_inside_and_metals_touch_in_metals() -> None:
     cell = [[3.0, 0.0, 0.0], [0.0, 9.0, 0.0], [0.0, 0.0, 9.0]]
-    (tungsten,) = scene(Candidate("x", "W", [74], [[0.5, 0.5, 0.5]], cell))["bonds"]
+    (tungsten,) = scene(crystal([74], [[0.5, 0.5, 0.5]], cell))["bonds"]
     assert sorted(np.array(tungsten["ends"]).reshape(-1, 2, 3)[:, 1, 0]) == pytest.approx([0.0, 3.0])
 
 
 def test_a_cell_without_volume_has_no_bonds() -> None:
     flat = [[3.0, 0.0, 0.0], [0.0, 3.0, 0.0], [0.0, 0.0, 0.01]]
-    assert all(not b["ends"] for b in scene(Candidate("x", "B2", [5, 5], [[0.0] * 3, [0.5] * 3], flat))["bonds"])
+    assert all(not b["ends"] for b in scene(crystal([5, 5], [[0.0] * 3, [0.5] * 3], flat))["bonds"])
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fastcrystal.discovery.vasp import best, hull_of, read_results, write_inputs
-from fastcrystal.relaxation.candidate import Candidate
-from tests.factories.candidates import entry, made
+from tests.factories.candidates import crystal, entry, made
 from tests.factories.vasprun import vasprun
 
 WTA = made("w/ta 1", "WTa", "cesiumchloride", 3.2, e_above_hull=0.01, energy=-12.0, scale="EMT")
@@ -61,7 +61,8 @@ def test_inputs_have_the_papers_settings(tmp_path: Path) -> None:
 
 
 def test_one_bad_crystal_does_not_cost_the_others(tmp_path: Path) -> None:
-    near = replace(WTA, id="near", species=[74, 74], frac=[[0.0, 0.0, 0.0], [0.0, 0.0, 0.001]])
+    two = crystal([74, 74], [[0.0, 0.0, 0.0], [0.0, 0.0, 0.001]], WTA.crystal.lattice)
+    near = replace(WTA, id="near", crystal=two)
     written = write_inputs([near, WTA2], tmp_path / "vasp")
     assert written.count == 1
     assert list(written.refused) == ["near"]
@@ -104,7 +105,7 @@ def finish(folder: Path, name: str, text: str | None) -> None:
 
 
 def test_results_on_the_hull_of_computed_references(computed: Path) -> None:
-    grown = Candidate(**{**vars(WTA), "lattice": [[3.3, 0, 0], [0, 3.3, 0], [0, 0, 3.3]]})
+    grown = WTA.at(WTA.crystal._replace(lattice=3.3 * np.eye(3)))
     finish(computed, "001_two", vasprun(WTA2, -24.0))
     with gzip.open(computed / "002_w_ta_1" / "vasprun.xml.gz", "wt") as f:
         f.write(vasprun(grown, -25.2))
@@ -123,7 +124,7 @@ def test_results_on_the_hull_of_computed_references(computed: Path) -> None:
     assert by_id["more4"].reason == "no vasprun.xml in 007_more4"
     done = by_id["w/ta 1"]
     assert done.reason == ""
-    assert done.lattice[0][0] == pytest.approx(3.3)
+    assert done.crystal.lattice[0, 0] == pytest.approx(3.3)
     assert done.measured["energy"] == pytest.approx(-12.6)
     assert done.measured["scale"] == "PBE"
     assert done.measured["potential"]["energy"] == -12.0

@@ -27,7 +27,9 @@ from fastcrystal.features.elements import covalent_radius
 from fastcrystal.relaxation.ase import relax, single_point
 from fastcrystal.relaxation.potentials import POTENTIALS, NamedPotential, load_potential
 from fastcrystal.stability.elemental import elemental_references
+from fastcrystal.structure.crystal import Crystal
 from fastcrystal.utils.files import cut_broken_line
+from tests.factories.candidates import crystal_of
 from tests.factories.crystals import crystal
 
 
@@ -297,39 +299,38 @@ def test_finish_refuses() -> None:
         formation_energy(salt, {})
 
 
-def cell(name: str, a: float) -> tuple[Any, Any, Any]:
-    atoms = bulk(name, "fcc", a=a)
-    return atoms.numbers, atoms.get_scaled_positions(), np.array(atoms.cell)
+def cell(name: str, a: float) -> Crystal:
+    return crystal_of(bulk(name, "fcc", a=a))
 
 
 @pytest.mark.parametrize(("name", "start", "edge"), [("Cu", 3.2, 3.59), ("Ni", 4.0, 3.49)])
 def test_relaxation_finds_the_volume(name: str, start: float, edge: float) -> None:
-    done = relax(*cell(name, start), EMT(), steps=100, max_force=0.01)
+    done = relax(cell(name, start), EMT(), steps=100, max_force=0.01)
     assert done.converged
     assert done.max_force < 0.01
-    assert (4 * abs(np.linalg.det(done.lattice))) ** (1 / 3) == pytest.approx(edge, abs=0.02)
-    same = single_point(np.array([29 if name == "Cu" else 28]), done.frac, done.lattice, EMT())
+    assert (4 * abs(np.linalg.det(done.crystal.lattice))) ** (1 / 3) == pytest.approx(edge, abs=0.02)
+    same = single_point(done.crystal, EMT())
     assert same.energy == pytest.approx(done.energy, abs=1e-6)
     from ase import Atoms
 
-    atoms = Atoms(name, cell=done.lattice, pbc=True, calculator=EMT())
+    atoms = Atoms(name, cell=done.crystal.lattice, pbc=True, calculator=EMT())
     assert abs(atoms.get_stress()[:3].mean()) < 1e-3  # eV per cubic angstrom: 0.2 GPa
 
 
 def test_relaxation_moves_atoms_too() -> None:
     atoms = bulk("CuNi", "cesiumchloride", a=2.9)
     frac = atoms.get_scaled_positions() + np.array([[0, 0, 0], [0.06, 0, 0.03]])
-    done = relax(atoms.numbers, frac, np.array(atoms.cell), EMT(), steps=200, max_force=0.02)
+    done = relax(crystal_of(atoms)._replace(frac=frac), EMT(), steps=200, max_force=0.02)
     assert done.converged
     assert 0 < done.steps < 200
-    step = done.frac[1] - done.frac[0]
+    step = done.crystal.frac[1] - done.crystal.frac[0]
     np.testing.assert_allclose(step % 1, 0.5, atol=0.02)
 
 
 def test_too_few_steps_are_not_called_converged() -> None:
     atoms = bulk("CuNi", "cesiumchloride", a=2.9)
     frac = atoms.get_scaled_positions() + np.array([[0, 0, 0], [0.06, 0, 0.03]])
-    done = relax(atoms.numbers, frac, np.array(atoms.cell), EMT(), steps=1, max_force=1e-4)
+    done = relax(crystal_of(atoms)._replace(frac=frac), EMT(), steps=1, max_force=1e-4)
     assert not done.converged
     assert done.max_force > 1e-4
 
@@ -350,7 +351,7 @@ class Pushing(Calculator):  # type: ignore[misc]
 
 def test_a_cell_that_explodes_is_reported() -> None:
     with pytest.raises(ValueError, match=r"the cell changed its volume [\d.]+-fold: it fell apart"):
-        relax(*cell("Cu", 3.6), Pushing(), steps=200)
+        relax(cell("Cu", 3.6), Pushing(), steps=200)
 
 
 def test_unknown_potential() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,17 @@ from fastcrystal.structure.crystal import Crystal
 
 def made(name: str, formula: str, kind: str, a: float, **measured: Any) -> Candidate:
     """An ASE bulk crystal as a candidate."""
-    atoms = bulk(formula, kind, a=a)
-    frac = atoms.get_scaled_positions()
-    return Candidate(
-        name, formula, atoms.numbers.tolist(), frac.tolist(), np.array(atoms.cell).tolist(), 0, -0.1, measured
-    )
+    return Candidate(name, formula, crystal_of(bulk(formula, kind, a=a)), 0, -0.1, measured)
+
+
+def crystal_of(atoms: Any) -> Crystal:
+    """Of ASE's atoms."""
+    return Crystal(atoms.numbers, atoms.get_scaled_positions(), np.array(atoms.cell))
+
+
+def crystal(species: Sequence[int], frac: Any, lattice: Any) -> Crystal:
+    """Of lists."""
+    return Crystal(np.array(species), np.array(frac, dtype=float), np.array(lattice, dtype=float))
 
 
 def without_matcalc(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,7 +36,7 @@ def without_matcalc(monkeypatch: pytest.MonkeyPatch) -> None:
     cells = {s: made(s, s, "fcc", a) for s, a in (("Cu", 3.6), ("Au", 4.1), ("W", 4.0))}
 
     def fake(symbols: list[str]) -> list[prototypes.DecoratedPrototype]:
-        return [prototypes.DecoratedPrototype(s, "reference", Crystal(*cells[s].arrays)) for s in symbols]
+        return [prototypes.DecoratedPrototype(s, "reference", cells[s].crystal) for s in symbols]
 
     monkeypatch.setattr(references, "elemental_references", fake)
     monkeypatch.setattr(references, "has_matcalc", lambda: True)

@@ -5,11 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
@@ -86,17 +84,15 @@ def made_run(
 
 
 def _candidate(data: CrystalDataset, i: int, n: int, rng: np.random.Generator, names: dict[str, str]) -> Candidate:
-    sites = slice(int(data.offsets[i]), int(data.offsets[i + 1]))
-    numbers: NDArray[np.int64] = data.species[sites]
-    frac = (data.frac[sites] + rng.normal(0, 0.004, (len(numbers), 3))) % 1
+    crystal = data[i]
+    numbers = crystal.species
+    frac = (crystal.frac + rng.normal(0, 0.004, (len(numbers), 3))) % 1
     formula = "".join(f"{SYMBOLS[z]}{(numbers == z).sum()}" for z in sorted(set(numbers.tolist()), reverse=True))
     asked = float(data.energy[i]) - 0.05 * (n % 6)
     return Candidate(
         f"{n:04d}-{formula}",
         names.get(formula, formula),
-        numbers.tolist(),
-        frac.tolist(),
-        data.lattice[i].astype(float).tolist(),
+        crystal._replace(frac=frac),
         int(data.space_group[i]),
         asked if n % 11 else math.nan,
         {"shipped_energy": float(data.energy[i])},
@@ -112,7 +108,7 @@ def _relaxed(c: Candidate, n: int, rng: np.random.Generator) -> Candidate:
     if n % 13 == 5:
         return c.rejected(f"the cell grew to {10 + n} times its volume")
     factor = float(rng.normal(1.0, 0.02))
-    lattice = np.array(c.lattice) * factor
+    crystal = c.crystal._replace(lattice=c.crystal.lattice * factor)
     # lower than the data set has it, so that some lie below the hull of the references
     energy = float(c.measured["shipped_energy"]) - 0.18
     known = {"energy": energy, "scale": SCALE, "converged": n % 7 != 0, "relax_steps": 40 + n, "max_force": 0.03}
@@ -121,7 +117,7 @@ def _relaxed(c: Candidate, n: int, rng: np.random.Generator) -> Candidate:
         "displacement": abs(float(rng.normal(0, 0.2))),
         "relaxed_group": _group(c, rng, 0.8),
     }
-    return replace(c, lattice=lattice.tolist(), measured={**c.measured, **known})
+    return c.at(crystal).measuring(**known)
 
 
 def _hull(data: CrystalDataset, index: list[int], elements: tuple[str, ...]) -> Hull:

@@ -10,16 +10,16 @@ ENERGIES = ("e_fr_energy", "e_wo_entrp", "e_0_energy")
 
 def vasprun(c: Candidate, energy: float, ionic_steps: int = 3, electronic_steps: int = 5, encut: float = 500) -> str:
     """A finished relaxation of a candidate to `energy` (eV, of the cell); NSW is 99 and NELM 100."""
-    symbols = [SYMBOLS[z] for z in c.species]
+    symbols = [SYMBOLS[z] for z in c.crystal.species]
     kinds = sorted(set(symbols), key=symbols.index)
     atoms = "".join(f"<rc><c>{s:2}</c><c>{kinds.index(s) + 1:4}</c></rc>" for s in symbols)
     types = "".join(
         f"<rc><c>{symbols.count(k):4}</c><c>{k:2}</c><c>1.0</c><c>1.0</c><c> PAW_PBE {k} 01Jan2001 </c></rc>"
         for k in kinds
     )
-    crystal = f"""<crystal><varray name="basis">{_rows(c.lattice)}</varray><i name="volume">1.0</i>
-    <varray name="rec_basis">{_rows(c.lattice)}</varray></crystal>
-    <varray name="positions">{_rows(c.frac)}</varray>"""
+    crystal = f"""<crystal><varray name="basis">{_rows(c.crystal.lattice.tolist())}</varray><i name="volume">1.0</i>
+    <varray name="rec_basis">{_rows(c.crystal.lattice.tolist())}</varray></crystal>
+    <varray name="positions">{_rows(c.crystal.frac.tolist())}</varray>"""
     scf = "<scstep><energy>" + "".join(f'<i name="{n}">0.0</i>' for n in ENERGIES) + "</energy></scstep>"
     zeros = _rows([[0.0, 0.0, 0.0]] * len(symbols))
     step = f"""<calculation>{scf * electronic_steps}<structure>{crystal}</structure>

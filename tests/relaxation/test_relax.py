@@ -8,12 +8,13 @@ import os
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from fastcrystal.relaxation import process as relaxing
+from fastcrystal.relaxation import candidates as relaxing
 from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.relaxation.candidates import relax_candidates
 from fastcrystal.relaxation.potentials import (
@@ -33,12 +34,12 @@ HERE = "tests.factories.calculators"
 
 
 def relaxed(*candidates: Candidate, name: str = EMT, **options: object) -> dict[str, Candidate]:
-    found = relax_candidates(candidates, name, **{"jobs": 1, **options})  # type: ignore[arg-type]
-    return {c.id: c for c in found}
+    jobs: Any = options.pop("jobs", 1)
+    return {c.id: c for c in relax_candidates(candidates, name, RelaxSettings.from_dict(options), jobs=jobs)}
 
 
 def edge(c: Candidate) -> float:
-    return float((4 * abs(np.linalg.det(c.lattice))) ** (1 / 3))
+    return float((4 * abs(np.linalg.det(c.crystal.lattice))) ** (1 / 3))
 
 
 def test_relaxed_and_measured() -> None:
@@ -60,12 +61,12 @@ def test_relaxed_and_measured() -> None:
 
 def test_fixed_cell_moves_atoms_only() -> None:
     pair = made("pair", "CuAu", "cesiumchloride", 3.1)
-    pair.frac[1][0] += 0.06
+    pair.crystal.frac[1, 0] += 0.06
     done = relaxed(pair, cell="fixed", max_force=0.02)["pair"]
-    assert done.lattice == pair.lattice
+    np.testing.assert_array_equal(done.crystal.lattice, pair.crystal.lattice)
     assert done.measured["volume_ratio"] == pytest.approx(1.0)
     assert done.measured["converged"]
-    apart = (np.array(done.frac[1]) - np.array(done.frac[0])) % 1
+    apart = (done.crystal.frac[1] - done.crystal.frac[0]) % 1
     np.testing.assert_allclose(apart, 0.5, atol=0.01)
     assert done.measured["displacement"] == pytest.approx(0.03 * 3.1, abs=0.02)  # each goes half the way
 
@@ -110,7 +111,7 @@ def test_element_unknown_to_the_calculator() -> None:
 
 def test_time_limit_keeps_what_there_is() -> None:
     pair = made("pair", "CuAu", "cesiumchloride", 3.1)
-    pair.frac[1][0] += 0.06
+    pair.crystal.frac[1, 0] += 0.06
     done = relaxed(pair, name=f"{HERE}:Slow", time_limit=1.0, max_force=1e-4)["pair"]
     assert done.reason == ""
     assert not done.measured["converged"]
@@ -170,7 +171,7 @@ def test_loading_leaves_the_session_as_it_was(tmp_path: Path, monkeypatch: pytes
         load_potential("made")
         load_potential("mine:EMT")
         scale_of("mine:EMT")
-        list(relax_candidates([made("a", "Cu", "fcc", 3.6)], EMT, jobs=1, steps=1))
+        list(relax_candidates([made("a", "Cu", "fcc", 3.6)], EMT, RelaxSettings(steps=1), jobs=1))
         assert session() == before
         with one_thread():
             assert torch.get_num_threads() == 1
@@ -219,5 +220,5 @@ def test_sevennet_relaxes_tungsten() -> None:
     done = relaxed(made("w", "W", "bcc", 3.3), name="sevennet-0")["w"]
     assert done.measured["scale"] == "SevenNet-0 (11Jul2024)"
     assert done.measured["converged"]
-    assert (2 * abs(np.linalg.det(done.lattice))) ** (1 / 3) == pytest.approx(3.18, abs=0.03)
+    assert (2 * abs(np.linalg.det(done.crystal.lattice))) ** (1 / 3) == pytest.approx(3.18, abs=0.03)
     assert done.measured["energy"] == pytest.approx(-12.8, abs=0.3)

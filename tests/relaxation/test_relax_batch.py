@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import json
 import math
 import sys
 from dataclasses import replace
@@ -20,13 +21,14 @@ from fastcrystal.cli.hull import add_hull
 from fastcrystal.cli.relax_options import settings_of
 from fastcrystal.discovery.config import DiscoverConfig
 from fastcrystal.discovery.pipeline import _same_request
-from fastcrystal.relaxation import batch as relax_batch
+from fastcrystal.relaxation import candidates as relaxing
 from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.relaxation.candidates import relax_candidates
 from fastcrystal.relaxation.potentials import POTENTIALS, NamedPotential, load_batched, load_potential, scale_of
 from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.stability.references import _key
-from tests.factories.candidates import made
+from fastcrystal.structure.crystal import Crystal
+from tests.factories.candidates import crystal_of, made
 from tests.factories.torchsim_models import EPSILON, lj
 
 MODELS = "tests.factories.torchsim_models"
@@ -39,26 +41,25 @@ needs_torch_sim = pytest.mark.skipif(
 @pytest.fixture(autouse=True)
 def _stays_together(monkeypatch: pytest.MonkeyPatch) -> None:
     """A test that does not expect it fails where a batch is given up: one by one, the results would be right."""
-    monkeypatch.setattr(relax_batch.logger, "warning", pytest.fail)
+    monkeypatch.setattr(relaxing.logger, "warning", pytest.fail)
 
 
 def relaxed(*candidates: Candidate, name: str = f"{MODELS}:lj", **options: Any) -> dict[str, Candidate]:
-    return {c.id: c for c in relax_candidates(candidates, name, **{"jobs": 1, "batch": 8, **options})}
+    settings = RelaxSettings(**{"batch": 8, **options})
+    return {c.id: c for c in relax_candidates(candidates, name, settings, jobs=1)}
 
 
 def shaken(name: str, atoms: Any, seed: int, noise: float = 0.06, strain: float = 0.02) -> Candidate:
     rng = np.random.default_rng(seed)
     atoms.set_cell(atoms.cell.array @ (np.eye(3) + rng.normal(scale=strain, size=(3, 3))), scale_atoms=True)
     atoms.rattle(noise, rng=rng)
-    sites = (atoms.numbers.tolist(), atoms.get_scaled_positions().tolist(), atoms.cell.array.tolist())
-    return Candidate(name, str(atoms.symbols), *sites, 0, -0.1, {"space_group": 225})
+    return Candidate(name, str(atoms.symbols), crystal_of(atoms), 0, -0.1, {"space_group": 225})
 
 
 def mirrored(c: Candidate) -> Candidate:
     """The same crystal in a left-handed cell."""
-    return replace(
-        c, lattice=np.array(c.lattice)[[1, 0, 2]].tolist(), frac=np.array(c.frac)[:, [1, 0, 2]].tolist(), id="left"
-    )
+    species, frac, lattice = c.crystal
+    return replace(c, crystal=Crystal(species, frac[:, [1, 0, 2]], lattice[[1, 0, 2]]), id="left")
 
 
 def same(a: Candidate, b: Candidate, energy: float = 1e-3) -> None:
@@ -84,15 +85,15 @@ def test_a_batch_ends_where_ase_does() -> None:
     for name, c in batch.items():
         same(c, alone[name], 1e-4)
         assert c.measured["energy"] == pytest.approx(ase[name].measured["energy"] + shift, abs=1e-4)
-        np.testing.assert_allclose(c.lattice, ase[name].lattice, atol=0.01)
+        np.testing.assert_allclose(c.crystal.lattice, ase[name].crystal.lattice, atol=0.01)
         assert c.measured["converged"] is True
         assert c.measured["max_force"] < 0.01
-        assert ((np.array(c.frac) >= 0) & (np.array(c.frac) < 1)).all()
+        assert ((c.crystal.frac >= 0) & (c.crystal.frac < 1)).all()
         assert abs(c.measured["relax_steps"] - ase[name].measured["relax_steps"]) <= 3
         assert c.measured["scale"] == scale_of(f"{MODELS}:lj")
         assert c.measured["space_group"] == 225
         assert Candidate.from_json(c.to_json()).measured == c.measured
-    assert np.linalg.det(batch["left"].lattice) < 0
+    assert np.linalg.det(batch["left"].crystal.lattice) < 0
     assert batch["left"].measured["energy"] == pytest.approx(batch["cubic"].measured["energy"], abs=1e-5)
 
 
@@ -104,7 +105,7 @@ def test_fixed_cells_stay() -> None:
     alone = relaxed(*given, cell="fixed", max_force=0.005, batch=1)
     for c in given:
         same(batch[c.id], alone[c.id], 1e-5)
-        assert batch[c.id].lattice == c.lattice  # to the last digit
+        np.testing.assert_array_equal(batch[c.id].crystal.lattice, c.crystal.lattice)  # to the last digit
         assert batch[c.id].measured["displacement"] > 0.03
         assert batch[c.id].measured["converged"]
 
@@ -123,9 +124,14 @@ def test_relaxed_at_once_takes_no_step_and_few_steps_do_not_converge() -> None:
 @needs_torch_sim
 def test_bad_members_leave_and_the_rest_goes_on() -> None:
     fine = shaken("fine", bulk("Cu", "fcc", a=3.7, cubic=True), 0)
-    blurred = replace(fine, id="blurred", frac=[[math.nan] * 3, *fine.frac[1:]])
-    close = replace(fine, id="close", frac=[fine.frac[1], *fine.frac[1:]])
-    near = replace(fine, id="near", frac=[(np.array(fine.frac[1]) + 0.05).tolist(), *fine.frac[1:]])
+    blurred, close, near = (
+        replace(fine, id=name, crystal=fine.crystal._replace(frac=np.array([first, *fine.crystal.frac[1:]])))
+        for name, first in (
+            ("blurred", np.full(3, math.nan)),
+            ("close", fine.crystal.frac[1]),
+            ("near", fine.crystal.frac[1] + 0.05),
+        )
+    )
     bad = [made("nan", "Pt", "fcc", 3.6), made("bang", "Au", "fcc", 3.6), made("dense", "Cu", "fcc", 1.0), blurred]
     done = relaxed(*bad[:2], fine, close, near, *bad[2:], name=f"{MODELS}:odd")
     assert done["nan"].reason == (
@@ -147,8 +153,8 @@ def test_bad_members_leave_and_the_rest_goes_on() -> None:
 @pytest.mark.slow
 def test_lost_batches_are_relaxed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
-    monkeypatch.setattr(relax_batch.logger, "warning", lines.append)
-    monkeypatch.setattr(relax_batch, "GRACE", 1.0)
+    monkeypatch.setattr(relaxing.logger, "warning", lines.append)
+    monkeypatch.setattr(relaxing, "GRACE", 1.0)
     given = [made(element, element, "fcc", 3.6) for element in ("Cu", "Pt", "Au", "Cu", "Ni", "Ag", "Cu", "Ni")]
     given = [replace(c, id=f"{k}-{c.id}") for k, c in enumerate(given)]
     done = relaxed(*given, name=f"{MODELS}:solitary", batch=2, time_limit=1.0)
@@ -167,7 +173,7 @@ def test_structures_are_relaxed_together(monkeypatch: pytest.MonkeyPatch) -> Non
     twins = [made(str(k), "Cu", "fcc", 3.6) for k in range(4)]
     done = relaxed(*twins, name=f"{MODELS}:sociable", batch=2)
     assert [c.reason for c in done.values()] == [""] * 4
-    monkeypatch.setattr(relax_batch.logger, "warning", str)
+    monkeypatch.setattr(relaxing.logger, "warning", str)
     assert relaxed(twins[0], name=f"{MODELS}:sociable", batch=2)["0"].reason == "relaxation failed: alone"
 
 
@@ -188,7 +194,7 @@ def test_volumes_are_searched_as_one_by_one() -> None:
 
     model = lj()
     crystals = [bulk("Cu", "fcc", a=a, cubic=cubic) for a, cubic in ((3.3, True), (3.5, False), (4.6, True))]
-    state = as_state([a.numbers for a in crystals], [a.positions for a in crystals], [a.cell for a in crystals], model)
+    state = as_state([crystal_of(atoms) for atoms in crystals], model)
     _relax_volumes(state, model, math.inf)
     for k, atoms in enumerate(crystals):
         atoms.calc = as_calculator(model)
@@ -197,12 +203,36 @@ def test_volumes_are_searched_as_one_by_one() -> None:
         np.testing.assert_allclose(state[k].positions, atoms.positions, atol=1e-9)
 
 
+def test_a_lost_batch_is_relaxed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The caller's part, without torch-sim: what is asked for, of whom, and what is said."""
+    given = [made("a", "Cu", "fcc", 3.6), made("out", "Cu", "fcc", 3.6).rejected("no"), made("b", "Au", "fcc", 4.1)]
+    asked: list[tuple[str, int]] = []
+
+    def ask(command: tuple[str, ...], message: bytes, limit: float) -> dict[str, Any]:
+        crystals = json.loads(message[4:])["crystals"]
+        asked.append((command[-1], len(crystals)))
+        assert limit == 2 * 20 * len(crystals) + relaxing.GRACE
+        if command[-1] == "together":
+            return {"reason": "out of memory"}
+        return {"answers": [{**c, "energy": float(c["numbers"][0])} for c in crystals]}
+
+    lines: list[str] = []
+    monkeypatch.setattr(relaxing.process, "ask", ask)
+    monkeypatch.setattr(relaxing.logger, "warning", lines.append)
+    monkeypatch.setattr(RelaxSettings, "check", lambda *_: None)
+    done = relaxed(*given, name="ase.calculators.emt:EMT", batch=2, time_limit=20.0)
+    assert asked == [("together", 2), ("alone", 1), ("alone", 1)]
+    assert lines == ["a batch of 2 crystals is relaxed one by one: out of memory"]
+    assert {name: c.measured.get("energy") for name, c in done.items()} == {"a": 29.0, "out": None, "b": 79.0}
+    np.testing.assert_array_equal(done["b"].crystal.frac, given[2].crystal.frac)
+
+
 def test_batches_are_full() -> None:
     out = made("out", "Cu", "fcc", 3.6).rejected("no")
     c = made("in", "Cu", "fcc", 3.6)
-    groups = list(relax_batch.batches([out, c, out, c, c, out], 2))
+    groups = list(relaxing.grouped([out, c, out, c, c, out], 2))
     assert groups == [[out, c, out, c], [c, out]]
-    assert list(relax_batch.batches([], 2)) == []
+    assert list(relaxing.grouped([], 2)) == []
 
 
 def test_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -210,12 +240,12 @@ def test_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         RelaxSettings(batch=0)
     for name in ("chgnet", "mattersim", "m3gnet"):
         with pytest.raises(ValueError, match=f"potential {name} cannot relax in batches: leave out --batch"):
-            relax_candidates([], name, batch=2)
+            relax_candidates([], name, RelaxSettings(batch=2))
     with pytest.raises(ValueError, match="potential must be one of"):
-        relax_candidates([], "lj", batch=2)
+        relax_candidates([], "lj", RelaxSettings(batch=2))
     monkeypatch.setitem(sys.modules, "torch_sim", None)
     with pytest.raises(ImportError, match=r"pip install 'fastcrystal\[torchsim\]'") as caught:
-        relax_candidates([], "ase.calculators.emt:EMT", batch=2)
+        relax_candidates([], "ase.calculators.emt:EMT", RelaxSettings(batch=2))
     assert "\n" not in str(caught.value)
 
 

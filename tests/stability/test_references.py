@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastcrystal.relaxation import folder
 from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.relaxation.candidates import relax_candidates
 from fastcrystal.relaxation.settings import RelaxSettings
-from fastcrystal.stability import references as module
 from fastcrystal.stability.hull import Hull
 from fastcrystal.stability.references import default_cache, reference_entries, references
 from tests.factories.candidates import without_matcalc
@@ -50,13 +50,12 @@ def test_relaxed_once_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     # a kill in the middle of a line: that one is made again, and no other
     path.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:50])
     made_again: list[str] = []
-    real = relax_candidates
 
     def counting(candidates: list[Candidate], *args: object, **kwargs: object) -> object:
         made_again.extend(c.id for c in candidates)
-        return real(candidates, *args, **kwargs)  # type: ignore[arg-type]
+        return relax_candidates(candidates, *args, **kwargs)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(module, "relax_candidates", counting)
+    monkeypatch.setattr(folder, "relax_candidates", counting)
     again = reference_entries(["Cu", "Au"], EMT, **options)  # type: ignore[arg-type]
     assert made_again == [Candidate.from_json(lines[-1]).id]
     assert again == entries
@@ -85,11 +84,11 @@ def test_references_leave_saddle_points() -> None:
     made = _shipped(["W", "Ta", "B"], 4)
     assert len(made) > 10
     for c in made:
-        numbers, frac, lattice = displaced(c).arrays
+        species, frac, lattice = displaced(c).crystal
         assert displaced(c) == displaced(c)
-        assert numbers.tolist() == c.species
-        assert np.array_equal(lattice, c.arrays[2])
-        step = (frac - c.arrays[1]) @ lattice
+        assert np.array_equal(species, c.crystal.species)
+        assert np.array_equal(lattice, c.crystal.lattice)
+        step = (frac - c.crystal.frac) @ lattice
         assert 0 < np.abs(step).max() < 6 * DISPLACEMENT
-    steps = np.concatenate([((displaced(c).arrays[1] - c.arrays[1]) @ c.arrays[2]).ravel() for c in made])
+    steps = np.concatenate([((displaced(c).crystal.frac - c.crystal.frac) @ c.crystal.lattice).ravel() for c in made])
     assert np.std(steps) == pytest.approx(DISPLACEMENT, rel=0.2)

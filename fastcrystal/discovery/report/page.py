@@ -228,7 +228,7 @@ class _Page:
             "title": candidate.formula,
             "facts": facts,
             "cif": cif(candidate),
-            **scene(candidate),
+            **scene(candidate.crystal),
         }
 
 
@@ -270,7 +270,7 @@ def _facts(c: Candidate) -> list[tuple[str, str]]:
         ("atoms moved by", number("displacement", 2, " Å")),
         ("stands for", number("copies", 0, " generated crystals")),
         ("stable there", " + ".join(f"{float(share):.3g} {name}" for name, share in parts)),
-        ("sites", str(len(c.species))),
+        ("sites", str(c.crystal.num_sites)),
         ("dropped", c.reason),
     ]
 

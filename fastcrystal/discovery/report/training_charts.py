@@ -49,7 +49,7 @@ def training_charts(run: RunFolder) -> tuple[list[Chart], str]:
         data = load_dataset(name)
     except (ValueError, OSError) as error:  # a page without this section is better than none
         return [], f"The model's data set cannot be opened: {error}"
-    atoms = sorted({z for c in candidates for z in c.species})
+    atoms = sorted({z for c in candidates for z in c.crystal.species.tolist()})
     foreign = np.add.reduceat((~np.isin(data.species, atoms)).astype(np.int64), data.offsets[:-1])
     own = foreign == 0
     sizes = (
@@ -57,7 +57,7 @@ def training_charts(run: RunFolder) -> tuple[list[Chart], str]:
     )
 
     volume = np.abs(np.linalg.det(data.lattice.astype(np.float64))) / data.num_sites
-    volumes = np.array([abs(np.linalg.det(np.array(c.lattice))) / len(c.species) for c in candidates])
+    volumes = np.array([abs(np.linalg.det(c.crystal.lattice)) / c.crystal.num_sites for c in candidates])
     charts = [
         _histogram("volumes", "Volume per atom", "volume, Å³/atom", _sets(volumes, volume, own)),
     ]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from fastcrystal.features.elements import SYMBOLS
 from fastcrystal.relaxation.candidate import Candidate
+from fastcrystal.structure.crystal import Crystal
 
 #: atoms this near to a face, edge or corner (fraction of the cell) are drawn on its copies too
 MARGIN = 0.03
@@ -21,12 +22,12 @@ _SIZE = 0.42
 _MAX_BONDS = 1500
 
 
-def scene(candidate: Candidate) -> dict[str, Any]:
-    """What the viewer draws of a candidate.
+def scene(crystal: Crystal) -> dict[str, Any]:
+    """Atoms, bonds and cell of a crystal, for the viewer.
 
     Parameters
     ----------
-    candidate : Candidate
+    crystal : Crystal
         Its cell may be any; a cell without volume or with more than 1500 bonds has no bonds in the picture.
 
     Returns
@@ -39,7 +40,7 @@ def scene(candidate: Candidate) -> dict[str, Any]:
     from ase.data import covalent_radii
     from ase.data.colors import jmol_colors
 
-    numbers, frac, lattice = candidate.arrays
+    numbers, frac, lattice = crystal
     shown, site = _with_copies(frac % 1.0)
     centers = shown @ lattice
     halves = _half_bonds(numbers, frac % 1.0, lattice, shown, site, covalent_radii)

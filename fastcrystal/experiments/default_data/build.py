@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from fastcrystal.data.datasets.prototypes import DecoratedPrototype, decorate, default_formulas, library
 from fastcrystal.parallel.map import map_parallel
@@ -24,7 +25,6 @@ from fastcrystal.relaxation.ase import relax, single_point
 from fastcrystal.relaxation.potentials import load_potential, one_thread, scale_of
 from fastcrystal.stability.elemental import elemental_references
 from fastcrystal.utils.files import cut_broken_line
-from fastcrystal.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def relax_all(work: Path, config: BuildConfig, formulas: Sequence[str], jobs: in
         logger.info(f"resuming {work}: {len(done)} done, {len(tasks)} to go")
     with (
         (work / "relaxed.jsonl").open("a", encoding="utf-8") as out,
-        progress_bar(total=len(tasks), unit="crystal", desc=f"relaxing with {scale_of(config.potential)}") as bar,
+        tqdm(total=len(tasks), unit="crystal", desc=f"relaxing with {scale_of(config.potential)}") as bar,
     ):
         relaxed = functools.partial(_relax_one, config)
         for record in map_parallel(relaxed, tasks, jobs, ordered=False, label="candidate"):
@@ -128,16 +128,16 @@ def _relax_one(config: BuildConfig, candidate: DecoratedPrototype) -> dict[str, 
         crystal = candidate.crystal
         with one_thread():
             if candidate.prototype == "reference" and crystal.num_sites > MAX_RELAXED_REFERENCE:
-                done = single_point(*crystal, potential)
+                done = single_point(crystal, potential)
             else:
-                done = relax(*crystal, potential, steps=config.steps, max_force=config.max_force)
+                done = relax(crystal, potential, steps=config.steps, max_force=config.max_force)
     except Exception as error:  # one bad structure never stops the rest; its reason is kept
         return {**record, "reason": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
     return {
         **record,
         "species": crystal.species.tolist(),
-        "frac": np.round(done.frac, 7).tolist(),
-        "lattice": np.round(done.lattice, 7).tolist(),
+        "frac": np.round(done.crystal.frac, 7).tolist(),
+        "lattice": np.round(done.crystal.lattice, 7).tolist(),
         "energy": done.energy,
         "max_force": done.max_force,
         "converged": done.converged,
