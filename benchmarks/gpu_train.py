@@ -128,7 +128,7 @@ def run(case: Case, device: str, tiny: bool) -> tuple[dict[str, Any], list[float
     compiled_step = compiled_crystal = None
     if not tiny:
         compiled_crystal, _ = sample(model, flow, scaling, data[: case.sampled], case, half, compiled=True)
-        compile_network(model)
+        compile_network(model.unet)
         _, compiled_step = train(model, flow, data, scaling.encode(data, case.length), few, recipe, half)
 
     failed = []

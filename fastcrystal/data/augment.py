@@ -31,6 +31,7 @@ from fastcrystal.parallel.map import map_parallel
 from fastcrystal.structure.lattice import SNAP
 from fastcrystal.symmetry.symmetrize import rotations_of
 from fastcrystal.utils import random as draws
+from fastcrystal.utils.progress import progress_bar
 
 #: shifts are multiples of 1/12: of 1/2, 1/3 and 1/4, and so of all that occur
 STEPS = 12
@@ -114,12 +115,11 @@ def allowed_shifts(
     for name, value in (("max_shifts", max_shifts), ("jobs", jobs)):
         if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    from tqdm import tqdm
-
     work = functools.partial(rotations_of, symprec=symprec)
     results = map_parallel(work, data, jobs, chunk=32, label="crystal")
     kept = []
-    for i, rotations in enumerate(tqdm(results, total=len(data), disable=not progress, unit="crystal", desc="origins")):
+    bar = progress_bar(results, total=len(data), unit="crystal", desc="origins", show=progress)
+    for i, rotations in enumerate(bar):
         if rotations is None:
             raise ValueError(
                 f"spglib finds no symmetry, not even the identity, for crystal {i} ({data.formula[i]}) at any "

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from fastcrystal.data.store import Store
 from fastcrystal.data.store.format import Columns, decode_ids
+from fastcrystal.utils.progress import progress_bar
 
 #: crystals in memory at a time
 CHUNK = 65_536
@@ -118,7 +118,7 @@ def _fresh(path: str | Path) -> Path:
 
 
 def _chunks(store: Store, progress: bool) -> Iterator[tuple[NDArray[np.int64], Columns]]:
-    with tqdm(total=len(store), unit="crystal", desc="exporting", disable=not progress) as bar:
+    with progress_bar(total=len(store), unit="crystal", desc="exporting", show=progress) as bar:
         for first in range(0, len(store), CHUNK):
             rows = np.arange(first, min(first + CHUNK, len(store)))
             yield rows, store.columns(rows)

@@ -29,6 +29,7 @@ from fastcrystal.data.store.format import read_manifest
 from fastcrystal.data.store.writer import StoreWriter
 from fastcrystal.parallel.map import map_parallel
 from fastcrystal.structure.canonical import MAX_SITES
+from fastcrystal.utils.progress import progress_bar
 
 #: how given energies become formation energies; see `import_store`
 References: TypeAlias = Literal["none"] | Mapping[str, float]
@@ -216,16 +217,13 @@ def _outcomes(
     progress: bool,
 ) -> Iterator[Outcome]:
     """What becomes of every entry of the sources, one source after another, from the `skip`-th of each on."""
-    from tqdm import tqdm
-
     totals = [s.total for s in sources]
     total = None if None in totals else sum(t or 0 for t in totals)
     work = functools.partial(process, rules)
     results = map_parallel(work, _numbered(sources, skip, rules), jobs, chunk=32, label="structure")
-    bar = tqdm(
-        results, total=total, initial=sum(skip), disable=not progress, unit="structure", desc="import", smoothing=0.1
-    )
-    for outcome in bar:
+    for outcome in progress_bar(
+        results, total=total, initial=sum(skip), unit="structure", desc="import", show=progress
+    ):
         yield _formation_energy(outcome, references) if references else outcome
 
 

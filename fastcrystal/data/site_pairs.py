@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.utils.progress import progress_bar
 
 #: offsets of the cell and its 26 neighbors
 _IMAGES = np.stack(np.meshgrid(*[[-1.0, 0.0, 1.0]] * 3, indexing="ij"), axis=-1).reshape(27, 3)
@@ -55,8 +56,6 @@ def paired_order(
         If `pairs` has another shape or a position outside the data set, two crystals of a pair do not have the same
         atoms, a cell is larger than `max_sites`, or a coordinate is not finite.
     """
-    from tqdm import tqdm
-
     pairs = np.asarray(pairs)
     if pairs.ndim != 2 or pairs.shape[1] != 2 or pairs.dtype.kind not in "iu":
         raise ValueError(f"pairs must be integers of shape (n, 2), got {pairs.dtype} {pairs.shape}")
@@ -67,7 +66,7 @@ def paired_order(
         raise ValueError(f"max_sites must be at least {size.max()} for these pairs, got {width}")
     out = np.tile(np.arange(width, dtype=np.int64), (len(pairs), 1))
     offsets = data.offsets
-    with tqdm(total=len(pairs), disable=not progress, unit="pair", desc="nearest sites") as bar:
+    with progress_bar(total=len(pairs), unit="pair", desc="nearest sites", show=progress) as bar:
         for n in np.unique(size).tolist():
             rows, chunk = np.flatnonzero(size.max(1) == n), max(1, _CHUNK // (27 * n * n))
             for start in range(0, len(rows), chunk):

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.discovery.conditions import Condition
@@ -21,6 +19,7 @@ from fastcrystal.sampling.request import conditions as conditions_of
 from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.formula import parse_formula
 from fastcrystal.utils.files import cut_broken_line
+from fastcrystal.utils.progress import progress_bar
 from fastcrystal.utils.random import step_seed
 
 #: crystals of a batch, and of a commit
@@ -106,7 +105,7 @@ def generate(
     _keep_lines(path, done)
     with (
         path.open("a", encoding="utf-8") as out,
-        tqdm(total=len(conditions), initial=done, unit="crystal", desc="generating", disable=not progress) as bar,
+        progress_bar(total=len(conditions), initial=done, unit="crystal", desc="generating", show=progress) as bar,
     ):
         for first in range(done, len(conditions), batch):
             part = conditions[first : first + batch]

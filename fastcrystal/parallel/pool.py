@@ -27,6 +27,7 @@ from typing import Any
 
 from fastcrystal.parallel.map import available_cores as available_cores
 from fastcrystal.parallel.map import is_local, map_parallel, workers
+from fastcrystal.utils.progress import progress_bar
 
 #: seconds a worker may take to import its libraries (cold, shared file systems are slow)
 STARTUP_LIMIT = 300.0
@@ -149,13 +150,11 @@ def run_tasks(
     if not is_local():
         return _on_cluster(encode_task, count, command, jobs, time_limit, progress, label)
     jobs = available_cores() if jobs is None else jobs
-    from tqdm import tqdm
-
     answers: dict[int, dict[str, Any]] = {}
     pending, sent_twice = deque(range(count)), set[int]()
     workers: set[Worker] = set()
-    # tqdm's own `disable` keeps one code path for both
-    with selectors.DefaultSelector() as selector, tqdm(total=count, desc=label, disable=not progress) as bar:
+    bar = progress_bar(total=count, unit="task", desc=label, show=progress)
+    with selectors.DefaultSelector() as selector, bar:
 
         def start() -> None:
             worker = Worker(command)
@@ -241,14 +240,12 @@ def _on_cluster(
     """`run_tasks` in chunks on a cluster: each of its workers runs a pool of one, and limits kill as they do here."""
     if not count:
         return []
-    from tqdm import tqdm
-
     # about two chunks a core, so that a slow one does not leave the others idle for long
     size = min(_MOST_TOGETHER, -(-count // (2 * workers(jobs))))
     chunks = [[encode_task(k) for k in range(first, min(first + size, count))] for first in range(0, count, size)]
     judge = functools.partial(_answer_chunk, tuple(command), time_limit)
     answers: list[dict[str, Any]] = []
-    with tqdm(total=count, desc=label, disable=not progress) as bar:
+    with progress_bar(total=count, unit="task", desc=label, show=progress) as bar:
         for part in map_parallel(judge, chunks, jobs, label="chunk of tasks"):
             answers += part
             bar.update(len(part))

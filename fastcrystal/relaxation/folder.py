@@ -7,13 +7,12 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from fastcrystal.relaxation.candidate import Candidate, crystal_values, read_candidates, write_candidates
 from fastcrystal.relaxation.candidates import relax_candidates
 from fastcrystal.relaxation.potentials import scale_of
 from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.utils.files import alone_in, cut_broken_line, write_json
+from fastcrystal.utils.progress import progress_bar
 
 RELAXED, SETTINGS = "relaxed.jsonl", "relax.json"
 
@@ -50,12 +49,8 @@ def relax_missing(
     missing = [c for c in candidates if c.id not in done]
     with (
         path.open("a", encoding="utf-8") as out,
-        tqdm(
-            total=len(candidates),
-            initial=len(candidates) - len(missing),
-            unit="crystal",
-            desc=label,
-            disable=not progress,
+        progress_bar(
+            total=len(candidates), initial=len(candidates) - len(missing), unit="crystal", desc=label, show=progress
         ) as bar,
     ):
         for c in relax_candidates(missing, potential, settings, jobs=jobs) if missing else ():

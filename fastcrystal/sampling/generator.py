@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -12,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
 from fastcrystal.model.config import UNetConfig
@@ -34,6 +32,7 @@ from fastcrystal.training.checkpoint import (
 from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.process import live_rows, make_process, make_sampling
 from fastcrystal.utils.device import compile_network, compile_step, half_precision, pick_device
+from fastcrystal.utils.progress import progress_bar
 from fastcrystal.utils.random import step_seed
 
 
@@ -144,7 +143,7 @@ class Generator:
         ranks, size = DistributedContext.current(), config.batch_size
         own = ranks.part(math.ceil(len(conditions) / size))
         count = len(range(len(conditions))[own.start * size : own.stop * size])
-        bar = tqdm(total=count, desc="sampling", unit="crystal", disable=not progress, file=sys.stderr)
+        bar = progress_bar(total=count, desc="sampling", unit="crystal", show=progress)
         for number in range(own.start, own.stop):
             # by batch: as many processes as one likes give the same crystals
             generator = torch.Generator().manual_seed(step_seed(seed, number))
@@ -178,7 +177,7 @@ class Generator:
         """With a compiled step; or, where the process has none, the network compiled in place."""
         if isinstance(problem.process, FlowMatching):
             return replace(problem, transform=compile_step(self.device))
-        compile_network(self.model)
+        compile_network(self.model.unet)
         return problem
 
     def _network(self, part: CrystalBatch, x_0: Tensor | None, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:

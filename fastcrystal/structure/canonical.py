@@ -31,6 +31,7 @@ from fastcrystal.parallel.map import map_parallel
 from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.lattice import standard_lattice, wrap
 from fastcrystal.symmetry.symmetrize import reduced, reduced_bases, symmetrized, unimodular
+from fastcrystal.utils.progress import progress_bar
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -282,10 +283,8 @@ def canonicalize_many(
     ValueError
         If `jobs` is less than 1.
     """
-    from tqdm import tqdm
-
     results = map_parallel(functools.partial(_attempt, symprec), crystals, jobs, chunk=32, label="crystal")
-    yield from tqdm(results, total=total, disable=not progress, unit="crystal", desc="canonical form", smoothing=0.1)
+    yield from progress_bar(results, total=total, unit="crystal", desc="canonical form", show=progress)
 
 
 def _attempt(symprec: float, crystal: Crystal) -> Canonical | str:

@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import platform
-import sys
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -17,7 +16,6 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
 import fastcrystal
 from fastcrystal.data.dataset import CrystalDataset
@@ -45,6 +43,7 @@ from fastcrystal.training.process import make_process
 from fastcrystal.training.signals import Stopped, StopRequest
 from fastcrystal.training.tasks import GenerateTask, ModifyTask, make_splits
 from fastcrystal.utils.device import compile_network, half_precision, pick_device
+from fastcrystal.utils.progress import progress_bar
 from fastcrystal.utils.random import BatchGenerator, step_seed
 
 logger = logging.getLogger(__name__)
@@ -94,7 +93,7 @@ class Trainer:
         self.model.unet.recompute = config.recompute
         if config.compile:
             # the network alone: what it is trained for draws numbers, which a graph cannot
-            compile_network(self.model)
+            compile_network(self.model.unet)
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=config.lr, betas=(0.9, 0.999), eps=1e-8, fused=True
@@ -161,15 +160,12 @@ class Trainer:
         self.run.mkdir(parents=True, exist_ok=True)
         if self.ranks.is_main_process:
             write_config(self.run, self.description())
-        bar = tqdm(
+        bar = progress_bar(
             total=self.config.max_steps * self.config.batch_size,
             initial=self.step * self.config.batch_size,
             desc="training",
             unit="crystal",
-            unit_scale=True,
-            file=sys.stderr,
-            mininterval=1.0,
-            disable=not self.ranks.is_main_process,
+            show=self.ranks.is_main_process,
         )
         metric_logger = MetricLogger(self.run, self.step, self.ranks)
         with StopRequest() as request, metric_logger, bar, self._own_random_state():

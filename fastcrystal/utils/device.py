@@ -1,4 +1,4 @@
-"""Where and in what precision the network runs: torch alone is imported."""
+"""Device, precision and compilation of a network."""
 
 from __future__ import annotations
 
@@ -9,11 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastcrystal.model.unet import CrystalUNet
-
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; "auto" is a GPU where there is one.
+    """Device of a name; "auto" is a GPU where there is one.
 
     Raises
     ------
@@ -32,14 +30,14 @@ def pick_device(name: str) -> torch.device:
 
 
 def half_precision(precision: str, device: torch.device) -> torch.dtype | None:
-    """What autocast computes in: "fp16", "bf16", or None for "fp32"; "auto" is fp16 on a GPU (A.3), fp32 on a CPU."""
+    """Autocast's dtype for "fp16", "bf16" or "fp32" (None); "auto" is fp16 on a GPU (A.3) and fp32 on a CPU."""
     if precision == "auto":
         precision = "fp16" if device.type == "cuda" else "fp32"
     return {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": None}[precision]
 
 
 def compile_step(device: torch.device) -> Callable[[Any], Any]:
-    """What makes a step of a sampler faster: torch.compile; on a GPU one CUDA graph of the network and the update."""
+    """torch.compile for a step of a sampler; on a GPU one CUDA graph of the network and the update."""
     if device.type != "cuda":
         return functools.partial(torch.compile, dynamic=False)
 
@@ -56,7 +54,7 @@ def compile_step(device: torch.device) -> Callable[[Any], Any]:
     return transform
 
 
-def compile_network(model: CrystalUNet) -> None:
-    """torch.compile the UNet in place; on a GPU its launches become CUDA graphs, one shape a batch size."""
-    on_gpu = next(model.parameters()).device.type == "cuda"
-    model.unet.compile(dynamic=False, mode="reduce-overhead" if on_gpu else None)
+def compile_network(network: torch.nn.Module) -> None:
+    """torch.compile a network in place; on a GPU its launches become CUDA graphs, one shape a batch size."""
+    on_gpu = next(network.parameters()).device.type == "cuda"
+    network.compile(dynamic=False, mode="reduce-overhead" if on_gpu else None)

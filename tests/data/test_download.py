@@ -29,6 +29,7 @@ from tests.factories.bad_server import Deed, bad_server, unused_port
         ("status", 500),
         ("status", 503),
         ("retry_after", 0),
+        ("retry_after", "soon"),
         "cut",
         "cut_unsaid",
         "malformed",

@@ -6,22 +6,19 @@ page into a `PageFolder`. What a page means is the business of `aflow` and `opti
 
 from __future__ import annotations
 
-import email.utils
 import hashlib
 import json
 import logging
-import random
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 import fastcrystal
 from fastcrystal.data.databases.pages import BadPageError, PageFolder
+from fastcrystal.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +44,8 @@ class RetryPolicy:
     attempts : int
         Times that a page is asked for.
     backoff, max_wait : float
-        First wait before asking again, doubled each time, times a random number in 0.5..1.5; and the longest one, also
-        the longest that a server may ask for (Retry-After) without ending the download.
+        First wait before asking again, doubled each time, and up to half of `backoff` more at random; and the longest
+        one, also the longest that a server may ask for (Retry-After) without ending the download.
     max_page_bytes : int
         A larger answer is refused.
     """
@@ -136,10 +133,19 @@ class Fetcher:
 
     def __init__(self, retry_policy: RetryPolicy) -> None:
         import requests
+        from urllib3.util.retry import RequestHistory, Retry
 
-        self._polite = retry_policy
+        self._policy = retry_policy
         self._session = requests.Session()
         self._session.headers.update({"User-Agent": USER_AGENT, "Accept": "application/json, */*;q=0.5"})
+        # only the loop in `get` sees bodies that are cut, slow or no page: it asks again, not the session's adapter
+        self._retry = Retry(
+            retry_policy.attempts - 1,
+            backoff_factor=retry_policy.backoff / 2,
+            backoff_jitter=retry_policy.backoff / 2,
+            backoff_max=retry_policy.max_wait,
+            history=(RequestHistory("GET", None, None, None, None),),  # without it the second attempt comes at once
+        )
         self._free_at = 0.0
         self._reached = False
 
@@ -148,7 +154,7 @@ class Fetcher:
 
     def rest(self, seconds: float) -> None:
         """Leave at least so long before the next request."""
-        self._free_at = max(self._free_at, time.monotonic() + min(seconds, self._polite.max_wait))
+        self._free_at = max(self._free_at, time.monotonic() + min(seconds, self._policy.max_wait))
 
     def get(self, url: str, parse: Callable[[bytes], T], what: str) -> tuple[bytes, T]:
         """The body at `url`, and what `parse` makes of it.
@@ -168,69 +174,77 @@ class Fetcher:
             One line: no connection before the first answer, a refusal (4xx), trouble at every attempt, or a server
             that wants to be left alone for longer than `max_wait`.
         """
+        from urllib3.exceptions import MaxRetryError
+
         host = urlsplit(url).netloc
         if urlsplit(url).scheme not in ("http", "https"):
             raise DownloadError(f"{what} is at {url[:200]!r}, which is no http(s) address")
-        for attempt in range(1, self._polite.attempts + 1):
+        retry, policy = self._retry, self._policy
+        while True:
             time.sleep(max(0.0, self._free_at - time.monotonic()))
             try:
-                body = self._body(url, what)
+                body = self._body(url, f"{what} of {host}")
                 return body, parse(body)
             except (_PassingTroubleError, BadPageError) as trouble:
-                asked = getattr(trouble, "wait", None)
-                if asked is not None and asked > self._polite.max_wait:
-                    raise DownloadError(f"{host} asks to be left alone for {asked:.0f} s: try again then") from None
-                if attempt == self._polite.attempts:
-                    raise DownloadError(f"{what} of {host}: {trouble} (asked {attempt} times)") from None
-                # jitter spreads the return of many clients that one outage stopped; nothing depends on its seed
-                wait = min(self._polite.backoff * 2 ** (attempt - 1) * random.uniform(0.5, 1.5), self._polite.max_wait)
-                wait = wait if asked is None else asked
-                again = f"asking again in {wait:.1f} s ({attempt + 1} of {self._polite.attempts})"
+                wait = getattr(trouble, "wait", None)
+                if wait is not None and wait > policy.max_wait:
+                    raise DownloadError(f"{host} asks to be left alone for {wait:.0f} s: try again then") from None
+                try:
+                    retry = retry.increment("GET", url, error=trouble)
+                except MaxRetryError:
+                    raise DownloadError(f"{what} of {host}: {trouble} (asked {policy.attempts} times)") from None
+                wait = retry.get_backoff_time() if wait is None else wait
+                again = f"asking again in {wait:.1f} s ({len(retry.history)} of {policy.attempts})"
                 logger.info(f"{what} of {host}: {trouble}; {again}")
                 self.rest(wait)
             finally:
-                self.rest(self._polite.delay)
-        raise AssertionError("the loop returns or raises")
+                self.rest(policy.delay)
 
     def _body(self, url: str, what: str) -> bytes:
         """One request, to its end."""
         import requests
         import urllib3
 
-        polite = self._polite
-        deadline = time.monotonic() + polite.page_timeout
+        policy, body = self._policy, bytearray()
+        deadline = time.monotonic() + policy.page_timeout
         try:
-            timeout = (polite.connect_timeout, polite.read_timeout)
+            timeout = (policy.connect_timeout, policy.read_timeout)
             with self._session.get(url, stream=True, timeout=timeout) as answer:
                 self._reached = True
-                pieces, size = [], 0
-                while piece := _piece(answer.raw):
-                    pieces.append(piece)
-                    size += len(piece)
-                    if size > polite.max_page_bytes:
-                        raise DownloadError(f"{what} of {url[:200]} is larger than {polite.max_page_bytes} bytes")
+                # what has arrived: whole reads would wait for a slow drip to fill them
+                while piece := answer.raw.read1(_CHUNK, decode_content=True):
+                    body += piece
+                    if len(body) > policy.max_page_bytes:
+                        raise DownloadError(f"{what} is larger than {policy.max_page_bytes} bytes: {url[:200]}")
                     if time.monotonic() > deadline:
-                        raise _PassingTroubleError(f"not finished after {polite.page_timeout:g} s")
-                body = b"".join(pieces)
-                _check_status(answer.status_code, answer.headers, body, f"{what} of {urlsplit(url).netloc}")
-                length = answer.headers.get("Content-Length", "")
-                if length.isdigit() and not answer.headers.get("Content-Encoding") and size != int(length):
-                    raise _PassingTroubleError(f"cut off after {size} of {length} bytes")
-                return body
+                        raise _PassingTroubleError(f"not finished after {policy.page_timeout:g} s")
+                if answer.status_code in _PASSING or answer.status_code >= 500:
+                    raise _PassingTroubleError(f"the server answers {answer.status_code}", self._asked_wait(answer))
+                if answer.status_code != 200:
+                    raise DownloadError(f"{what}: the server refuses with {answer.status_code}: {_said(bytes(body))}")
+                return bytes(body)
         except requests.exceptions.SSLError as error:
-            raise DownloadError(f"no secure connection to {urlsplit(url).netloc}: {_short(error)}") from None
+            raise DownloadError(f"no secure connection for {what}: {_short(error)}") from None
         except (requests.exceptions.ConnectionError, requests.exceptions.Timeout) as error:
             # later the same is an outage to be waited out
             if not self._reached and _no_connection(error):
-                host = urlsplit(url).netloc
-                raise DownloadError(
-                    f"cannot reach {host}: {_short(error)}; is there a network, and is the address right?"
-                ) from None
+                reason = f"{_short(error)}; is there a network, and is the address right?"
+                raise DownloadError(f"cannot reach {urlsplit(url).netloc}: {reason}") from None
             raise _PassingTroubleError(_short(error)) from None
-        except (requests.exceptions.ChunkedEncodingError, urllib3.exceptions.HTTPError) as error:
+        except urllib3.exceptions.HTTPError as error:
             raise _PassingTroubleError(f"cut off: {_short(error)}") from None
         except requests.exceptions.RequestException as error:
-            raise DownloadError(f"{what} of {urlsplit(url).netloc}: {_short(error)}") from None
+            raise DownloadError(f"{what}: {_short(error)}") from None
+
+    def _asked_wait(self, answer: Any) -> float | None:
+        """Seconds of the header Retry-After, a number or a date; None where there is neither."""
+        from urllib3.exceptions import InvalidHeader
+
+        try:
+            wait: float | None = self._retry.get_retry_after(answer.raw)
+        except InvalidHeader:
+            return None
+        return wait
 
 
 def download_pages(
@@ -262,14 +276,9 @@ def download_pages(
     DownloadError
         One line that names the page, and says that those before it are kept.
     """
-    from tqdm import tqdm
-
     url, seen = _resumed(folder, first_url, parse)
     started_with, barren = folder.pages, 0
-    every = 0.5 if sys.stderr.isatty() else 30.0  # a log file gets a line now and then
-    bar: Any = tqdm(
-        desc="structures", total=folder.total, initial=folder.entries, disable=not progress, mininterval=every, unit=""
-    )
+    bar = progress_bar(desc="structures", unit="structure", total=folder.total, initial=folder.entries, show=progress)
     fetcher = Fetcher(retry_policy)
     try:
         while url is not None and not folder.complete and (max_entries is None or folder.entries < max_entries):
@@ -329,20 +338,6 @@ def _fingerprint(page: Page) -> bytes:
     return hashlib.blake2b("\n".join(sorted(page.ids)).encode(), digest_size=12).digest()
 
 
-def _piece(raw: Any) -> bytes:
-    """What has arrived of a body, unpacked: whole reads would wait for a slow drip to fill them."""
-    read = raw.read1 if hasattr(raw, "read1") else raw.read  # urllib3 1 has no read1
-    piece: bytes | None = read(_CHUNK if hasattr(raw, "read1") else 1024, decode_content=True)
-    return piece or b""
-
-
-def _check_status(status: int, headers: Any, body: bytes, what: str) -> None:
-    if status in _PASSING or status >= 500:
-        raise _PassingTroubleError(f"the server answers {status}", _retry_after(headers.get("Retry-After")))
-    if status != 200:
-        raise DownloadError(f"{what}: the server refuses with {status}: {_said(body)}")
-
-
 def _said(body: bytes) -> str:
     """A refusal in the server's words: those of JSON:API, where it speaks that, else how the body begins."""
     try:
@@ -350,20 +345,6 @@ def _said(body: bytes) -> str:
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         text = body[:2000].decode("utf-8", "replace")
     return " ".join(text.split())[:300]
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds, from a number or a date; None where there is neither."""
-    if value is None:
-        return None
-    if value.strip().isdigit():
-        return float(value)
-    try:
-        when = email.utils.parsedate_to_datetime(value)
-    except ValueError:
-        return None
-    when = when if when.tzinfo else when.replace(tzinfo=timezone.utc)
-    return max(0.0, (when - datetime.now(timezone.utc)).total_seconds())
 
 
 def _no_connection(error: BaseException) -> bool:
@@ -379,11 +360,8 @@ def _short(error: BaseException) -> str:
     text = " ".join(str(error).split())
     for sign, words in (
         ("NameResolution", "its name is not resolved"),
-        ("getaddrinfo", "its name is not resolved"),
-        ("Name or service not known", "its name is not resolved"),
         ("Connection refused", "connection refused"),
         ("Network is unreachable", "network is unreachable"),
-        ("ConnectTimeout", "no answer"),
         ("connect timeout", "no answer"),
         ("Read timed out", "no answer in time"),
         ("closed connection without response", "connection closed without an answer"),

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from fastcrystal.data.datasets.prototypes import DecoratedPrototype, decorate, default_formulas, library
 from fastcrystal.parallel.map import map_parallel
@@ -25,6 +24,7 @@ from fastcrystal.relaxation.ase import relax, single_point
 from fastcrystal.relaxation.potentials import load_potential, one_thread, scale_of
 from fastcrystal.stability.elemental import elemental_references
 from fastcrystal.utils.files import cut_broken_line
+from fastcrystal.utils.progress import progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ def relax_all(work: Path, config: BuildConfig, formulas: Sequence[str], jobs: in
         logger.info(f"resuming {work}: {len(done)} done, {len(tasks)} to go")
     with (
         (work / "relaxed.jsonl").open("a", encoding="utf-8") as out,
-        tqdm(total=len(tasks), unit="crystal", desc=f"relaxing with {scale_of(config.potential)}") as bar,
+        progress_bar(total=len(tasks), unit="crystal", desc=f"relaxing with {scale_of(config.potential)}") as bar,
     ):
         relaxed = functools.partial(_relax_one, config)
         for record in map_parallel(relaxed, tasks, jobs, ordered=False, label="candidate"):

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.read import pack, reduced_formula
 from fastcrystal.relaxation.potentials import POTENTIALS
 from fastcrystal.structure.canonical import Canonical, canonicalize_many
 from fastcrystal.structure.crystal import Crystal
+from fastcrystal.utils.progress import progress_bar
 
 #: polymorphs further apart than this in energy (eV/atom) are not compared: a relaxation stops within a few 0.01
 SAME_ENERGY = 0.05
@@ -166,7 +166,7 @@ def _select(kept: list[dict[str, Any]], forms: list[Canonical], window: float, c
     for i, form in enumerate(forms):
         groups[reduced_formula(form.crystal.species)].append(i)
     chosen: list[int] = []
-    for members in tqdm(groups.values(), desc="removing duplicates", unit="formula"):
+    for members in progress_bar(groups.values(), desc="removing duplicates", unit="formula"):
         members.sort(key=lambda i: kept[i]["e_form"])
         lowest = kept[members[0]]["e_form"]
         inside = [i for i in members if kept[i]["e_form"] <= lowest + window]
