@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fastcrystal.utils.tables import markdown_table
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print one section per file."""
@@ -56,9 +58,8 @@ def listed(part: Any) -> list[dict[str, Any]]:
 def table(found: list[dict[str, Any]]) -> str:
     """Markdown, a column for every key that some row has."""
     columns = list(dict.fromkeys(key for row in found for key in row if not isinstance(row[key], list | dict)))
-    lines = [f"| {' | '.join(c.replace('_', ' ') for c in columns)} |", "|---" * len(columns) + "|"]
-    lines += [f"| {' | '.join(cell(row.get(c)) for c in columns)} |" for row in found]
-    return "\n".join(lines) + "\n"
+    cells = [[cell(row.get(c)) for c in columns] for row in found]
+    return markdown_table(cells, [c.replace("_", " ") for c in columns]) + "\n"
 
 
 def cell(value: Any) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 from fastcrystal.data.load import load_dataset
 from fastcrystal.structure.canonical import Canonical, canonicalize
 from fastcrystal.structure.crystal import Crystal
+from fastcrystal.utils.tables import markdown_table
 
 Change = Callable[[Crystal, np.random.Generator], Crystal]
 #: matrices nearer than this (fraction of a cell edge; angstrom for the lattice) are the same matrix
@@ -171,15 +172,16 @@ def main() -> None:
         f"{len(data)} crystals drawn, {n} with a canonical form (the rest: over 60 sites); "
         f"median {1e3 * float(np.median(seconds)):.1f} ms, mean {1e3 * float(np.mean(seconds)):.1f} ms a crystal\n"
     )
-    print("| change | same matrix | share, 95 % interval | matches the original | differs in |")
-    print("|---|---|---|---|---|")
+    rows = []
     for name in ["as given", *CHANGES]:
         kinds = Counter(o[name][0].split(":")[0] for o in outcomes)
         same = kinds.pop("same", 0)
         low, high = wilson(same, n)
         match = sum(o[name][1] for o in outcomes)
-        why = ", ".join(f"{k} {v}" for k, v in kinds.most_common()) or "-"
-        print(f"| {name} | {same} / {n} | {same / max(n, 1):.2%} ({low:.2%} to {high:.2%}) | {match} / {n} | {why} |")
+        why = ", ".join(f"{k} {v}" for k, v in kinds.most_common()) or None
+        share = f"{same / max(n, 1):.2%} ({low:.2%} to {high:.2%})"
+        rows.append((name, f"{same} / {n}", share, f"{match} / {n}", why))
+    print(markdown_table(rows, ["change", "same matrix", "share, 95 % interval", "matches the original", "differs in"]))
 
 
 if __name__ == "__main__":

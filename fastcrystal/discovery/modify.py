@@ -28,6 +28,7 @@ from fastcrystal.structure.canonical import canonicalize
 from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.match import match_pairs
 from fastcrystal.symmetry.symmetrize import space_group_of
+from fastcrystal.utils.tables import plain_table
 
 #: a regression gives one answer; others are drawn
 PROPOSALS = 16
@@ -199,12 +200,15 @@ def _write(out: Path, given: Candidate, start: Candidate, proposals: list[Candid
         table.writerows(rows)
     own_group = space_group_of(given.crystal, SYMPREC)
     asked = proposals[0].requested_energy
+    shown = ("cif", "energy_change", "space_group", "distance", "copies")
     lines = [
         f"{start.formula}, {start.crystal.num_sites} sites, space group {own_group or 'unknown'}: asked for "
         f"{asked:+g} eV/atom in space group {proposals[0].requested_group}",
-        "file      eV/atom against the input   group   distance   copies   ",
+        plain_table(
+            [[None if r[key] == "" else r[key] for key in shown] for r in rows if not r["reason"]],
+            ["file", "eV/atom against the input", "group", "distance", "copies"],
+        ),
     ]
-    lines += [_line(r) for r in rows if not r["reason"]]
     gone = sum(bool(r["reason"]) for r in rows)
     lines.append(
         f"{gone} of {len(rows)} proposals are invalid, copies, or could not be relaxed (proposals.csv says why)"
@@ -213,9 +217,3 @@ def _write(out: Path, given: Candidate, start: Candidate, proposals: list[Candid
         lines.append(f"the input itself could not be relaxed: {start.reason}")
     lines.append("distance: rms of StructureMatcher in units of (volume per atom)^(1/3); -: it is another structure")
     return "\n".join([*lines, f"written to {out}"])
-
-
-def _line(row: dict[str, Any]) -> str:
-    change, group = row["energy_change"], row["space_group"]
-    shown = ("-" if v == "" else v for v in (change, group, row["distance"], row["copies"]))
-    return f"{row['cif']:9} {{:>26}}   {{:>5}}   {{:>8}}   {{:>6}}".format(*shown)

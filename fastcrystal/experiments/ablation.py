@@ -17,6 +17,7 @@ from fastcrystal.experiments.run import finish_training, is_judged, judge
 from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.tasks import make_splits
 from fastcrystal.utils.files import write_json
+from fastcrystal.utils.tables import markdown_table
 
 #: row -> what differs from the recipe; the first row is the recipe itself
 ROWS: dict[str, dict[str, Any]] = {
@@ -120,24 +121,17 @@ def ablate(
 def table(done: dict[str, list[dict[str, Any]]], base: TrainConfig, seeds: Sequence[int]) -> str:
     """One row a switch, the crystals of all seeds counted together."""
     first = next(iter(done.values()))
-    lines = [
+    about = (
         f"{base.data}, {base.max_steps} steps of {base.batch_size}, seeds {', '.join(map(str, seeds))}, "
-        f"{sum(r['n_test'] for r in first)} test crystals; [ ] are 95 % intervals",
-        "",
-        "| switch | fit | rms | RMSE |",
-        "|---|---|---|---|",
+        f"{sum(r['n_test'] for r in first)} test crystals; [ ] are 95 % intervals"
+    )
+    kinds = [(row, results, "match_rate", "rmse") for row, results in done.items()]
+    kinds += [(f"*{name}*", first, name, f"{name}_rmse") for name in ("retrieval", "chance")]
+    rows = [
+        (row, _pooled(results, f"{name}_fit"), _pooled(results, f"{name}_rms"), _mean(results, rmse))
+        for row, results, name, rmse in kinds
     ]
-    for row, results in done.items():
-        lines.append(
-            f"| {row} | {_pooled(results, 'match_rate_fit')} | {_pooled(results, 'match_rate_rms')} | "
-            f"{_mean(results, 'rmse')} |"
-        )
-    lines += [
-        f"| *{name}* | {_pooled(first, f'{name}_fit')} | {_pooled(first, f'{name}_rms')} | "
-        f"{_mean(first, f'{name}_rmse')} |"
-        for name in ("retrieval", "chance")
-    ]
-    return "\n".join(lines)
+    return f"{about}\n\n{markdown_table(rows, ['switch', 'fit', 'rms', 'RMSE'])}"
 
 
 def _pooled(results: list[dict[str, Any]], name: str) -> str:

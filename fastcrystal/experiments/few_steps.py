@@ -13,6 +13,7 @@ from fastcrystal.sampling.generator import Generator
 from fastcrystal.structure.match import match_many
 from fastcrystal.training.tasks import draw_test_set, make_splits
 from fastcrystal.utils.files import write_json
+from fastcrystal.utils.tables import markdown_table
 
 #: sampler -> steps that are tried; Heun and midpoint call the network twice a step, rk4 four times
 FLOW_STEPS: dict[str, tuple[int, ...]] = {
@@ -98,16 +99,14 @@ def _finite(value: Any) -> Any:
 
 def table(rows: list[dict[str, Any]]) -> str:
     """Markdown, one row a sampler and number of steps."""
-    lines = [
-        "| sampler | steps | calls of the network | ms a crystal | fit | rms | RMSE |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {r['sampler']} | {r['steps']} | {r['calls']} | {1e3 * r['seconds_per_crystal']:.1f} | "
-        f"{100 * r['fit']:.1f} % | {100 * r['rms']:.1f} % | {r['rmse']:.4f} |"
+    cells = [
+        (
+            *(r["sampler"], r["steps"], r["calls"], f"{1e3 * r['seconds_per_crystal']:.1f}"),
+            *(f"{100 * r['fit']:.1f} %", f"{100 * r['rms']:.1f} %", f"{r['rmse']:.4f}"),
+        )
         for r in rows
     ]
-    return "\n".join(lines)
+    return markdown_table(cells, ["sampler", "steps", "calls of the network", "ms a crystal", "fit", "rms", "RMSE"])
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:

@@ -26,6 +26,7 @@ from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.tasks import make_splits
 from fastcrystal.training.trainer import Trainer
 from fastcrystal.utils.files import write_json
+from fastcrystal.utils.tables import markdown_table
 
 logger = logging.getLogger(__name__)
 
@@ -179,20 +180,16 @@ def tables(results: dict[str, dict[str, Any]], about: dict[str, Any]) -> str:
         models = [m for m in MODELS if m.task == task]
         first = results[models[0].name]
         unit = "pairs" if task == "modify" else "crystals"
-        lines = [
-            f"{title}, {first['n_test']} test {unit} of unseen formulas",
-            "",
-            "| model | accuracy (fit) | match rate (rms) | RMSE | seconds a crystal |",
-            "|---|---|---|---|---|",
-        ]
+        rows: list[list[str]] = []
         for m in models:
             r = results[m.name]
-            lines.append(f"| {m.title} | {_rate(r, 'match_rate', 'rmse')} | {_seconds(r['seconds_per_crystal'])} |")
+            rows.append([m.title, *_rate(r, "match_rate", "rmse"), _seconds(r["seconds_per_crystal"])])
         for name, what in BASELINES.items():
             if first.get(f"{name}_fit") is not None:
-                lines.append(f"| *{name}: {what}* | {_rate(first, name, f'{name}_rmse')} | |")
-        lines.append(f"| *the paper's best, its own data* | {100 * PAPER[task]:.0f} % | | | |")
-        blocks.append("\n".join(lines))
+                rows.append([f"*{name}: {what}*", *_rate(first, name, f"{name}_rmse"), ""])
+        rows.append(["*the paper's best, its own data*", f"{100 * PAPER[task]:.0f} %", "", "", ""])
+        head = ["model", "accuracy (fit)", "match rate (rms)", "RMSE", "seconds a crystal"]
+        blocks.append(f"{title}, {first['n_test']} test {unit} of unseen formulas\n\n{markdown_table(rows, head)}")
     note = (
         f"{about['data']}; {about['steps']} steps of {about['batch_size']} for every model, seed {about['seed']}; "
         f"{about['machine']}, torch {about['torch']}, {about['date']}. [ ] are 95 % intervals. The paper's figures are "
@@ -205,13 +202,13 @@ def _seconds(value: float) -> str:
     return f"{value:.3f}" if value >= 0.001 else "under 0.001"
 
 
-def _rate(result: dict[str, Any], name: str, rmse: str) -> str:
+def _rate(result: dict[str, Any], name: str, rmse: str) -> list[str]:
     cells = []
     for criterion in ("fit", "rms"):
         low, high = result["intervals"][f"{name}_{criterion}"]
         cells.append(f"{100 * result[f'{name}_{criterion}']:.1f} % [{100 * low:.1f}, {100 * high:.1f}]")
     value = result[rmse]
-    return " | ".join([*cells, "-" if value is None else f"{value:.4f}"])
+    return [*cells, "-" if value is None else f"{value:.4f}"]
 
 
 def draw(results: dict[str, dict[str, Any]], path: Path) -> Path:

@@ -23,6 +23,7 @@ from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.formula import parse_formula
 from fastcrystal.symmetry.symmetrize import space_group_of
 from fastcrystal.training.trainer import anonymise
+from fastcrystal.utils.tables import plain_table
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -268,25 +269,18 @@ def _write(out: Path, structures: list[Structure | None], rows: list[dict[str, A
 
 
 def _table(request: Request, why: str, rows: list[dict[str, Any]], out: Path) -> str:
-    head = (
-        "file      group asked  found at " + "  ".join(f"{p:g} A" for p in SYMPRECS) + "   A^3/atom  shortest A  state"
-    )
+    tolerances = [f"{p:g} A" for p in SYMPRECS]
+    head = ["file", "group asked", f"found at {tolerances[0]}", *tolerances[1:], "A^3/atom", "shortest A", "state"]
+    keys = ["file", "requested_group", *(f"group_{p:g}" for p in SYMPRECS), "volume_per_atom", "min_distance", "state"]
     group = "any space group" if request.space_group is None else f"space group {request.space_group}"
     energy = "any energy" if request.energy is None else f"{request.energy:g} eV/atom"
-    lines = [f"{request.formula}, {group}, {energy}; cell {why}", head]
-    for r in rows:
-        groups = "".join(f"{_or_dash(r[f'group_{p:g}']):>7}" for p in SYMPRECS)
-        lines.append(
-            f"{_or_dash(r['file']):9} {_or_dash(r['requested_group']):>11}      {groups}   "
-            f"{_or_dash(r['volume_per_atom']):>8}  {_or_dash(r['min_distance']):>10}  {r['state']}"
-        )
+    lines = [
+        f"{request.formula}, {group}, {energy}; cell {why}",
+        plain_table([[r[k] for k in keys] for r in rows], head),
+    ]
     if request.space_group is None:
         return "\n".join([*lines, f"written to {out}: CIF, crystals.extxyz, .csv, .json, .png"])
     hits = {p: sum(r[f"group_{p:g}"] == request.space_group for r in rows) for p in SYMPRECS}
     shares = ", ".join(f"{n} of {len(rows)} at {p:g} A" for p, n in hits.items())
     lines += [f"space group obtained: {shares}", f"written to {out}: CIF, crystals.extxyz, .csv, .json, .png"]
     return "\n".join(lines)
-
-
-def _or_dash(value: Any) -> str:
-    return "-" if value is None else str(value)

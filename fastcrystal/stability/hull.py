@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.relaxation.potentials import scale_of
+from fastcrystal.utils.tables import markdown_table
 
 if TYPE_CHECKING:
     from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
@@ -273,20 +274,15 @@ def caveat(scale: str) -> str:
 
 def table(rows: Iterable[Mapping[str, Any]], scale: str) -> str:
     """`best_per_formula` for people, with its caveat."""
-    lines = [
-        "| formula | best, meV/atom above the hull | below the hull | placed of candidates | best candidate "
-        "| group | on the hull there |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    head = ["formula", "best, meV/atom above the hull", "below the hull", "placed of candidates", "best candidate"]
+    lines = []
     for row in rows:
         best = "none placed" if row["best_mev"] is None else f"{row['best_mev']:+.1f}"
         parts = " + ".join(f"{share:.3g} {name}" for name, share in row["decomposition"].items())
-        group = row["space_group"] or "-"
-        lines.append(
-            f"| {row['formula']} | {best} | {row['below']} | {row['placed']} of {row['candidates']} "
-            f"| {row['best_id'] or '-'} | {group} | {parts or '-'} |"
-        )
-    return "\n".join([*lines, "", caveat(scale)])
+        placed = f"{row['placed']} of {row['candidates']}"
+        found = (row["best_id"] or None, row["space_group"] or None, parts or None)
+        lines.append((row["formula"], best, row["below"], placed, *found))
+    return f"{markdown_table(lines, [*head, 'group', 'on the hull there'])}\n\n{caveat(scale)}"
 
 
 def hull_data(hull: Hull, elements: Iterable[str], candidates: Iterable[Candidate] = ()) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from fastcrystal.structure.crystal import Crystal
 from fastcrystal.utils.files import cut_broken_line
 from tests.factories.candidates import crystal_of
 from tests.factories.crystals import crystal
+from tests.factories.text import unpadded
 
 
 @pytest.fixture(scope="module")
@@ -281,7 +282,7 @@ def test_ground_states_are_compared(finished: Finished) -> None:
 
 
 def test_card(finished: Finished) -> None:
-    text = card(finished, {"potential": "sevennet-0", "symprec": 0.1, "window": 1.5}, {"sevenn": "0.0"})
+    text = unpadded(card(finished, {"potential": "sevennet-0", "symprec": 0.1, "window": 1.5}, {"sevenn": "0.0"}))
     assert "SevenNet-0" in text
     assert "not DFT" in text
     assert "| duplicates | 1 |" in text

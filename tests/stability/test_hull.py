@@ -11,6 +11,7 @@ from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.stability.entries import read_entries
 from fastcrystal.stability.hull import Hull, best_per_formula, entry_of, hull_data, table
 from tests.factories.candidates import entry, made
+from tests.factories.text import unpadded
 
 # Cu and Au at -1 and -2, CuAu at -1.7: 0.2 eV/atom below the line between them
 KNOWN = [entry("cu", {"Cu": 4}, -1.0), entry("au", {"Au": 1}, -2.0), entry("cuau", {"Cu": 1, "Au": 1}, -1.7)]
@@ -106,7 +107,7 @@ def test_table_3() -> None:
     assert first["best_mev"] == pytest.approx(-130)
     assert rows[1]["best_mev"] == pytest.approx(100)
     assert rows[2]["best_mev"] is None
-    text = table(rows, "SevenNet-0 (11Jul2024)")
+    text = unpadded(table(rows, "SevenNet-0 (11Jul2024)"))
     assert "| CuAu | -130.0 | 1 | 3 of 4 | c2 | 221 |" in text
     assert "| Au | none placed | 0 | 0 of 1 |" in text
     assert "not DFT" in text

@@ -35,6 +35,7 @@ from fastcrystal.data.curation.formula_table import formula_table
 from fastcrystal.data.store import Store
 from fastcrystal.features.elements import SYMBOLS
 from fastcrystal.utils.files import write_json
+from fastcrystal.utils.tables import plain_table
 
 #: file in a curated view's folder: options, and counts of every step
 CURATION = "curation.json"
@@ -146,10 +147,8 @@ class Curated:
     steps: tuple[Step, ...]
 
     def __str__(self) -> str:
-        width = max(len(s.name) for s in self.steps) if self.steps else 0
-        head = f"{'step':{width}}  {'before':>10}  {'after':>10}  {'gone':>10}  what went"
-        lines = [f"{s.name:{width}}  {s.before:10,}  {s.after:10,}  {s.gone:10,}  {s.detail}" for s in self.steps]
-        return "\n".join(line.rstrip() for line in (head, *lines))
+        rows = [(s.name, f"{s.before:,}", f"{s.after:,}", f"{s.gone:,}", s.detail) for s in self.steps]
+        return plain_table(rows, ["step", "before", "after", "gone", "what went"])
 
     def save(self, path: str | Path) -> Path:
         """Write the view, and in its folder `CURATION`.

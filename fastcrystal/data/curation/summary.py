@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from fastcrystal.data.curation.formula_table import formula_table
 from fastcrystal.data.store import Store
 from fastcrystal.features.elements import SYMBOLS
+from fastcrystal.utils.tables import markdown_table
 
 #: formulas with this many crystals are the polymorph groups of the paper
 PAPER_GROUPS = (7, 71)
@@ -141,7 +142,7 @@ def as_markdown(summary: Summary, pictures: dict[str, str] | None = None) -> str
         ("formation energy unknown", f"{s.n_crystals - len(s.energies):,}"),
         *((f"from {name}", f"{count:,} ({count / n:.1%})") for name, count in s.by_label.items()),
     ]
-    lines = [f"# {s.name}", "", "| what | value |", "|---|---|", *(f"| {what} | {value} |" for what, value in rows)]
+    lines = [f"# {s.name}", "", markdown_table(rows, ["what", "value"])]
     for title, file in (pictures or {}).items():
         lines += ["", f"![{title}]({file})"]
     return "\n".join(lines) + "\n"

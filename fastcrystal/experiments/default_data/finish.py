@@ -15,6 +15,7 @@ from fastcrystal.relaxation.potentials import POTENTIALS
 from fastcrystal.structure.canonical import Canonical, canonicalize_many
 from fastcrystal.structure.crystal import Crystal
 from fastcrystal.utils.progress import progress_bar
+from fastcrystal.utils.tables import markdown_table
 
 #: polymorphs further apart than this in energy (eV/atom) are not compared: a relaxation stops within a few 0.01
 SAME_ENERGY = 0.05
@@ -220,8 +221,7 @@ def card(done: Finished, settings: dict[str, Any], versions: dict[str, str]) -> 
     elements = np.unique(data.species)
     label = POTENTIALS[settings["potential"]].label
     agree = sum(row["gap"] is not None and row["gap"] <= 0.001 for row in done.checks)
-    rule = [f"| {k} | {v} |" for k, v in done.counts.items()]
-    checks = [f"| {r['formula']} | {r['known']} | {r['found']} | {_gap(r['gap'])} |" for r in done.checks]
+    checks = [(r["formula"], r["known"], r["found"], _gap(r["gap"])) for r in done.checks]
     return "\n".join(
         [
             "# The default data set: decorated AFLOW prototypes",
@@ -247,16 +247,12 @@ def card(done: Finished, settings: dict[str, Any], versions: dict[str, str]) -> 
             "Settings: " + ", ".join(f"{k} {v}" for k, v in settings.items()) + ".",
             "Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items()) + ".",
             "",
-            "| what became of the candidates | number |",
-            "|---|---|",
-            *rule,
+            markdown_table(done.counts.items(), ["what became of the candidates", "number"]),
             "",
             f"Known ground states against those found; {agree} of {len(done.checks)} agree. The gap is how far the "
             "known structure lies above the lowest found, eV/atom.",
             "",
-            "| formula | known | found (space group) | gap |",
-            "|---|---|---|---|",
-            *checks,
+            markdown_table(checks, ["formula", "known", "found (space group)", "gap"]),
             "",
         ]
     )
