@@ -1,9 +1,10 @@
-"""The last stage: candidates by their distance from the hull, as a table, CIFs and DFT inputs."""
+"""Ranking: candidates by their distance from the hull, as a table, CIFs and DFT inputs."""
 
 from __future__ import annotations
 
 import csv
 import logging
+import math
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,14 +27,30 @@ def with_group(candidate: Candidate) -> Candidate:
     return candidate.measuring(relaxed_group=space_group_of(candidate.crystal, SYMPREC))
 
 
-def ranked(candidates: Iterable[Candidate]) -> list[Candidate]:
-    """Placed candidates, the lowest above the hull first."""
+def rows(candidates: Iterable[Candidate]) -> list[tuple[dict[str, Any], Candidate]]:
+    """Placed candidates, the lowest above the hull first, each with its row of ranking.csv; "" is unknown."""
     placed = [c for c in candidates if not c.reason and "e_above_hull" in c.measured]
-    return sorted(placed, key=lambda c: (c.measured["e_above_hull"], c.id))
+    out = []
+    for rank, c in enumerate(sorted(placed, key=lambda c: (c.measured["e_above_hull"], c.id)), 1):
+        row = {
+            "rank": rank,
+            "id": c.id,
+            "formula": c.formula,
+            "e_above_hull_mev": round(1000 * c.measured["e_above_hull"], 1),
+            "formation_energy": round(c.measured["formation_energy"], 4),
+            "space_group_asked": c.requested_group or "",
+            "space_group_relaxed": c.measured.get("relaxed_group") or "",
+            "requested_energy": "" if math.isnan(c.requested_energy) else round(c.requested_energy, 4),
+            "converged": c.measured.get("converged", ""),
+            "copies": c.measured.get("copies", ""),
+            "cif": f"cif/{rank:04d}_{c.formula}.cif",
+        }
+        out.append((row, c))
+    return out
 
 
-def write(folder: Path, candidates: Iterable[Candidate], best: int) -> list[Candidate]:
-    """ranking.csv, a CIF of every ranked candidate, and VASP inputs of the best; returns the ranking.
+def write(folder: Path, candidates: Iterable[Candidate], best: int) -> None:
+    """Write ranking.csv, a CIF of every ranked candidate, and VASP inputs of the best.
 
     Parameters
     ----------
@@ -47,35 +64,17 @@ def write(folder: Path, candidates: Iterable[Candidate], best: int) -> list[Cand
     from fastcrystal.discovery.vasp import write_inputs
 
     (folder / "cif").mkdir(parents=True, exist_ok=True)
-    order = ranked(candidates)
-    rows: list[dict[str, Any]] = []
-    for rank, c in enumerate(order, 1):
-        cif = f"cif/{rank:04d}_{c.formula}.cif"
-        CifWriter(c.structure()).write_file(folder / cif)
-        rows.append(
-            {
-                "rank": rank,
-                "id": c.id,
-                "formula": c.formula,
-                "e_above_hull_mev": round(1000 * c.measured["e_above_hull"], 1),
-                "formation_energy": round(c.measured["formation_energy"], 4),
-                "space_group_asked": c.requested_group or "",
-                "space_group_relaxed": c.measured.get("relaxed_group") or "",
-                "requested_energy": "" if c.requested_energy != c.requested_energy else round(c.requested_energy, 4),
-                "converged": c.measured.get("converged", ""),
-                "copies": c.measured.get("copies", ""),
-                "cif": cif,
-            }
-        )
+    order = rows(candidates)
+    for row, c in order:
+        CifWriter(c.structure()).write_file(folder / row["cif"])
     with (folder / "ranking.csv").open("w", newline="", encoding="utf-8") as file:
         out = csv.DictWriter(file, fieldnames=COLUMNS)
         out.writeheader()
-        out.writerows(rows)
+        out.writerows(row for row, _ in order)
     # what is there may hold results by now: it is never written again
     if best and order and not (folder / "vasp").exists():
         partial = folder / "vasp.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        for name, why in write_inputs(order[:best], partial).refused.items():
+        for name, why in write_inputs([c for _, c in order[:best]], partial).refused.items():
             logger.warning(f"no VASP inputs for {name}: {why}")
         partial.rename(folder / "vasp")
-    return order

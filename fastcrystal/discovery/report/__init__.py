@@ -6,7 +6,8 @@
 run_folder.py     what the stages left in the run folder
 *_charts.py       plotly figures of it
 viewer.py         atoms, bonds and cells of the best candidates, for plotly's 3-D scenes
-tables.py         HTML tables; page.py puts all together into template.html with report.css, report.js and plotly.js
+tables.py         columns and rows of its tables
+page.py           all of it as values for templates/page.html, with report.css, report.js and plotly.js
 """
 
 from fastcrystal.discovery.report.page import write_report

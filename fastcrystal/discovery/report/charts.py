@@ -10,6 +10,7 @@ from typing import Any
 #: told apart without color vision, and from white paper (Okabe and Ito)
 BLUE, ORANGE, GREEN, PURPLE, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A8A8A", "#1A1A1A"
 _GRID = "#E3E3E3"
+MISSING_EXTRA = "the report needs plotly and jinja2: pip install 'fastcrystal[report]'"
 #: most categories, bars or labels on one axis: more cannot be read on a phone
 MAX_BARS = 20
 
@@ -48,7 +49,7 @@ def plotly(module: str) -> Any:
     try:
         return importlib.import_module(f"plotly.{module}")
     except ImportError:
-        raise ImportError("the report needs plotly: pip install 'fastcrystal[report]'") from None
+        raise ImportError(MISSING_EXTRA) from None
 
 
 def plain(text: object) -> str:

@@ -1,4 +1,4 @@
-"""RunFolder: what the stages of a discovery run left behind, read for the report; a stage that is missing is None."""
+"""RunFolder: the results of a discovery run's stages, read for the report; None for a stage that is missing."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import csv
 import json
 import math
 from collections import Counter
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from fastcrystal.discovery.conditions import Condition, read_conditions
+from fastcrystal.discovery.ranking import rows
 from fastcrystal.relaxation.candidate import Candidate, read_candidates
+
+T = TypeVar("T")
 
 #: folder of each stage that holds candidates, in order, and what it is called in the report
 STAGES = {
@@ -48,8 +53,7 @@ class RunFolder:
     path : Path
     request : dict or None
         request.json.
-    conditions : list of dict or None
-        Lines of 1_conditions/conditions.jsonl.
+    conditions : list of Condition or None
     stages : dict of str to (list of Candidate or None)
         For each of `STAGES`.
     hull : dict or None
@@ -62,7 +66,7 @@ class RunFolder:
 
     path: Path
     request: dict[str, Any] | None
-    conditions: list[dict[str, Any]] | None
+    conditions: list[Condition] | None
     stages: dict[str, list[Candidate] | None]
     hull: dict[str, Any] | None
     entries: dict[str, Any] | None
@@ -88,39 +92,12 @@ class RunFolder:
 
     @property
     def references(self) -> list[dict[str, Any]]:
-        """Known crystals of the hull: "formula", "source", "formation_energy" and "e_above_hull" (eV/atom or None)."""
-        hull = self.hull or {}
-        rows = hull.get("references")
-        if rows is None:  # as `fastcrystal.stability.hull.hull_data` has them
-            rows = [p for p in hull.get("points") or () if p.get("kind") == "reference"]
-        return [
-            {
-                "formula": str(row.get("formula", "")),
-                "source": str(row.get("source") or row.get("id") or ""),
-                **{k: _finite(row.get(k)) for k in ("formation_energy", "e_above_hull")},
-            }
-            for row in rows
-        ]
+        """Known crystals of the hull, as `fastcrystal.stability.hull.hull_data` has them."""
+        return [p for p in (self.hull or {}).get("points", ()) if p["kind"] == "reference"]
 
     def ranked(self) -> list[dict[str, Any]]:
         """The rows of ranking.csv; where there is none, the placed candidates in its columns, lowest first."""
-        if self.ranking is not None:
-            return self.ranking
-        best = sorted(self.placed, key=lambda c: float(c.measured["e_above_hull"]))
-        return [
-            {
-                "rank": float(rank),
-                "id": c.id,
-                "formula": c.formula,
-                "e_above_hull_mev": 1000 * float(c.measured["e_above_hull"]),
-                "formation_energy": measured(c, "formation_energy"),
-                "space_group_asked": float(c.requested_group) if c.requested_group else None,
-                "space_group_relaxed": measured(c, "relaxed_group"),
-                "requested_energy": None if math.isnan(c.requested_energy) else c.requested_energy,
-                "cif": "",
-            }
-            for rank, c in enumerate(best, 1)
-        ]
+        return [row for row, _ in rows(self.placed)] if self.ranking is None else self.ranking
 
     def counts(self) -> list[dict[str, Any]]:
         """What each stage that is there did.
@@ -173,42 +150,29 @@ def read_run(path: Path) -> RunFolder:
     request, entries, hull = (
         _object(path / name) for name in ("request.json", "0_references/entries.json", "5_hull/hull.json")
     )
-    stages = {folder: _candidates(path / folder / "candidates.jsonl") for folder in STAGES}
-    conditions = _lines(path / "1_conditions" / "conditions.jsonl")
+    stages = {folder: _list(path / folder / "candidates.jsonl", read_candidates) for folder in STAGES}
+    conditions = _list(path / "1_conditions" / "conditions.jsonl", read_conditions)
     return RunFolder(path, request, conditions, stages, hull, entries, _ranking(path / "6_ranking" / "ranking.csv"))
 
 
 def _object(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    values = _loaded(path, path.read_text(encoding="utf-8"))
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
     if not isinstance(values, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(values).__name__}")
     return values
 
 
-def _lines(path: Path) -> list[dict[str, Any]] | None:
-    """Objects of a .jsonl file; a last line that a kill cut short is left out, as in `read_candidates`."""
-    if not path.is_file():
-        return None
-    text = path.read_text(encoding="utf-8")
-    found = [_loaded(path, line) for line in text[: text.rfind("\n") + 1].splitlines()]
-    return [values for values in found if isinstance(values, dict)]
-
-
-def _loaded(path: Path, text: str) -> Any:
-    try:
-        return json.loads(text)
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
-
-
-def _candidates(path: Path) -> list[Candidate] | None:
+def _list(path: Path, read: Callable[[Path], Iterable[T]]) -> list[T] | None:
     if not path.is_file():
         return None
     try:
-        return list(read_candidates(path))
-    except ValueError as error:
+        return list(read(path))
+    except (ValueError, TypeError) as error:
         raise ValueError(f"{path}: {error}") from None
 
 

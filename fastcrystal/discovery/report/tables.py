@@ -1,8 +1,7 @@
-"""HTML tables of the report. Every value goes through `cell`, which escapes it."""
+"""Tables of the report: columns, how their values are shown, and rows; templates/parts.html lays them out."""
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -37,6 +36,42 @@ class Column:
     digits: int | None = None
     signed: bool = False
 
+    def shown(self, value: Any) -> str:
+        """A value as text; a dash where there is none."""
+        if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):
+            return "–"
+        if self.digits is None or isinstance(value, bool) or not isinstance(value, int | float):
+            return str(value)
+        return number(value, self.digits, signed=self.signed)
+
+    def sort_key(self, value: Any) -> str:
+        """Number that the page sorts by; "" where there is none."""
+        return "" if self.shown(value) == "–" else f"{float(value):.10g}"
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the page.
+
+    Attributes
+    ----------
+    caption : str
+        Also for screen readers.
+    columns : sequence of Column
+    rows : list of dict
+        "_structure", the number of a structure in the viewer, makes the row choose it.
+    total : int
+        Rows that there are, where not all are shown.
+    kind : str
+        CSS class.
+    """
+
+    caption: str
+    columns: Sequence[Column]
+    rows: list[dict[str, Any]]
+    total: int = 0
+    kind: str = ""
+
 
 RANKING = (
     Column("rank", "rank", 0),
@@ -63,7 +98,7 @@ REFERENCES = (
     Column("formula", "formula"),
     Column("formation_energy", "formation energy, eV/atom", 3),
     Column("e_above_hull_mev", "above hull, meV/atom", 1),
-    Column("source", "source"),
+    Column("id", "source"),
 )
 SOURCES = (Column("file", "file"), Column("bytes", "bytes", 0), Column("sha256", "SHA-256"))
 STAGES = (
@@ -74,61 +109,10 @@ STAGES = (
 )
 
 
-def shown(value: Any, column: Column) -> str:
-    """A value as the page has it, not yet escaped; a dash where there is none."""
-    if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):
-        return "–"
-    if column.digits is None or isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
-    text = f"{value:{'+' if column.signed else ''}.{column.digits}f}"
-    # no minus before a zero that rounding made
-    return text.replace("-", "−") if float(text) else text.replace("-", "+" if column.signed else "")
-
-
-def cell(value: Any, column: Column) -> str:
-    """A <td> with its value to sort by."""
-    text = html.escape(shown(value, column))
-    if column.digits is None:
-        return f"<td>{text}</td>"
-    key = "" if text == "–" else f"{float(value):.10g}"
-    return f'<td class="number" data-sort="{key}">{text}</td>'
-
-
-def table(columns: Sequence[Column], rows: Iterable[dict[str, Any]], *, caption: str, kind: str = "") -> str:
-    """A table that sorts by a click on a heading.
-
-    Parameters
-    ----------
-    columns : sequence of Column
-    rows : iterable of dict
-        "_structure", the number of a structure in the viewer, makes the row choose it.
-    caption : str
-        Plain text, for those who do not see the table too.
-    kind : str
-        CSS class.
-    """
-    head = "".join(
-        f'<th scope="col" aria-sort="none"{" class=number" if c.digits is not None else ""}>'
-        f'<button type="button">{html.escape(c.title)}</button></th>'
-        for c in columns
-    )
-    body = "".join(_row(columns, row) for row in rows)
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(caption)}">'
-        f'<table class="sortable {html.escape(kind)}"><caption>{html.escape(caption)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _row(columns: Sequence[Column], row: dict[str, Any]) -> str:
-    cells = [cell(row.get(c.key), c) for c in columns]
-    number = row.get("_structure")
-    if number is None:
-        return f"<tr>{''.join(cells)}</tr>"
-    # a button, so that the keyboard and screen readers can choose it too; a click anywhere in the row will do
-    first = cells[0].replace(">", '><button type="button" class="choose" title="show the structure">', 1)
-    cells[0] = first.replace("</td>", "</button></td>")
-    return f'<tr data-structure="{int(number)}">{"".join(cells)}</tr>'
+def number(value: float, digits: int, *, signed: bool = False) -> str:
+    """A number with so many decimals and a true minus sign, never before a zero that rounding made."""
+    text = f"{value:{'+' if signed else ''}.{digits}f}"
+    return text.replace("-", "−") if float(text) else text.replace("-", "+" if signed else "")
 
 
 def stage_rows(run: RunFolder) -> list[dict[str, Any]]:
@@ -141,23 +125,12 @@ def stage_rows(run: RunFolder) -> list[dict[str, Any]]:
     return rows
 
 
-def settings(values: dict[str, Any], caption: str) -> str:
-    """Nested settings as two columns: dotted name, value."""
-    rows = "".join(
-        f'<tr><th scope="row">{html.escape(name)}</th><td>{html.escape(value)}</td></tr>'
-        for name, value in _flat(values, "")
-    )
-    return (
-        f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(caption)}"><table class="settings">'
-        f"<caption>{html.escape(caption)}</caption><tbody>{rows}</tbody></table></div>"
-    )
-
-
-def _flat(values: dict[str, Any], before: str) -> Iterable[tuple[str, str]]:
+def flat(values: dict[str, Any], before: str = "") -> Iterable[tuple[str, str]]:
+    """Nested settings as dotted names and texts."""
     for key, value in values.items():
         name = f"{before}{key}"
         if isinstance(value, dict):
-            yield from _flat(value, f"{name}.")
+            yield from flat(value, f"{name}.")
         elif isinstance(value, list):
             more = f" … ({len(value)} values)" if len(value) > _MAX_VALUES else ""
             yield name, ", ".join(str(v) for v in value[:_MAX_VALUES]) + more
