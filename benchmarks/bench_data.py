@@ -21,9 +21,9 @@ from benchmarks.plain import DenseCrystals, loader
 from benchmarks.timing import DEVICE, once, paired, wait
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.datasets.synthetic import synthetic_crystals
-from fastcrystal.data.export import export_parquet
 from fastcrystal.data.load import load_dataset
 from fastcrystal.data.store import open_store
+from fastcrystal.data.store.export import export_parquet
 from fastcrystal.data.store.writer import StoreWriter
 from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.trainer import Trainer

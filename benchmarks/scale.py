@@ -33,9 +33,9 @@ import numpy as np
 from benchmarks.gpu_check import machine, write
 from fastcrystal.data.curation.curate import curate
 from fastcrystal.data.datasets.synthetic import synthetic_crystals
-from fastcrystal.data.importing import import_store
 from fastcrystal.data.splits import split_by_formula
 from fastcrystal.data.store import open_store
+from fastcrystal.data.store.importing import import_store
 from fastcrystal.data.store.writer import StoreWriter
 from fastcrystal.features.elements import SYMBOLS
 from fastcrystal.structure.lattice import lattice_parameters

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 checkout = pytest.mark.skipif(not (ROOT / ".git").exists(), reason="an sdist holds a copy in place of the link")
 #: without these an installed copy cannot work
 NEEDED = {
-    "fastcrystal/data/prototype_formulas.txt",
+    "fastcrystal/data/datasets/prototype_formulas.txt",
     "fastcrystal/features/elements.npz",
     "fastcrystal/features/space_groups.npz",
     "fastcrystal/kernels/__init__.py",
@@ -71,11 +71,10 @@ def test_version_is_pyprojects() -> None:
 def test_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
     package = ROOT / "fastcrystal"
     # the link is a folder of its own in the wheel
-    folders = [*(p for p in package.iterdir() if p.is_dir() and p.name != "__pycache__"), package]
+    files = [*package.rglob("*"), *(package / "kernels").iterdir()]
     here = {
         f"fastcrystal/{path.relative_to(package).as_posix()}"
-        for folder in folders
-        for path in folder.iterdir()
+        for path in files
         if path.suffix in (".py", ".npz", ".txt", ".typed")
     }
     assert here >= NEEDED

@@ -12,7 +12,7 @@ from fastcrystal.cli.app import build_parser
 from tests.factories.tiny import ROOT, run_command
 
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-SHIPPED = ROOT / "fastcrystal" / "data" / "prototypes.npz"
+SHIPPED = ROOT / "fastcrystal" / "data" / "datasets" / "prototypes.npz"
 #: scripts/<name>.py -> the command that it is
 SCRIPTS = {"train": "train", "sample": "sample", "evaluate": "evaluate", "prepare_data": "data"}
 

@@ -1,14 +1,15 @@
-"""The subcommands of `fastcrystal data`."""
+"""`fastcrystal data`: the subcommands that build, import and describe data sets."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastcrystal.cli.curation import add_curation
 from fastcrystal.cli.databases import add_databases
-from fastcrystal.cli.options import add_jobs
+from fastcrystal.cli.options import Workers, add_jobs, add_settings, part_of, with_settings
 from fastcrystal.cli.stores import add_stores
 
 
@@ -17,72 +18,62 @@ def add_data(commands: Any) -> None:
     p = commands.add_parser("data", help="build, import and describe data sets")
     kinds = p.add_subparsers(dest="kind", required=True, metavar="KIND")
     b = kinds.add_parser("build", help="make the default data set anew (extra: mlip)")
-    b.set_defaults(run_command=_data_build)
+    b.set_defaults(run_command=_build)
     b.add_argument("name", choices=("prototypes",))
-    b.add_argument("--work", type=Path, default=Path("prototypes-build"), help="folder of partial results")
     b.add_argument("--out", type=Path, default=Path("prototypes.npz"))
-    add_jobs(b)
-    b.add_argument("--formula", action="append", help="only these formulas (repeatable)")
-    b.add_argument("--max-sites", type=int, help="largest primitive cell")
-    b.add_argument("--max-prototypes", type=int, help="most prototypes a formula")
-    b.add_argument("--finish-only", action="store_true", help="make the set from what is relaxed so far")
+    add_settings(b)
     i = kinds.add_parser("import", help="structure files, tables, archives, databases -> canonical store or .npz")
-    i.set_defaults(run_command=_data_import)
+    i.set_defaults(run_command=_import)
     i.add_argument("source", nargs="+", type=Path, help="files or folders: fastcrystal.data.readers lists what is read")
     i.add_argument("--out", type=Path, required=True, help="folder of the store, or an .npz for small sets")
     i.add_argument("--energies", type=Path, help="csv with an id and an energy column (eV/atom)")
-    i.add_argument("--id-column", help="of --energies where that is given, else of the sources")
-    i.add_argument("--energy-column", help="likewise; energies are eV/atom")
-    i.add_argument("--cif-column", help="column with CIFs")
-    i.add_argument("--group-column", help="column with space-group numbers, to be compared with the computed ones")
-    i.add_argument("--select", help="keep only this source label of an .npz")
-    i.add_argument("--max-sites", type=int, default=60, help="largest primitive cell (default: 60)")
-    i.add_argument("--symprec", type=float, default=0.1, help="angstrom (default: 0.1)")
-    i.add_argument("--expand-disorder", action="store_true", help="order partial occupancies instead of rejecting them")
-    i.add_argument("--licence", metavar="TEXT", help="of the sources, for the store's manifest")
     i.add_argument("--append", action="store_true", help="add to a finished store")
     add_jobs(i)
+    add_settings(i)
     add_databases(kinds)
     add_stores(kinds)
     add_curation(kinds)
-    n = kinds.add_parser("info", help="what a data set holds")
-    n.set_defaults(run_command=_data_info)
+    n = kinds.add_parser("info", help="numbers of a data set, store or view")
+    n.set_defaults(run_command=_info)
     n.add_argument("path", nargs="?", default="prototypes", help="a name, an .npz, or the folder of a store or view")
     n.add_argument("--json", action="store_true")
     n.add_argument("--verify", action="store_true", help="compare the checksums of all arrays of a store")
 
 
-def _data_build(args: argparse.Namespace) -> None:
+def _build(args: argparse.Namespace) -> None:
     from fastcrystal.experiments.default_data.build import BuildConfig, build
+    from fastcrystal.parallel.map import backend
 
-    given = {k: v for k in ("max_sites", "max_prototypes") if (v := getattr(args, k)) is not None}
-    print(build(args.work, args.out, BuildConfig(**given), args.formula, args.jobs, finish_only=args.finish_only))
+    @dataclass(frozen=True)
+    class BuildSettings(BuildConfig, Workers):
+        """Settings of `fastcrystal data build`."""
+
+        work: Path = Path("prototypes-build")
+        """Folder of partial results; a build that was killed goes on there."""
+        formulas: tuple[str, ...] | None = None
+        """Formulas to build; None: the default set's."""
+        finish_only: bool = False
+        """Relax nothing more: make the set from what is relaxed so far."""
+
+    s = with_settings(args, BuildSettings())
+    with backend(s.backend):
+        config = part_of(BuildConfig, s)
+        print(build(s.work, args.out, config, s.formulas, s.jobs, finish_only=s.finish_only))
 
 
-def _data_import(args: argparse.Namespace) -> None:
-    from fastcrystal.data.importing import import_store, import_structures
+def _import(args: argparse.Namespace) -> None:
+    from fastcrystal.data.store.importing import ImportSettings, import_store, import_structures
 
-    options: dict[str, Any] = {
-        "energies": args.energies,
-        "id_column": args.id_column,
-        "energy_column": args.energy_column,
-        "cif_column": args.cif_column,
-        "group_column": args.group_column,
-        "select_source": args.select,
-        "symprec": args.symprec,
-        "max_sites": args.max_sites,
-        "disorder": "expand" if args.expand_disorder else "reject",
-        "jobs": args.jobs,
-    }
+    settings = with_settings(args, ImportSettings(energies=args.energies))
     if args.out.suffix != ".npz":
-        print(import_store(args.source, args.out, licence=args.licence, append=args.append, **options))
-    elif args.append or args.licence is not None:
-        raise ValueError(f"--append and --licence are for stores; {args.out.name} is an .npz: give a folder")
+        print(import_store(args.source, args.out, settings, append=args.append, jobs=args.jobs))
+    elif args.append or settings.licence is not None:
+        raise ValueError(f"--append and licence are for stores; {args.out.name} is an .npz: give a folder")
     else:
-        print(import_structures(args.source, args.out, **options))
+        print(import_structures(args.source, args.out, settings, jobs=args.jobs))
 
 
-def _data_info(args: argparse.Namespace) -> None:
-    from fastcrystal.data.info import describe
+def _info(args: argparse.Namespace) -> None:
+    from fastcrystal.data.curation.info import describe
 
     print(describe(args.path, as_json=args.json, verify=args.verify))

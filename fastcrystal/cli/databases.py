@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import argparse
-import re
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from fastcrystal.cli.options import add_settings, part_of, with_settings
+
+if TYPE_CHECKING:
+    from fastcrystal.data.databases.download import Downloaded
 
 
 def add_databases(kinds: Any) -> None:
     """The two commands that reach the network."""
+    pages = "folder of the raw pages; the same command goes on there"
     a = kinds.add_parser("aflow", help="fetch entries of AFLOW (needs the network)")
     a.set_defaults(run_command=_aflow)
-    _add_common(a, "nspecies", "natoms", page_size=1000)
-    a.add_argument("--catalog", help="one part of AFLOW: ICSD, LIB1, ..., LIB7")
-    a.add_argument("--without-energy", action="store_true", help="also entries that have no formation enthalpy")
-    a.add_argument("--base-url", help="another address of AFLUX")
+    a.add_argument("--out", type=Path, required=True, metavar="FOLDER", help=pages)
+    a.add_argument("--elements", nargs="+", default=(), metavar="X", help="all of these must be in it")
+    add_settings(a, file=False)
     o = kinds.add_parser(
         "optimade", help="fetch structures of an OPTIMADE database (needs the network, extra: optimade)"
     )
@@ -23,45 +28,41 @@ def add_databases(kinds: Any) -> None:
     o.add_argument(
         "provider", metavar="URL_OR_PROVIDER", help="base URL, or an id such as oqmd, mp, alexandria, jarvis"
     )
-    _add_common(o, "nelements", "nsites", page_size=100)
-    o.add_argument("--filter", default="", help="in OPTIMADE's language; joined with the options above by AND")
-    o.add_argument(
-        "--energy-field", help="the provider's formation energy, eV/atom (known for some: docs/databases.md)"
-    )
-    o.add_argument("--group-field", help="the provider's space-group number")
-
-
-def _add_common(p: Any, species: str, sites: str, page_size: int) -> None:
-    p.add_argument(
-        "--out", type=Path, required=True, metavar="FOLDER", help="raw pages; the same command goes on there"
-    )
-    p.add_argument("--elements", nargs="+", default=(), metavar="X", help="all of these must be in it")
-    p.add_argument(f"--{species}", type=_range, metavar="N or LOW-HIGH", help="number of elements")
-    p.add_argument(f"--{sites}", type=_range, metavar="N or LOW-HIGH", help="number of atoms in the cell")
-    p.add_argument("--max-entries", type=int, help="stop after about so many")
-    p.add_argument("--page-size", type=int, default=page_size, help=f"structures a request ({page_size})")
-    p.add_argument("--delay", type=float, default=1.0, help="seconds between two requests (1)")
-    p.add_argument("--attempts", type=int, default=6, help="times that a page is asked for (6)")
-
-
-def _range(text: str) -> tuple[int, int]:
-    """3 -> (3, 3); 4-60 -> (4, 60)."""
-    found = re.fullmatch(r"(\d{1,6})(?:-(\d{1,6}))?", text)
-    if not found:
-        raise argparse.ArgumentTypeError(f"expected a number or a range like 4-60, got {text!r}")
-    return int(found[1]), int(found[2] or found[1])
+    o.add_argument("--out", type=Path, required=True, metavar="FOLDER", help=pages)
+    o.add_argument("--filter", default="", help="in OPTIMADE's language; joined with the settings by AND")
+    add_settings(o, file=False)
 
 
 def _aflow(args: argparse.Namespace) -> None:
     from fastcrystal.data.databases.aflow import BASE_URL, AfluxQuery, download
     from fastcrystal.data.databases.download import RetryPolicy
 
-    query = AfluxQuery(
-        tuple(args.elements), args.nspecies, args.natoms, args.catalog, not args.without_energy, args.page_size
+    @dataclass(frozen=True)
+    class AflowSettings(RetryPolicy):
+        """Settings of `fastcrystal data aflow`."""
+
+        elements: tuple[str, ...] = ()
+        """Elements that must all be in it."""
+        nspecies: tuple[int, int] | None = None
+        """Fewest and most elements."""
+        natoms: tuple[int, int] | None = None
+        """Fewest and most atoms in the cell."""
+        catalog: str | None = None
+        """One part of AFLOW: ICSD, LIB1, ..., LIB7."""
+        with_energy: bool = True
+        """Only entries with a formation enthalpy."""
+        page_size: int = 1000
+        """Entries a request."""
+        max_entries: int | None = None
+        """Stop after about so many."""
+        base_url: str = BASE_URL
+        """Address of AFLUX."""
+
+    s = with_settings(args, AflowSettings(elements=tuple(args.elements)))
+    query = AfluxQuery(s.elements, s.nspecies, s.natoms, s.catalog, s.with_energy, s.page_size)
+    done = download(
+        query, args.out, base_url=s.base_url, retry_policy=part_of(RetryPolicy, s), max_entries=s.max_entries
     )
-    polite = RetryPolicy(delay=args.delay, attempts=args.attempts)
-    base_url = args.base_url or BASE_URL
-    done = download(query, args.out, base_url=base_url, retry_policy=polite, max_entries=args.max_entries)
     _report(done, "energies: enthalpy_formation_atom, eV/atom, as AFLOW gives them")
 
 
@@ -69,17 +70,38 @@ def _optimade(args: argparse.Namespace) -> None:
     from fastcrystal.data.databases.download import RetryPolicy
     from fastcrystal.data.databases.optimade import OptimadeQuery, download, find_provider, make_filter
 
+    @dataclass(frozen=True)
+    class OptimadeSettings(RetryPolicy):
+        """Settings of `fastcrystal data optimade`."""
+
+        elements: tuple[str, ...] = ()
+        """Elements that must all be in it."""
+        nelements: tuple[int, int] | None = None
+        """Fewest and most elements."""
+        nsites: tuple[int, int] | None = None
+        """Fewest and most atoms in the cell."""
+        energy_field: str | None = None
+        """The provider's formation energy, eV/atom (known for some: docs/databases.md)."""
+        group_field: str | None = None
+        """The provider's space-group number."""
+        page_size: int = 100
+        """Structures a request."""
+        max_entries: int | None = None
+        """Stop after about so many."""
+
+    s = with_settings(args, OptimadeSettings())
     provider = find_provider(args.provider)
-    wanted = make_filter(tuple(args.elements), args.nelements, args.nsites, args.filter)
-    energy, group = args.energy_field or provider.energy_field, args.group_field or provider.group_field
-    query = OptimadeQuery(wanted, energy, group, args.page_size)
-    polite = RetryPolicy(delay=args.delay, attempts=args.attempts)
-    done = download(query, args.out, base_url=provider.base_url, retry_policy=polite, max_entries=args.max_entries)
+    wanted = make_filter(s.elements, s.nelements, s.nsites, args.filter)
+    energy, group = s.energy_field or provider.energy_field, s.group_field or provider.group_field
+    query = OptimadeQuery(wanted, energy, group, s.page_size)
+    done = download(
+        query, args.out, base_url=provider.base_url, retry_policy=part_of(RetryPolicy, s), max_entries=s.max_entries
+    )
     if energy:
         _report(done, f"energies: {energy}, eV/atom, as the provider gives them")
     else:
-        _report(done, "energies: none, no property of this provider is known (--energy-field names one)")
+        _report(done, "energies: none, no property of this provider is known (--set energy_field=NAME names one)")
 
 
-def _report(done: Any, energies: str) -> None:
+def _report(done: Downloaded, energies: str) -> None:
     print(f"{done}\n{energies}\nnext: fastcrystal data import {done.folder} --out STORE")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -20,8 +21,19 @@ def add_jobs(p: Any, what: str = "processes (default: all cores)") -> None:
     p.add_argument("--backend", default="loky", metavar="WHERE", help=f"where they run: {BACKENDS} (docs/clusters.md)")
 
 
-def add_settings(p: Any) -> None:
-    """`--set` and `--config`, for all settings that have no flag of their own; `with_settings` applies them."""
+@dataclass(frozen=True)
+class Workers:
+    """Processes of a command, where they are settings and no flags (`add_jobs`)."""
+
+    jobs: int | None = None
+    """Number of processes; none: all cores."""
+    backend: str = "loky"
+    """Where they run: loky, dask:ADDRESS, ray:ADDRESS (docs/clusters.md)."""
+
+
+def add_settings(p: Any, *, file: bool = True) -> None:
+    """`--set` and, unless `file` is off, `--config`, for settings without a flag; `with_settings` applies them."""
+    p.set_defaults(config=None)
     p.add_argument(
         "--set",
         action="append",
@@ -29,7 +41,8 @@ def add_settings(p: Any) -> None:
         metavar="NAME=VALUE",
         help="any other setting, repeatable; `--set help` lists them with their values",
     )
-    p.add_argument("--config", type=Path, metavar="FILE", help="settings from a TOML file; --set goes before it")
+    if file:
+        p.add_argument("--config", type=Path, metavar="FILE", help="settings from a TOML file; --set goes before it")
 
 
 def given_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -66,6 +79,11 @@ def with_settings(args: argparse.Namespace, config: T) -> T:
     config = updated(config, given_settings(args))
     show_settings(args, config)
     return config
+
+
+def part_of(kind: type[T], settings: object) -> T:
+    """A dataclass of those fields of some settings that it has."""
+    return kind(**{f.name: getattr(settings, f.name) for f in fields(kind)})  # type: ignore[arg-type]
 
 
 def show_settings(args: argparse.Namespace, config: object) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from fastcrystal.cli.options import add_settings, with_settings
 
 if TYPE_CHECKING:
     from fastcrystal.data.store import Store
@@ -19,13 +22,8 @@ def add_stores(kinds: Any) -> None:
     s.set_defaults(run_command=_select)
     s.add_argument("store", type=Path)
     s.add_argument("--out", type=Path, required=True, help="folder of the view")
-    s.add_argument("--formula", action="append", help="reduced formula (repeatable)")
-    s.add_argument("--group", action="append", type=int, help="space-group number (repeatable)")
-    s.add_argument("--elements", nargs="+", metavar="SYMBOL", help="all of these")
-    s.add_argument("--only-elements", nargs="+", metavar="SYMBOL", help="none but these")
-    s.add_argument("--energy", nargs=2, type=float, metavar=("LOW", "HIGH"), help="formation energy, eV/atom")
-    s.add_argument("--sites", nargs=2, type=int, metavar=("FEWEST", "MOST"))
-    s.add_argument("--label", action="append", help="collection (repeatable; `data info` lists them)")
+    s.add_argument("--elements", nargs="+", default=(), metavar="SYMBOL", help="all of these must be in it")
+    add_settings(s, file=False)
 
     p = kinds.add_parser("split", help="views of a store to train, validate and test on, no formula in two of them")
     p.set_defaults(run_command=_split)
@@ -45,19 +43,32 @@ def add_stores(kinds: Any) -> None:
     e.add_argument("out", type=Path, help="the ending says the format")
 
 
+@dataclass(frozen=True)
+class SelectSettings:
+    """Criteria of `fastcrystal data select`; None: any."""
+
+    elements: tuple[str, ...] | None = None
+    """Elements that must all be in it."""
+    only_elements: tuple[str, ...] | None = None
+    """Elements besides which there must be no other."""
+    formulas: tuple[str, ...] | None = None
+    """Reduced formulas, in any order of elements."""
+    groups: tuple[int, ...] | None = None
+    """Space-group numbers."""
+    energy: tuple[float, float] | None = None
+    """Lowest and highest formation energy, eV/atom."""
+    sites: tuple[int, int] | None = None
+    """Fewest and most sites."""
+    labels: tuple[str, ...] | None = None
+    """Collections (`data info` lists them)."""
+
+
 def _select(args: argparse.Namespace) -> None:
     from fastcrystal.data.store import open_store
 
+    criteria = with_settings(args, SelectSettings(tuple(args.elements) or None))
     store = open_store(args.store)
-    view = store.where(
-        formulas=args.formula,
-        groups=args.group,
-        elements=args.elements,
-        only_elements=args.only_elements,
-        energy=args.energy,
-        sites=args.sites,
-        labels=args.label,
-    )
+    view = store.where(**asdict(criteria))
     if not len(view):
         raise ValueError(f"none of the {len(store)} crystals in {args.store} is like that")
     view.save_view(args.out)
@@ -91,8 +102,8 @@ def _merge(args: argparse.Namespace) -> None:
 
 
 def _export(args: argparse.Namespace) -> None:
-    from fastcrystal.data.export import export_extxyz, export_npz, export_parquet
     from fastcrystal.data.store import open_store
+    from fastcrystal.data.store.export import export_extxyz, export_npz, export_parquet
 
     store = open_store(args.store)
     if args.out.suffix == ".parquet":

@@ -14,7 +14,7 @@ from fastcrystal.data.dataset import FILE_KEYS, CrystalDataset
 from fastcrystal.data.store import Store, open_store
 
 #: data sets shipped in the package
-SHIPPED = {"prototypes": "prototypes.npz"}
+SHIPPED = {"prototypes": "datasets/prototypes.npz"}
 _REQUIRED = ("formula", "natoms", "e_form", "sg", "lattice", "numbers", "frac")
 _LABELS = ("id", "source", "prototype")
 

@@ -45,7 +45,7 @@ def load_candidates(path: str | Path, *, unplaced: bool = False) -> tuple[list[C
         if not candidates:
             raise ValueError(f"{stage} holds no candidates")
         return candidates, []
-    from fastcrystal.data.read import read_structures
+    from fastcrystal.data.readers import read_structures
 
     candidates, rejects = [], []
     for item in read_structures(path):

@@ -135,7 +135,7 @@ def modify(
 
 def _input(path: Path, model: Generator) -> Candidate:
     """The crystal to modify, in canonical form."""
-    from fastcrystal.data.read import parse_structure
+    from fastcrystal.data.readers import parse_structure
 
     if not path.is_file():
         raise ValueError(f"{path} is {'a folder' if path.is_dir() else 'not there'}: give a CIF or POSCAR")

@@ -84,6 +84,11 @@ def formula_strings(numbers: NDArray[np.integer[Any]], offsets: NDArray[np.integ
     return np.array(["".join(sorted(w)) for w in words], dtype=np.str_)
 
 
+def reduced_formula(species: NDArray[np.integer[Any]]) -> str:
+    """Reduced formula of one crystal, elements in alphabetical order: [1, 1, 8] -> "H2O"."""
+    return str(formula_strings(species, np.array([0, len(species)]))[0])
+
+
 def parse_formula(formula: str) -> list[int]:
     """Atomic numbers of a formula as written: "TaB2" -> [73, 5, 5].
 

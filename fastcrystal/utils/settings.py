@@ -300,11 +300,12 @@ def _plain(value: Any, kind: Any = None) -> Any:
 
 
 def _field_docs(cls: type) -> dict[str, str]:
-    """First sentence of the docstring under each field."""
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
+    """First sentence of the docstring under each field, those of inherited fields too."""
     out = {}
-    for field, doc in pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
-            text = " ".join(str(doc.value.value).split())
-            out[field.target.id] = text.split(". ")[0]  # type: ignore[union-attr]
+    for base in filter(is_dataclass, reversed(cls.__mro__)):
+        body = ast.parse(textwrap.dedent(inspect.getsource(base))).body[0].body  # type: ignore[attr-defined]
+        for field, doc in pairwise(body):
+            if isinstance(field, ast.AnnAssign) and isinstance(doc, ast.Expr) and isinstance(doc.value, ast.Constant):
+                text = " ".join(str(doc.value.value).split())
+                out[field.target.id] = text.split(". ")[0]  # type: ignore[union-attr]
     return out

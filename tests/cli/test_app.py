@@ -153,7 +153,7 @@ def test_an_interrupt_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     def stop(*_: object, **__: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fastcrystal.data.info.describe", stop)
+    monkeypatch.setattr("fastcrystal.data.curation.info.describe", stop)
     assert main(["data", "info"]) == 130
     assert capsys.readouterr().err.strip() == "fastcrystal data: interrupted"
 

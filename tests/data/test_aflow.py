@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 
 from fastcrystal.cli.app import main
-from fastcrystal.cli.databases import add_databases
 from fastcrystal.data.databases.aflow import AfluxQuery, download, entries
 from fastcrystal.data.databases.download import USER_AGENT
 from fastcrystal.data.readers.entry import Entry, Reject
@@ -171,34 +170,41 @@ def test_what_no_query_is(wrong: dict[str, Any], message: str) -> None:
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "pages"
     with bad_server(Aflux(5)) as server:
-        arguments = ["data", "aflow", "--elements", "Ta", "W", "--nspecies", "2", "--natoms", "1-60", "--out", str(out)]
-        assert main([*arguments, "--base-url", server.url, "--delay", "0"]) == 0
+        arguments = ["data", "aflow", "--elements", "Ta", "W", "--out", str(out)]
+        arguments += ["--set", "nspecies=2,2", "--set", "natoms=1,60"]
+        assert main([*arguments, "--set", f"base_url={server.url}", "--set", "delay=0"]) == 0
     said = capsys.readouterr().out
     assert f"5 structures on 1 pages in {out} (1 pages fetched now)" in said
     assert "enthalpy_formation_atom, eV/atom" in said
     assert f"next: fastcrystal data import {out} --out STORE" in said
     assert "nspecies(2),natoms(1*,*60)" in server.log.urls[0]
-    assert main([*arguments, "--base-url", f"http://127.0.0.1:{unused_port()}"]) == 2
+    assert main([*arguments, "--set", f"base_url=http://127.0.0.1:{unused_port()}"]) == 2
     assert "base_url was" in capsys.readouterr().err
 
 
 def test_command_without_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     url = f"http://127.0.0.1:{unused_port()}"
-    assert main(["data", "aflow", "--elements", "Ta", "--out", str(tmp_path / "x"), "--base-url", url]) == 2
+    assert main(["data", "aflow", "--elements", "Ta", "--out", str(tmp_path / "x"), "--set", f"base_url={url}"]) == 2
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("fastcrystal data:")]
     assert len(lines) == 1
     assert "connection refused" in lines[0]
 
 
-def test_ranges_of_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    add_databases(parser.add_subparsers())
-    assert parser.parse_args(["aflow", "--out", "x", "--natoms", "4-60", "--nspecies", "3"]).natoms == (4, 60)
-    with pytest.raises(SystemExit):
-        parser.parse_args(["aflow", "--out", "x", "--natoms", "many"])
-    assert "expected a number or a range like 4-60, got 'many'" in capsys.readouterr().err
+def test_ranges_of_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for value, why in (
+        ("natoms=many", "natoms must be 2 values, each an integer, got ['many']"),
+        ("natoms=9,4", "natoms must be a range of positive numbers, got 9-4"),
+    ):
+        assert main(["data", "aflow", "--out", str(tmp_path / "x"), "--set", value]) == 2
+        assert capsys.readouterr().err == f"fastcrystal data: {why}\n"
+    with pytest.raises(SystemExit) as done:
+        main(["data", "aflow", "--out", str(tmp_path / "x"), "--elements", "Ta", "--set", "help"])
+    assert done.value.code == 0
+    listed = capsys.readouterr().out
+    assert "elements=Ta " in listed
+    assert "page_size=1000" in listed
+    assert "delay=1.0" in listed
+    assert not (tmp_path / "x").exists()
 
 
 def test_pages_go_into_no_folder_of_something_else(tmp_path: Path) -> None:

@@ -139,7 +139,17 @@ def test_options_out_of_range(options: dict[str, tuple[int, int]], message: str)
 
 def test_saved_with_its_history(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store = known_store(tmp_path / "s")
-    asked = ["data", "curate", str(store.path), "--out", str(tmp_path / "v"), "--energy", "-1", "5", "--min-share", "0"]
+    asked = [
+        "data",
+        "curate",
+        str(store.path),
+        "--out",
+        str(tmp_path / "v"),
+        "--set",
+        "energy=-1,5",
+        "--set",
+        "min_share=0",
+    ]
     assert main(asked) == 0
     printed = capsys.readouterr().out
     assert "7 crystals in the view" in printed

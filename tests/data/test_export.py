@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.data.export import export_extxyz, export_parquet
 from fastcrystal.data.load import load_dataset
 from fastcrystal.data.store import Store
+from fastcrystal.data.store.export import export_extxyz, export_parquet
 from fastcrystal.data.store.merge import merge_stores
 from fastcrystal.data.store.writer import StoreWriter
 
@@ -59,7 +59,7 @@ def test_what_cannot_be_merged(data: CrystalDataset, tmp_path: Path) -> None:
 
 
 def test_parquet(data: CrystalDataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastcrystal.data.export.CHUNK", 7)
+    monkeypatch.setattr("fastcrystal.data.store.export.CHUNK", 7)
     without = replace(data, energy=np.where(np.arange(40) == 3, np.nan, data.energy).astype(np.float32))
     view = made(tmp_path / "s", without, "a").select([9, 3, 21])
     rows = pq.read_table(export_parquet(view, tmp_path / "x.parquet", progress=False)).to_pylist()

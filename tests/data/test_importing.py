@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from fastcrystal.cli.app import main
-from fastcrystal.data.import_report import ImportReport, Tally, kind_of
-from fastcrystal.data.importing import import_store, import_structures
 from fastcrystal.data.readers import open_source
 from fastcrystal.data.readers.entry import Entry, Reject
 from fastcrystal.data.readers.parsing import Outcome, Rules, process
 from fastcrystal.data.store import open_store
 from fastcrystal.data.store.format import read_manifest
+from fastcrystal.data.store.import_report import ImportReport, Tally, kind_of
+from fastcrystal.data.store.importing import ImportSettings, import_store, import_structures
 from tests.factories.shared_data import data_folder
 from tests.factories.sources_made import CRYSTALS, rows, write, write_csv
 from tests.factories.tiny import ROOT
@@ -38,7 +38,7 @@ def test_sources_of_every_kind_into_one_store(tmp_path: Path) -> None:
         (tmp_path / kind).mkdir()
         paths.append(write(kind, tmp_path / kind))
     (paths[0] / "bad.cif").write_text("data_x\n_cell_length_a 4\n")
-    report = import_store(paths, tmp_path / "s.store", licence="CC BY 4.0", jobs=1, progress=False)
+    report = import_store(paths, tmp_path / "s.store", ImportSettings(licence="CC BY 4.0"), jobs=1, progress=False)
     assert (report.n_structures, report.n_rejected) == (15, 1)
     assert [t.n_structures for t in report.tallies] == [3] * 5
     assert report.declared == 12  # the folder's CIFs say P 1, as of no symmetry; its POSCAR says nothing
@@ -73,7 +73,7 @@ def test_groups_that_disagree_are_counted(tmp_path: Path) -> None:
     assert (report.declared, report.disagree) == (2, 1)
     assert "space groups: 1 of 2 declared ones (50.0%)" in str(report)
     assert open_store(tmp_path / "s").declared_sg.tolist() == [1, 0, 136]
-    other = import_store(path, tmp_path / "o", group_column="band_gap", jobs=1, progress=False)
+    other = import_store(path, tmp_path / "o", ImportSettings(group_column="band_gap"), jobs=1, progress=False)
     assert other.declared == 0
 
 
@@ -81,8 +81,8 @@ def test_energy_columns_that_were_not_guessed_are_named(tmp_path: Path) -> None:
     table = [{"material_id": r["material_id"], "cif": r["cif"], "heat_all": 1.5} for r in rows()]
     path = write_csv(tmp_path / "t.csv", table)
     report = import_store(path, tmp_path / "a", jobs=1, progress=False)
-    assert "no column is known to hold formation energies: name one of heat_all by --energy-column" in str(report)
-    import_store(path, tmp_path / "b", energy_column="heat_all", jobs=1, progress=False)
+    assert "no column is known to hold formation energies: name one of heat_all by --set energy_column=NAME" in str(report)
+    import_store(path, tmp_path / "b", ImportSettings(energy_column="heat_all"), jobs=1, progress=False)
     assert open_store(tmp_path / "b").energy.tolist() == [1.5] * 3
 
 
@@ -112,7 +112,7 @@ def contents(store: Path) -> dict[str, object]:
 KILLED = """
 import os, signal, sys
 import fastcrystal.data.store.writer as w
-from fastcrystal.data.importing import import_store
+from fastcrystal.data.store.importing import import_store
 w.COMMIT_CRYSTALS = 8
 left = int(sys.argv[1])
 real = w.StoreWriter._count
@@ -141,7 +141,7 @@ def test_a_killed_import_goes_on_to_the_same_store(tmp_path: Path, monkeypatch: 
     consumed = [s["consumed"] for s in read_manifest(Path("killed"))["sources"]]
     assert 0 < sum(consumed) < 80
     with pytest.raises(ValueError, match=r"begun with other settings \(symprec was 0.1, now 0.2\)"):
-        import_store(["a.csv", "b.csv"], "killed", symprec=0.2, jobs=1, progress=False)
+        import_store(["a.csv", "b.csv"], "killed", ImportSettings(symprec=0.2), jobs=1, progress=False)
     with pytest.raises(ValueError, match="begun from other sources"):
         import_store(["b.csv", "a.csv"], "killed", jobs=1, progress=False)
     parsed = []
@@ -150,7 +150,7 @@ def test_a_killed_import_goes_on_to_the_same_store(tmp_path: Path, monkeypatch: 
         parsed.append(item)
         return process(rules, item)
 
-    monkeypatch.setattr("fastcrystal.data.importing.process", counted)
+    monkeypatch.setattr("fastcrystal.data.store.importing.process", counted)
     report = import_store(["a.csv", "b.csv"], "killed", jobs=1, progress=False)
     assert len(parsed) == 80 - sum(consumed)  # nothing is parsed twice
     assert contents(Path("killed")) == contents(Path("whole"))
@@ -234,8 +234,7 @@ def test_elemental_references(tmp_path: Path) -> None:
     import_store(
         path,
         tmp_path / "s",
-        energy_column="energy",
-        elemental_references={"Na": -1.0, "Cl": -2.0},
+        ImportSettings(energy_column="energy", elemental_references={"Na": -1.0, "Cl": -2.0}),
         jobs=1,
         progress=False,
     )
@@ -257,7 +256,7 @@ def test_several_sources_into_an_npz(tmp_path: Path) -> None:
 
 def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, out = many(tmp_path / "a.csv", 10), tmp_path / "s"
-    command = ["data", "import", str(path), "--out", str(out), "--jobs", "1", "--licence", "mine"]
+    command = ["data", "import", str(path), "--out", str(out), "--jobs", "1", "--set", "licence=mine"]
     assert main(command) == 0
     assert "8 structures in" in capsys.readouterr().out
     assert main(command) != 0
@@ -266,8 +265,18 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert len(open_store(out)) == 16
     assert main(["data", "import", str(path), "--out", str(tmp_path / "o.npz"), "--append"]) != 0
     assert "o.npz is an .npz: give a folder" in capsys.readouterr().err
-    assert main(["data", "import", str(path), "--out", str(tmp_path / "d"), "--expand-disorder", "--jobs", "1"]) == 0
-    assert read_manifest(tmp_path / "d")["settings"]["disorder"] == "expand"
+    settings = tmp_path / "import.toml"
+    settings.write_text('disorder = "expand"\nsymprec = 0.05\n')
+    other = ["data", "import", str(path), "--out", str(tmp_path / "d"), "--jobs", "1", "--config", str(settings)]
+    assert main([*other, "--set", "symprec=0.2", "--set", "elemental_references.Na=-1"]) == 2
+    assert "none of 10 structures" in capsys.readouterr().err
+    assert main([*other, "--set", "symprec=0.2"]) == 0
+    recorded = read_manifest(tmp_path / "d")["settings"]
+    assert (recorded["disorder"], recorded["symprec"]) == ("expand", 0.2)
+    assert main([*other, "--set", "simprec=0.2"]) == 2
+    assert "no field simprec: did you mean symprec?" in capsys.readouterr().err
+    assert main([*command, "--licence", "mine"]) == 2
+    assert "--licence is a setting now: --set licence=TEXT" in capsys.readouterr().err
 
 
 def test_kinds_of_reasons_stay_few(tmp_path: Path) -> None:

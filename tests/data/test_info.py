@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastcrystal.cli.app import main
-from fastcrystal.data.info import describe
+from fastcrystal.data.curation.info import describe
 from fastcrystal.data.store import Store
 from tests.factories.made_up import make
 from tests.factories.made_up_store import store_of, with_groups
@@ -65,8 +65,8 @@ def test_a_view_and_its_curation(store: Store, tmp_path: Path, capsys: pytest.Ca
     assert values["formation_energy_ev_per_atom"] is None
     assert values["labels"] == {"set1": 2}
     assert "curation" not in values
-    curated = ["data", "curate", str(store.path), "--out", str(tmp_path / "v"), "--sites", "2", "9", "--min-share", "0"]
-    assert main(curated) == 0
+    curated = ["data", "curate", str(store.path), "--out", str(tmp_path / "v"), "--set", "sites=2,9"]
+    assert main([*curated, "--set", "min_share=0"]) == 0
     capsys.readouterr()
     assert "polymorphs 7..71: 2 gone" in describe(tmp_path / "v")
     assert as_json(tmp_path / "v", capsys)["n_structures"] == 9

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastcrystal.cli.app import main
-from fastcrystal.data.curation.near_duplicates import NearDuplicates, choose_pairs, find_near_duplicates
+from fastcrystal.data.curation.near_duplicates import NearDuplicates, PairSettings, choose_pairs, find_near_duplicates
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.store import Store, open_store
 from fastcrystal.structure.crystal import Crystal
@@ -77,11 +77,11 @@ def test_the_table(report: NearDuplicates, tmp_path: Path) -> None:
 
 
 def test_filters(store: Store) -> None:
-    assert len(choose_pairs(store, volume=None).first) == 11
-    same = choose_pairs(store, same_sites=True)
+    assert len(choose_pairs(store, PairSettings(volume=None)).first) == 11
+    same = choose_pairs(store, PairSettings(same_sites=True))
     assert (len(same.first), same.n_sites, same.n_volume) == (6, 1, 4)
     # an unknown energy (crystal 2) is no reason to leave a pair out
-    near = choose_pairs(store, energy=0.2)
+    near = choose_pairs(store, PairSettings(energy=0.2))
     assert [*zip(near.first.tolist(), near.second.tolist(), strict=True)] == [(0, 1), (0, 2), (1, 2), (2, 4), (5, 6)]
     assert near.n_energy == 2
 
@@ -90,11 +90,11 @@ def test_samples(tmp_path: Path) -> None:
     kinds = [((z, 17), range(4)) for z in range(20, 40)]
     data = make([*kinds, ((11, 17), range(30)), ((3, 9), [0.0])])
     store = store_of(tmp_path / "s", replace(data, lattice=np.tile(np.eye(3, dtype=np.float32) * 4, (len(data), 1, 1))))
-    everything = choose_pairs(store, per_group=100)
+    everything = choose_pairs(store, PairSettings(per_group=100))
     assert (everything.n_groups, len(everything.rows), len(everything.first)) == (21, 110, 20 * 6 + 30 * 29 // 2)
-    cut = choose_pairs(store, per_group=5)
+    cut = choose_pairs(store, PairSettings(per_group=5))
     assert (len(cut.rows), cut.n_in_groups, len(cut.first)) == (85, 110, 20 * 6 + 10)
-    some, again, other = (choose_pairs(store, sample=3, seed=seed) for seed in (1, 1, 2))
+    some, again, other = (choose_pairs(store, PairSettings(sample=3, seed=seed)) for seed in (1, 1, 2))
     assert some.n_groups == 3
     np.testing.assert_array_equal(some.first, again.first)
     assert some.rows.tolist() != other.rows.tolist()
@@ -113,12 +113,12 @@ def test_samples(tmp_path: Path) -> None:
 )
 def test_bad_options(store: Store, option: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        choose_pairs(store, **option)  # type: ignore[arg-type]
+        choose_pairs(store, PairSettings(**option))  # type: ignore[arg-type]
 
 
 def test_chains_count_once(store: Store) -> None:
     """0-1 and 1-2 match, 0-2 does not: one of the three is enough."""
-    pairs = choose_pairs(store, volume=None)
+    pairs = choose_pairs(store, PairSettings(volume=None))
     fit = np.isin(pairs.first * 10 + pairs.second, [1, 12])
     n = len(fit)
     result = MatchResult(fit, np.full(n, np.nan), ["ok"] * n, np.zeros(n), np.full(n, 2))
@@ -130,7 +130,7 @@ def test_no_pair_at_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
     store = store_of(tmp_path / "s", make([((11, 17), [0.0]), ((3, 9), [0.0])]))
     out = tmp_path / "pairs.parquet"
-    assert main(["data", "near-duplicates", str(store.path), "--out", str(out), "--jobs", "1"]) == 0
+    assert main(["data", "near-duplicates", str(store.path), "--out", str(out), "--set", "jobs=1"]) == 0
     assert "none, no formula has two crystals" in capsys.readouterr().out
     assert pq.read_table(out).num_rows == 0
     assert len(open_store(store.path)) == 2

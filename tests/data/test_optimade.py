@@ -161,8 +161,8 @@ def test_filters_as_the_package_understands_them(own_server: str, tmp_path: Path
 @needs_client
 def test_command_at_the_package_s_server(own_server: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "pages"
-    arguments = ["data", "optimade", f"{own_server}/v1/structures", "--out", str(out), "--delay", "0"]
-    assert main([*arguments, "--elements", "Ac", "--filter", "nsites<10 OR nsites>20", "--page-size", "4"]) == 0
+    arguments = ["data", "optimade", f"{own_server}/v1/structures", "--out", str(out), "--set", "delay=0"]
+    assert main([*arguments, "--set", "elements=Ac", "--filter", "nsites<10 OR nsites>20", "--set", "page_size=4"]) == 0
     said = capsys.readouterr().out
     assert "energies: none, no property of this provider is known" in said
     assert f"next: fastcrystal data import {out} --out STORE" in said

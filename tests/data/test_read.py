@@ -16,16 +16,11 @@ import pytest
 
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
-from fastcrystal.data.read import (
-    Record,
-    Reject,
-    import_structures,
-    parse_structure,
-    read_energies,
-    read_structures,
-    reduced_formula,
-)
+from fastcrystal.data.readers import Record, Reject, parse_structure, read_structures
+from fastcrystal.data.readers.columns import read_energies
 from fastcrystal.data.readers.text import MAX_FILE_BYTES
+from fastcrystal.data.store.importing import ImportSettings, import_structures
+from fastcrystal.structure.formula import reduced_formula
 from tests.factories.shared_data import data_folder
 
 ROCKSALT = ["Na 0 0 0 1", "Cl 0.5 0.5 0.5 1"]
@@ -281,11 +276,13 @@ def test_import(tmp_path: Path) -> None:
     assert "sites, got 70" in next(r["reason"] for r in rejects if r["id"] == "large")
     assert report.rejects_path.name == "out.npz.rejects.jsonl"
     # the data set is a source too
-    again = import_structures(report.path, tmp_path / "again.npz", select_source="in", jobs=1, progress=False)
+    again = import_structures(
+        report.path, tmp_path / "again.npz", ImportSettings(select_source="in"), jobs=1, progress=False
+    )
     other = load_dataset(again.path)
     assert np.abs(other.frac - data.frac).max() < 1e-5
     assert other.labels["id"].tolist() == data.labels["id"].tolist()
-    small = import_structures(report.path, tmp_path / "s.npz", max_sites=2, jobs=1, progress=False)
+    small = import_structures(report.path, tmp_path / "s.npz", ImportSettings(max_sites=2), jobs=1, progress=False)
     assert small.n_structures == 3
 
 
@@ -298,8 +295,7 @@ def test_import_elemental_references(tmp_path: Path) -> None:
     report = import_structures(
         source,
         tmp_path / "o.npz",
-        energy_column="energy",
-        elemental_references=references,
+        ImportSettings(energy_column="energy", elemental_references=references),
         jobs=1,
         progress=False,
     )
@@ -316,15 +312,17 @@ def test_import_errors(tmp_path: Path) -> None:
     assert not out.exists()
     (tmp_path / "in" / "a.cif").write_text(cif())
     with pytest.raises(ValueError, match=r"max_sites must be in 1\.\.60, got 61"):
-        import_structures(tmp_path / "in", out, max_sites=61)
+        import_structures(tmp_path / "in", out, ImportSettings(max_sites=61))
     with pytest.raises(ValueError, match=r"select_source='x' is for \.npz"):
-        import_structures(tmp_path / "in", out, select_source="x")
+        import_structures(tmp_path / "in", out, ImportSettings(select_source="x"))
     with pytest.raises(ValueError, match="elemental_references must be"):
-        import_structures(tmp_path / "in", out, elemental_references="mp", jobs=1, progress=False)  # type: ignore[arg-type]
+        import_structures(tmp_path / "in", out, ImportSettings(elemental_references="mp"), jobs=1, progress=False)  # type: ignore[arg-type]
     report = import_structures(tmp_path / "in", out, jobs=1, progress=False)
     with pytest.raises(ValueError, match="has its own energies"):
         import_structures(
-            report.path, tmp_path / "p.npz", energies=table(tmp_path / "e.csv", [{"id": "a", "e_form": "1"}])
+            report.path,
+            tmp_path / "p.npz",
+            ImportSettings(energies=table(tmp_path / "e.csv", [{"id": "a", "e_form": "1"}])),
         )
 
 
@@ -338,7 +336,7 @@ def test_real_samples(tmp_path: Path) -> None:
     source, energies = samples / "nrel_poscars_200.tar.gz", samples / "nrel_energies_200.csv"
     if not source.is_file() or not energies.is_file():
         pytest.skip(f"needs the NREL sample in {samples}")
-    report = import_structures(source, tmp_path / "n.npz", energies=energies, jobs=1, progress=False)
+    report = import_structures(source, tmp_path / "n.npz", ImportSettings(energies=energies), jobs=1, progress=False)
     with tarfile.open(source) as archive:
         n = sum("POSCAR" in m.name for m in archive if m.isfile())
     assert report.n_structures + report.n_rejected == n

@@ -90,7 +90,7 @@ def test_what_to_do_next(site: tuple[str, Path, list[str]], tmp_path: Path, caps
     printed = capsys.readouterr().out
     got = tmp_path / "got"
     files = " ".join(str(got / name) for name in FILES)
-    assert f"  fastcrystal data import {files} --licence 'CC BY 4.0' --out mp_20.store" in printed
+    assert f"  fastcrystal data import {files} --set 'licence=CC BY 4.0' --out mp_20.store" in printed
     assert "cite: A. Jain et al." in printed
 
 

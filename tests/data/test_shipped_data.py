@@ -14,7 +14,7 @@ from fastcrystal.data.load import load_dataset
 from fastcrystal.structure.canonical import canonicalize
 from fastcrystal.structure.validity import check
 
-PATH = Path(str(resources.files("fastcrystal.data").joinpath("prototypes.npz")))
+PATH = Path(str(resources.files("fastcrystal.data.datasets").joinpath("prototypes.npz")))
 SYMPREC = 0.1
 
 pytestmark = pytest.mark.skipif(not PATH.is_file(), reason=f"{PATH} has not been built yet (fastcrystal data build)")

@@ -208,8 +208,8 @@ def test_ids_are_unique_and_printable(tmp_path: Path) -> None:
 
 
 def test_a_store_and_a_data_set_are_sources(tmp_path: Path, tiny_npz: Path) -> None:
-    from fastcrystal.data.importing import import_store
     from fastcrystal.data.load import load_dataset
+    from fastcrystal.data.store.importing import import_store
 
     data = load_dataset(tiny_npz)
     import_store(tiny_npz, tmp_path / "s.store", jobs=1, progress=False)

@@ -314,8 +314,11 @@ def test_the_commands_overwrite_nothing_and_name_what_is_wrong(
         (["split", store, "--out", str(there)], "val is there already: give another folder"),
         (["split", one, "--out", str(tmp_path / "sides")], "too few formulas (1) to split: none is left for val"),
         (["export", store, str(tmp_path / "x.npz")], "x.npz is there already"),
-        (["select", store, "--group", "231", "--out", str(tmp_path / "v")], "space groups must be in 1..230, got 231"),
-        (["select", store, "--sites", "9", "3", "--out", str(tmp_path / "v")], "sites must be a lowest and a highest"),
+        (
+            ["select", store, "--set", "groups=1,231", "--out", str(tmp_path / "v")],
+            "space groups must be in 1..230, got 231",
+        ),
+        (["select", store, "--set", "sites=9,3", "--out", str(tmp_path / "v")], "sites must be a lowest and a highest"),
         (["summary", store, "--out", str(tmp_path / "x.npz")], "x.npz is a file: give a folder"),
     ):
         assert main(["data", *command]) == 2

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pymatgen.core import Structure
 
-from fastcrystal.data.read import read_structures
+from fastcrystal.data.readers import read_structures
 from fastcrystal.evaluation.crystals import kind_of_reject, read_crystals
 from tests.factories.crystals import crystal
 from tests.factories.judged import salts, write

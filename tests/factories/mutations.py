@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastcrystal.data.import_report import kind_of
 from fastcrystal.data.readers import open_source
 from fastcrystal.data.readers.parsing import Rules, process
+from fastcrystal.data.store.import_report import kind_of
 from tests.factories.sources_made import CRYSTALS, aflow_row, rows
 
 NUMBER = re.compile(rb"-?\d+(\.\d+)?")

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.data.read import pack
 from fastcrystal.model.config import PRESETS, UNetConfig
 from fastcrystal.structure.canonical import canonicalize
 from fastcrystal.structure.crystal import Crystal
@@ -54,7 +53,8 @@ def tiny_dataset() -> CrystalDataset:
                 energies.append(-1.0 - 0.1 * size + 0.2 * k)
                 names.append(f"{cation}{anion}-{kind}")
     labels = {"id": np.array(names), "source": np.array(["a", "b"] * (len(forms) // 2))}
-    return pack(forms, np.array(energies, dtype=np.float32), labels, "tiny")
+    crystals, groups = [f.crystal for f in forms], [f.space_group for f in forms]
+    return CrystalDataset.from_crystals(crystals, groups, energies, labels=labels, name="tiny")
 
 
 def shrink_networks(patch: Any) -> None:

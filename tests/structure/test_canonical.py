@@ -12,8 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from fastcrystal.data.canonicalize import canonicalize_dataset
-from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
 from fastcrystal.structure.canonical import (
     Canonical,
@@ -246,33 +244,19 @@ def test_structures() -> None:
         canonicalize_structure(Structure(Lattice.cubic(4), ["X"], [[0, 0, 0]]))
 
 
-def dataset(cells: list[Crystal]) -> CrystalDataset:
-    n = len(cells)
-    labels = {"id": [f"c{i}" for i in range(n)]}
-    return CrystalDataset.from_crystals(cells, energy=range(n), labels=labels, name="mine")
-
-
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_data_sets_keep_order_and_lose_nothing(jobs: int) -> None:
+def test_streams_keep_order_and_lose_nothing(jobs: int) -> None:
     flat = GOOD._replace(lattice=np.zeros((3, 3)))
     cells = [KNOWN["rutile"][0], flat, KNOWN["CsCl"][0], KNOWN["spinel"][0]] * 12
-    out, rejects = canonicalize_dataset(dataset(cells), jobs=jobs, progress=False)
-    assert len(out) == 36
-    assert [r[0] for r in rejects] == [f"c{i}" for i in range(48) if i % 4 == 1]
-    assert all("no volume" in r[1] for r in rejects)
-    assert out.labels["id"].tolist() == [f"c{i}" for i in range(48) if i % 4 != 1]
-    assert out.space_group[:3].tolist() == [136, 221, 227]
-    assert out.num_sites[:3].tolist() == [6, 2, 14]
-    assert out.energy[:3].tolist() == [0, 2, 3]
-    assert out.name == "mine"
-    assert (out.frac < 1).all()
-    first = canonicalize(*cells[0])
-    assert np.abs(out.frac[:6] - first.crystal.frac).max() < 1e-6
-
-
-def test_data_set_without_a_good_crystal() -> None:
-    out, rejects = canonicalize_dataset(dataset([GOOD._replace(lattice=np.zeros((3, 3)))]), jobs=1, progress=False)
-    assert (len(out), len(rejects)) == (0, 1)
+    out = list(canonicalize_many(iter(cells), len(cells), jobs=jobs))
+    assert len(out) == 48
+    for i, form in enumerate(out):
+        if i % 4 == 1:
+            assert "no volume" in str(form)
+            continue
+        assert isinstance(form, Canonical)
+        assert (form.space_group, form.crystal.num_sites) == ((136, 6), (), (221, 2), (227, 14))[i % 4]
+        assert same(form, canonicalize(*cells[i]), 1e-9)
 
 
 def test_jobs_must_be_positive() -> None:

@@ -45,24 +45,7 @@ _SHOWN = 12
 
 @dataclass(frozen=True)
 class Curation:
-    """What is kept; None or False switches a step off.
-
-    Attributes
-    ----------
-    sites : (int, int) or None
-        Fewest and most sites.
-    duplicates : bool
-        Drop exact duplicates.
-    energy : (float, float) or None
-        Lowest and highest formation energy, eV/atom.
-    window : float or None
-        Furthest above the formula's lowest formation energy, eV/atom.
-    min_share : float or None
-        Least share of the crystals that an element or a space group must occur in, 0..1.
-    polymorphs : (int, int) or None
-        Fewest and most crystals of a formula.
-    trim : bool
-        Of larger formulas keep as many as are allowed, the lowest in energy, unknown energies last; else drop them.
+    """Criteria of a curation; None or False switches a step off.
 
     Raises
     ------
@@ -71,12 +54,19 @@ class Curation:
     """
 
     sites: tuple[int, int] | None = (4, 60)
+    """Fewest and most sites in the primitive cell."""
     duplicates: bool = True
+    """Drop exact duplicates."""
     energy: tuple[float, float] | None = None
+    """Lowest and highest formation energy, eV/atom."""
     window: float | None = None
+    """Most above the formula's lowest formation energy, eV/atom."""
     min_share: float | None = 0.01
+    """Least share of the crystals that an element or a space group must occur in, 0..1."""
     polymorphs: tuple[int, int] | None = (7, 71)
+    """Fewest and most crystals of a formula."""
     trim: bool = False
+    """Of larger formulas keep as many as are allowed, lowest in energy, unknown energies last; else drop them."""
 
     def __post_init__(self) -> None:
         for name in ("sites", "energy", "polymorphs"):

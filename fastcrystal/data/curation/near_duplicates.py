@@ -1,6 +1,6 @@
 """How many crystals of a store are nearly another one of its polymorph group, by pymatgen's structure matching.
 
-    report = find_near_duplicates(open_store("aflow.curated"), sample=200)
+    report = find_near_duplicates(open_store("aflow.curated"), PairSettings(sample=200))
     print(report)
     report.save("near_duplicates.parquet")
 
@@ -41,6 +41,38 @@ if TYPE_CHECKING:
 
 #: pairs that are in memory, and with the workers, at once
 _CHUNK = 20_000
+
+
+@dataclass(frozen=True)
+class PairSettings:
+    """Settings of a search for near-duplicates.
+
+    Raises
+    ------
+    ValueError
+        If a number is out of range.
+    """
+
+    sample: int | None = None
+    """Polymorph groups (formulas of two or more crystals) to draw. None: all."""
+    per_group: int = 71
+    """Crystals of a group to draw where it has more: pairs grow with the square."""
+    volume: float | None = 0.15
+    """Largest difference of the volumes per atom, |V_1 - V_2| / min(V_1, V_2). None: any."""
+    energy: float | None = None
+    """Largest difference of formation energies, eV/atom; an unknown one leaves no pair out. None: any."""
+    same_sites: bool = False
+    """Only pairs with the same number of sites."""
+    seed: int = 0
+    """Seed of the draws of groups and crystals."""
+    time_limit: float = 10.0
+    """Seconds for a pair."""
+
+    def __post_init__(self) -> None:
+        for name, least in (("sample", 1), ("per_group", 2), ("volume", 0), ("energy", 0)):
+            value = getattr(self, name)
+            if value is not None and not value >= least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
 
 
 @dataclass(frozen=True)
@@ -160,42 +192,30 @@ class NearDuplicates:
 
 
 def find_near_duplicates(
-    store: Store,
-    *,
-    sample: int | None = None,
-    per_group: int = 71,
-    volume: float | None = 0.15,
-    energy: float | None = None,
-    same_sites: bool = False,
-    seed: int = 0,
-    jobs: int | None = None,
-    time_limit: float = 10.0,
-    progress: bool = True,
+    store: Store, settings: PairSettings = PairSettings(), *, jobs: int | None = None, progress: bool = True
 ) -> NearDuplicates:
     """Compare the crystals of polymorph groups pair by pair.
 
     Parameters
     ----------
     store : Store
-    sample, per_group, volume, energy, same_sites, seed
-        As for `choose_pairs`.
-    jobs, time_limit, progress
+    settings : PairSettings
+        Pairs to compare, and the time for one.
+    jobs, progress
         As for `fastcrystal.structure.match.match_pairs`.
 
     Raises
     ------
     ValueError
-        As `choose_pairs`; or if `jobs` or `time_limit` is not positive.
+        If `jobs` or the time limit is not positive.
     """
     from fastcrystal.structure.match import MatchResult, match_many
 
-    pairs = choose_pairs(
-        store, sample=sample, per_group=per_group, volume=volume, energy=energy, same_sites=same_sites, seed=seed
-    )
+    pairs = choose_pairs(store, settings)
     results = []
     for a in range(0, len(pairs.first), _CHUNK):
         two = tuple(store.batch(rows[a : a + _CHUNK]) for rows in (pairs.first, pairs.second))
-        results += match_many([(two[0], two[1])], jobs=jobs, time_limit=time_limit, progress=progress)
+        results += match_many([(two[0], two[1])], jobs=jobs, time_limit=settings.time_limit, progress=progress)
     if not results:
         none = np.zeros(0)
         results = [MatchResult(none.astype(bool), none, [], none, none.astype(np.int64))]
@@ -209,41 +229,12 @@ def find_near_duplicates(
     return NearDuplicates(store, pairs, whole)
 
 
-def choose_pairs(
-    store: Store,
-    *,
-    sample: int | None = None,
-    per_group: int = 71,
-    volume: float | None = 0.15,
-    energy: float | None = None,
-    same_sites: bool = False,
-    seed: int = 0,
-) -> Pairs:
-    """The pairs worth comparing.
-
-    Parameters
-    ----------
-    store : Store
-    sample : int, optional
-        Polymorph groups (formulas of two or more crystals) to draw; all where not given or where there are fewer.
-    per_group : int
-        Crystals of a group to draw where it has more: pairs grow with the square.
-    volume : float or None
-        Largest relative difference of the volumes per atom: |V_1 - V_2| / min(V_1, V_2). None: any.
-    energy : float or None
-        Largest difference of formation energies, eV/atom; pairs of which one is unknown are kept. None: any.
-    same_sites : bool
-        Only pairs with the same number of sites.
-    seed : int
-        Of both draws.
-
-    Raises
-    ------
-    ValueError
-        If a number is out of range.
-    """
-    _check(sample=(sample, 1), per_group=(per_group, 2), volume=(volume, 0), energy=(energy, 0))
-    rng = np.random.default_rng(seed)
+def choose_pairs(store: Store, settings: PairSettings = PairSettings()) -> Pairs:
+    """The pairs worth comparing."""
+    sample, per_group = settings.sample, settings.per_group
+    volume = np.inf if settings.volume is None else settings.volume
+    energy = np.inf if settings.energy is None else settings.energy
+    rng = np.random.default_rng(settings.seed)
     _, formula, size = np.unique(store.formula_key, return_inverse=True, return_counts=True)
     order = np.argsort(formula.reshape(-1), kind="stable")
     start = np.cumsum(size) - size
@@ -266,9 +257,9 @@ def choose_pairs(
         smaller = np.minimum(per_atom[i], per_atom[j])
         # an unknown energy (NaN) is no reason to leave a pair out
         filters = (
-            (sites[i] != sites[j]) & same_sites,
-            np.abs(per_atom[i] - per_atom[j]) > (np.inf if volume is None else volume) * smaller,
-            np.abs(energies[i] - energies[j]) > (np.inf if energy is None else energy),
+            (sites[i] != sites[j]) & settings.same_sites,
+            np.abs(per_atom[i] - per_atom[j]) > volume * smaller,
+            np.abs(energies[i] - energies[j]) > energy,
         )
         near = np.ones(len(i), dtype=bool)
         for k, apart in enumerate(filters):
@@ -297,10 +288,3 @@ def _formulas(store: Store, rows: NDArray[np.int64]) -> NDArray[np.str_]:
     columns = store.columns(rows[first], ["numbers"])
     names: NDArray[np.str_] = formula_strings(columns["numbers"], columns["site_offsets"])[inverse.reshape(-1)]
     return names
-
-
-def _check(**given: tuple[float | None, float]) -> None:
-    """ValueError for a number below its least value."""
-    for name, (value, least) in given.items():
-        if value is not None and not value >= least:
-            raise ValueError(f"{name} must be at least {least}, got {value}")

@@ -122,7 +122,7 @@ class Downloaded:
     def __str__(self) -> str:
         text = f"{self.entries} structures on {self.pages} pages in {self.folder} ({self.new_pages} pages fetched now)"
         if not self.complete:
-            return f"{text}; not all: the same command with a larger --max-entries goes on"
+            return f"{text}; not all: the same command with a larger max_entries goes on"
         if self.total is not None and self.total != self.entries:
             text += f"; the server announced {self.total}"
         return text

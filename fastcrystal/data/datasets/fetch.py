@@ -50,7 +50,7 @@ class Fetched:
         """What makes a store of it."""
         d = self.dataset
         words = [*(str(self.folder / name) for name in d.structures), *map(self._word, d.options)]
-        words += ["--licence", d.licence, "--out", f"{d.name}.store"]
+        words += ["--set", f"licence={d.licence}", "--out", f"{d.name}.store"]
         return f"fastcrystal data import {shlex.join(words)}"
 
     def __str__(self) -> str:

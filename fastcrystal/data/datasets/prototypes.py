@@ -49,7 +49,7 @@ class DecoratedPrototype:
 def default_formulas() -> dict[str, list[str]]:
     """The default set's formulas by group, in building order."""
     groups = {}
-    text = resources.files("fastcrystal.data").joinpath("prototype_formulas.txt").read_text(encoding="utf-8")
+    text = resources.files("fastcrystal.data.datasets").joinpath("prototype_formulas.txt").read_text(encoding="utf-8")
     for line in text.splitlines():
         if line and not line.startswith("#"):
             name, formulas = line.split(":")

@@ -88,7 +88,7 @@ _ALL = (
             _XIE,
         ),
         "heat_ref is the heat of formation, the property that CDVAE learns",
-        ("--energy-column", "heat_ref"),
+        ("--set", "energy_column=heat_ref"),
     ),
     NamedDataset(
         "carbon_24",
@@ -103,7 +103,7 @@ _ALL = (
             _XIE,
         ),
         "energies per atom at 10 GPa, not formation energies: do not mix them with another set's",
-        ("--energy-column", "energy_per_atom"),
+        ("--set", "energy_column=energy_per_atom"),
     ),
     NamedDataset(
         "mp_20",

@@ -2,7 +2,7 @@
 
 This is one arrangement out of many, chosen for the lowest electrostatic energy of guessed charges; it keeps the
 composition and changes the symmetry. It says what such a crystal may look like, not which arrangement nature takes, so
-`fastcrystal data import` does it only where asked (`--expand-disorder`).
+`fastcrystal data import` does it only where asked (`--set disorder=expand`).
 """
 
 from __future__ import annotations

@@ -40,18 +40,7 @@ Disorder: TypeAlias = Literal["reject", "expand"]
 
 @dataclass(frozen=True)
 class Rules:
-    """What the crystals of an import depend on.
-
-    Attributes
-    ----------
-    symprec : float
-        Tolerance of the symmetry search, angstrom.
-    max_sites : int
-        Crystals with more sites in the primitive cell are rejected; 1..60.
-    disorder : {"reject", "expand"}
-        Structures with partial occupancies are rejected, or ordered (`fastcrystal.data.readers.disorder`).
-    seconds : float
-        What takes longer is given up.
+    """Tolerances and limits that the crystals of an import depend on.
 
     Raises
     ------
@@ -60,9 +49,13 @@ class Rules:
     """
 
     symprec: float = 0.1
+    """Tolerance of the symmetry search, angstrom."""
     max_sites: int = MAX_SITES
+    """Most sites of a primitive cell, 1..60; larger crystals are rejected."""
     disorder: Disorder = "reject"
+    """Partial occupancies: "reject" the structure, or "expand" them to an ordered one."""
     seconds: float = 10.0
+    """Time limit of a structure."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_sites <= MAX_SITES:

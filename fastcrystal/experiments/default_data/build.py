@@ -1,7 +1,7 @@
 """`fastcrystal data build prototypes`: decorate, relax, reference, deduplicate, and write the default data set.
 
 Every finished relaxation is one line in WORK/relaxed.jsonl, written at once: a killed build goes on where it was, and
-`--finish-only` makes a data set of what is there. Rejected candidates keep their reason in the same file.
+`--set finish_only=true` makes a data set of what is there. Rejected candidates keep their reason in the same file.
 """
 
 from __future__ import annotations
@@ -36,33 +36,22 @@ MAX_RELAXED_REFERENCE = 16
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """What a build depends on; written to WORK/build.json and checked when it is resumed.
-
-    Attributes
-    ----------
-    potential : str
-        Name of the interatomic potential.
-    max_sites : int
-        Largest primitive cell among the prototypes.
-    max_prototypes : int
-        Most decorations of a formula.
-    steps : int
-        Most FIRE steps.
-    max_force : float
-        Convergence threshold, eV/angstrom.
-    window : float
-        Keep polymorphs within this of their formula's lowest, eV/atom.
-    symprec : float
-        Tolerance of spglib, angstrom.
-    """
+    """Settings of a build; written to WORK/build.json and compared when it is resumed."""
 
     potential: str = "sevennet-0"
+    """Interatomic potential, by name."""
     max_sites: int = 12
+    """Largest primitive cell among the prototypes."""
     max_prototypes: int = 36
+    """Most decorations of a formula."""
     steps: int = 50
+    """Most FIRE steps."""
     max_force: float = 0.1
+    """Largest force at the end of a relaxation, eV/angstrom."""
     window: float = 1.5
+    """Keep polymorphs within this of their formula's lowest, eV/atom."""
     symprec: float = 0.1
+    """Tolerance of spglib, angstrom."""
 
 
 def relax_all(work: Path, config: BuildConfig, formulas: Sequence[str], jobs: int | None) -> None:
@@ -205,7 +194,7 @@ def build(
     if not finish_only:
         relax_all(work, config, formulas or main_formulas(), jobs)
     elif not (work / "relaxed.jsonl").is_file():
-        raise ValueError(f"{work} holds no relaxed crystals: build without --finish-only first")
+        raise ValueError(f"{work} holds no relaxed crystals: build without finish_only first")
     _check_same_build(work / "build.json", config)
     done = finish(read_records(work), window=config.window, symprec=config.symprec)
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.data.read import pack, reduced_formula
 from fastcrystal.relaxation.potentials import POTENTIALS
 from fastcrystal.structure.canonical import Canonical, canonicalize_many
 from fastcrystal.structure.crystal import Crystal
+from fastcrystal.structure.formula import reduced_formula
 from fastcrystal.utils.progress import progress_bar
 from fastcrystal.utils.tables import markdown_table
 
@@ -126,7 +126,9 @@ def finish(records: Iterable[dict[str, Any]], *, window: float = 1.5, symprec: f
         "source": np.array(["prototypes"] * len(chosen), dtype=np.str_),
     }
     energy = np.array([kept[i]["e_form"] for i in chosen], dtype=np.float32)
-    data = pack([forms[i] for i in chosen], energy, labels, "prototypes")
+    own = [forms[i] for i in chosen]
+    crystals, groups = [f.crystal for f in own], [f.space_group for f in own]
+    data = CrystalDataset.from_crystals(crystals, groups, energy, labels=labels, name="prototypes")
     return Finished(data, dict(counts), _check_ground_states(kept, forms), references)
 
 

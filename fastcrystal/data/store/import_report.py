@@ -130,7 +130,7 @@ class ImportReport:
             if energy_column.lower() in TOTAL_COLUMNS:
                 lines.append(
                     "  this name stands for total energies: they rank the polymorphs of a formula, but are no formation"
-                    " energies (elemental_references of import_store makes them that)"
+                    " energies (--set elemental_references.SYMBOL=ENERGY makes them that)"
                 )
         if self.declared:
             share = self.disagree / self.declared
@@ -153,7 +153,7 @@ def _columns(source: Source, energies_given: bool) -> list[str]:
         lines.append("columns: " + ", ".join(f"{what} from {name!r}" for what, name in shown.items()))
     if columns.energy is None and source.kind in KEYED and not energies_given:
         named = ", ".join(columns.others[:_NAMED]) + (", ..." if len(columns.others) > _NAMED else "")
-        choice = f": name one of {named} by --energy-column" if named else ""
+        choice = f": name one of {named} by --set energy_column=NAME" if named else ""
         lines.append(f"no column is known to hold formation energies{choice}")
     return lines
 
