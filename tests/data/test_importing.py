@@ -81,7 +81,8 @@ def test_energy_columns_that_were_not_guessed_are_named(tmp_path: Path) -> None:
     table = [{"material_id": r["material_id"], "cif": r["cif"], "heat_all": 1.5} for r in rows()]
     path = write_csv(tmp_path / "t.csv", table)
     report = import_store(path, tmp_path / "a", jobs=1, progress=False)
-    assert "no column is known to hold formation energies: name one of heat_all by --set energy_column=NAME" in str(report)
+    said = str(report)
+    assert "no column is known to hold formation energies: name one of heat_all by --set energy_column=NAME" in said
     import_store(path, tmp_path / "b", ImportSettings(energy_column="heat_all"), jobs=1, progress=False)
     assert open_store(tmp_path / "b").energy.tolist() == [1.5] * 3
 

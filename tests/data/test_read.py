@@ -344,4 +344,4 @@ def test_real_samples(tmp_path: Path) -> None:
     data = load_dataset(report.path)
     assert isinstance(data, CrystalDataset)
     assert np.isfinite(data.energy).all()
-    assert "elemental_references of import_store" in str(report)
+    assert "--set elemental_references.SYMBOL=ENERGY makes them that" in str(report)
