@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -171,13 +171,19 @@ def chance(reference: Crystals, tries: NDArray[np.integer], seed: int) -> tuple[
     job : Job
         The pairs.
     """
-    owner = np.repeat(np.arange(len(reference)), np.minimum(tries, MOST_TRIES))
+    rounds = [np.flatnonzero(tries > k) for k in range(min(int(tries.max(initial=0)), MOST_TRIES))]
+    owner = np.concatenate([np.zeros(0, dtype=np.int64), *rounds])
+    which = np.repeat(np.arange(len(rounds)), [len(r) for r in rounds])
+    shape = (len(reference), reference.max_sites, 3)
 
     def make(at: Index) -> tuple[CrystalBatch, CrystalBatch]:
         true = reference.batch(owner[at])
-        # a part of its own numbers, or each would begin with the same
-        part = int(np.random.SeedSequence([seed, *at[:1].tolist()]).generate_state(1)[0])
-        return baselines.chance(true, part), true
+        frac = np.zeros(tuple(true.frac.shape))
+        for k in np.unique(which[at]):
+            # the first round is `baselines.chance` of all reference crystals: one number for runs and files
+            draws = np.random.default_rng([seed, k] if k else seed).random(shape, dtype=np.float32)
+            frac[which[at] == k] = draws[owner[at[which[at] == k]], : frac.shape[1]]
+        return replace(true, frac=torch.from_numpy(frac).masked_fill(~true.site_mask[..., None], 0)), true
 
     return owner, Job(make, len(owner), reference.max_sites)
 
