@@ -6,14 +6,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.cli.evaluate_files import add_files, check_arguments, judge_files
+from fastcrystal.cli.evaluate_files import add_files, check_arguments, evaluate_path
 from fastcrystal.cli.options import add_jobs
 from fastcrystal.cli.sample import add_sampler
 
 
 def add_evaluate(commands: Any) -> None:
     """The subcommand."""
-    p = commands.add_parser("evaluate", help="judge crystals of any model, or a trained model on its test formulas")
+    p = commands.add_parser("evaluate", help="evaluate crystals of any model, or a trained model on its test formulas")
     p.set_defaults(run_command=_evaluate)
     add_files(p)
     p.add_argument("--checkpoint", type=Path, help="run folder of a training, instead of a path")
@@ -27,9 +27,9 @@ def add_evaluate(commands: Any) -> None:
 def _evaluate(args: argparse.Namespace) -> None:
     check_arguments(args)
     if args.path is not None:
-        print(judge_files(args))
+        print(evaluate_path(args))
         return
-    from fastcrystal.experiments.run import evaluate_run
+    from fastcrystal.evaluation.runs import evaluate_run
     from fastcrystal.training.checkpoint import run_folder
 
     result = evaluate_run(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastcrystal.evaluation.stability import Potential
+    from fastcrystal.evaluation.settings import PotentialSettings
 
 #: options that are for files only, and for runs only, as argparse names them
 FOR_FILES = (
@@ -39,7 +39,7 @@ def add_files(p: Any) -> None:
     energies.add_argument("--cache", type=Path, help="folder of relaxed references (~/.cache/fastcrystal/references)")
 
 
-def _potential(args: argparse.Namespace) -> Potential | None:
+def _potential(args: argparse.Namespace) -> PotentialSettings:
     """What was asked for of the energies; None without --potential.
 
     Raises
@@ -50,25 +50,23 @@ def _potential(args: argparse.Namespace) -> Potential | None:
     relaxation = {k: v for k, v in (("steps", args.relax_steps), ("cell", args.cell)) if v is not None}
     others = {k: getattr(args, k) for k in ("entries", "scale", "per_formula", "cache")}
     others = {k: v for k, v in others.items() if v is not None}
+    from fastcrystal.evaluation.settings import PotentialSettings
+    from fastcrystal.relaxation.settings import RelaxSettings
+
     if args.potential is None:
         if relaxation or others:
             raise ValueError("options of energies above the hull, but no --potential: give one, for example sevennet-0")
-        return None
-    from fastcrystal.evaluation.stability import Potential
-    from fastcrystal.relaxation.settings import RelaxSettings
-
-    if others.get("per_formula", 1) < 1:
-        raise ValueError(f"per_formula must be at least 1, got {others['per_formula']}")
-    return Potential(args.potential, RelaxSettings(**relaxation), **others)
+        return PotentialSettings()
+    return PotentialSettings(args.potential, RelaxSettings(**relaxation), **others)
 
 
-def judge_files(args: argparse.Namespace) -> str:
-    """Judge the crystals at `args.path`, leave the result in a folder; returns what is to be printed.
+def evaluate_path(args: argparse.Namespace) -> str:
+    """Evaluate the crystals at `args.path`, leave the result in a folder; returns what is to be printed.
 
     Raises
     ------
     ValueError
-        As `evaluate_files`, or if an option is given that is for runs.
+        As `fastcrystal.evaluation.evaluate`, or if an option is given that is for runs.
     """
     from contextlib import nullcontext
 
@@ -77,31 +75,34 @@ def judge_files(args: argparse.Namespace) -> str:
 
     potential = _potential(args)
     ranks = DistributedContext.current()
-    if potential is not None and not ranks.is_single_process:
+    if potential.name and not ranks.is_single_process:
         raise ValueError(f"--potential is for one process, got {ranks.world}: leave out torchrun, --jobs has all cores")
     folder = args.out or Path("evaluations") / _name_of(args.path)
     if args.out is None:
         _check_own(folder, args.path)
     # before hours of work: whether the result can be left there, by the one process that leaves it
     with alone_in(folder) if ranks.is_main_process else nullcontext():
-        return _judged(args, folder, potential)
+        return _run(args, folder, potential)
 
 
-def _judged(args: argparse.Namespace, folder: Path, potential: Potential | None) -> str:
-    from fastcrystal.evaluation.evaluate import evaluate_files
+def _run(args: argparse.Namespace, folder: Path, potential: PotentialSettings) -> str:
+    from fastcrystal.evaluation import EvaluationSettings, evaluate
     from fastcrystal.parallel.distributed import DistributedContext
 
-    result = evaluate_files(
-        args.path,
-        reference=args.reference,
+    settings = EvaluationSettings(
         pairwise=args.pairwise,
-        train=args.train,
-        table=args.table,
-        potential=potential,
-        work=folder / "relaxed",
         jobs=args.jobs,
         time_limit=10.0 if args.time_limit is None else args.time_limit,
         seed=args.seed,
+        potential=potential,
+    )
+    result = evaluate(
+        args.path,
+        args.reference,
+        train=args.train,
+        requested=args.table,
+        settings=settings,
+        work=folder / "relaxed",
     )
     if not DistributedContext.current().is_main_process:
         return ""

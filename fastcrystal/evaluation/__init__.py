@@ -1,15 +1,40 @@
-"""`fastcrystal evaluate FOLDER_OR_FILE`: crystals from any model, judged as files (docs/evaluation.md).
+"""Evaluation of generated crystals: runs, batches, lists of structures and files, by one evaluator.
 
-    from fastcrystal.evaluation.evaluate import evaluate_files
+    from fastcrystal.evaluation import evaluate
 
-    result = evaluate_files("my_cifs/", reference="test.npz")
+    result = evaluate("my_cifs/", reference="test.npz")
     print(result.table())
     result.save("evaluations/my_cifs")
 
-crystals    what is read: flat arrays in float64, and the rejects
-pairs       which crystals match: pairs through the pool, groups of equal crystals
-rates       match rate, METRe, cRMSE, and the baselines beside them
-single      space groups and charge balance of one crystal at a time, in workers with a time limit (`worker`)
-requested   what was asked for, and what came out
-report      the result as JSON, parquet and a table
+docs/evaluation.md says what each number is.
 """
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from fastcrystal.evaluation.evaluator import evaluate as evaluate
+    from fastcrystal.evaluation.result import Evaluation as Evaluation
+    from fastcrystal.evaluation.result import MatchRate as MatchRate
+    from fastcrystal.evaluation.settings import EvaluationSettings as EvaluationSettings
+    from fastcrystal.evaluation.settings import PotentialSettings as PotentialSettings
+
+#: public name -> the module it lives in, imported on first touch
+_HOME = {
+    "evaluate": "fastcrystal.evaluation.evaluator",
+    "Evaluation": "fastcrystal.evaluation.result",
+    "MatchRate": "fastcrystal.evaluation.result",
+    "EvaluationSettings": "fastcrystal.evaluation.settings",
+    "PotentialSettings": "fastcrystal.evaluation.settings",
+}
+__all__ = ["Evaluation", "EvaluationSettings", "MatchRate", "PotentialSettings", "evaluate"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

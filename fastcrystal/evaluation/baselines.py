@@ -1,4 +1,4 @@
-"""What a model must beat: chance, looking a template up, and the noise of the labels.
+"""Baselines that a model must beat: chance, templates, and the noise of the labels.
 
 chance      the true lattice with uniformly random sites
 retrieval   a training crystal of the same kind with its elements exchanged: what a chemist does without any model
@@ -12,12 +12,11 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.structure.match import match_many, round_trip
+from fastcrystal.evaluation.settings import EvaluationSettings
+from fastcrystal.structure.match import Pairs, match_many, round_trip
 
 #: how a template was found, by `Retrieved.level`
 LEVELS = ("none", "formula type and sites", "formula type, sites and space group")
@@ -25,32 +24,29 @@ LEVELS = ("none", "formula type and sites", "formula type, sites and space group
 
 @dataclass(frozen=True)
 class Retrieved:
-    """Crystals made from training templates.
+    """Crystals made from training templates for B test crystals.
 
     Attributes
     ----------
-    batch : CrystalBatch
-        One crystal for each of the B test crystals, with the test crystal's species, in its order of sites; the chance
-        baseline where there is no template.
+    crystals : CrystalDataset
+        F crystals in float32 with the species of their test crystals, in the test crystals' order of sites.
+    at : ndarray, shape (F,), int64
+        The test crystal of each.
     template : ndarray, shape (B,), int64
-        Index in the training set; -1 where there is none.
+        Position in the training set; -1 where there is no template.
     level : ndarray, shape (B,), int64
-        Index into `LEVELS`.
+        Position in `LEVELS`.
     """
 
-    batch: CrystalBatch
+    crystals: CrystalDataset
+    at: NDArray[np.int64]
     template: NDArray[np.int64]
     level: NDArray[np.int64]
-
-    @property
-    def found(self) -> NDArray[np.bool_]:
-        """Where there is a template, shape (B,), bool."""
-        return self.level > 0
 
 
 @dataclass(frozen=True)
 class SelfMatch:
-    """How much the labels agree with themselves.
+    """Agreement of the labels with themselves.
 
     Attributes
     ----------
@@ -73,28 +69,23 @@ class SelfMatch:
     n_timeouts: int
 
 
-def chance(test: CrystalBatch | CrystalDataset, seed: int = 0) -> CrystalBatch:
+def chance(test: CrystalDataset, seed: int = 0, draw: int = 0) -> CrystalDataset:
     """The true lattice with every site uniformly random in the cell.
 
     Parameters
     ----------
-    test : CrystalBatch or CrystalDataset
-        B crystals.
+    test : CrystalDataset
     seed : int
         The same seed gives the same crystals.
+    draw : int
+        Number of the draw: each gives other crystals.
     """
-    batch = (test.batch() if isinstance(test, CrystalDataset) else test).to("cpu")
-    rng = np.random.default_rng(seed)
-    frac = torch.from_numpy(rng.random(tuple(batch.frac.shape), dtype=np.float32)).to(batch.frac.dtype)
-    return replace(batch, frac=frac.masked_fill(~batch.site_mask[..., None], 0))
+    rng = np.random.default_rng([seed, draw] if draw else seed)
+    frac = rng.random((len(test), test.max_sites, 3), dtype=np.float32)
+    return replace(test, frac=frac[np.arange(test.max_sites) < test.num_sites[:, None]])
 
 
-def retrieval(train: CrystalDataset, test: CrystalDataset, seed: int = 0) -> CrystalBatch:
-    """The crystals of `retrieve`, without the account of where they came from."""
-    return retrieve(train, test, seed).batch
-
-
-def retrieve(train: CrystalDataset, test: CrystalDataset, seed: int = 0) -> Retrieved:
+def retrieve(train: CrystalDataset, test: CrystalDataset) -> Retrieved:
     """Template retrieval with element exchange.
 
     The template is the training crystal with the same formula type (ABX3), number of sites and space group whose energy
@@ -108,22 +99,20 @@ def retrieve(train: CrystalDataset, test: CrystalDataset, seed: int = 0) -> Retr
     train, test : CrystalDataset
         Where templates come from, and the crystals to imitate: of a test crystal only the conditions are used (species,
         number of sites, space group, energy).
-    seed : int
-        For the chance crystals that stand in where there is no template.
     """
     from fastcrystal.features.elements import covalent_radius
 
     cube = np.nan_to_num(np.asarray(covalent_radius(), dtype=np.float64)) ** 3
     rank = _electronegativity_rank()
     narrow, wide = _index(train)
-    out = chance(test, seed)
-    frac, lattice = out.frac.clone().numpy(), out.lattice.clone().numpy()
+    # the precision of a model's crystals: pymatgen decides some pairs by the seventh digit
+    frac, lattice = (np.zeros(array.shape, dtype=np.float32) for array in (test.frac, test.lattice))
     template, level = np.full(len(test), -1, dtype=np.int64), np.zeros(len(test), dtype=np.int64)
     ours, theirs = test.offsets, train.offsets
     for i in range(len(test)):
-        numbers = test.species[ours[i] : ours[i + 1]]
-        kind = _kind(numbers)
-        group = int(test.space_group[i])
+        own = slice(ours[i], ours[i + 1])
+        species = test.species[own]
+        kind, group = _kind(species), int(test.space_group[i])
         candidates = narrow.get((kind, group)) if group else None
         level[i] = 2 if candidates else 1
         candidates = candidates or wide.get(kind)
@@ -134,24 +123,16 @@ def retrieve(train: CrystalDataset, test: CrystalDataset, seed: int = 0) -> Retr
         sites = slice(theirs[j], theirs[j + 1])
         old = train.species[sites]
         # sites of the k-th element of the template become sites of the k-th element of the test crystal, in its order
-        at = np.argsort(_element_order(numbers, rank), kind="stable")
+        at = np.argsort(_element_order(species, rank), kind="stable")
         source = np.argsort(_element_order(old, rank), kind="stable")
-        frac[i, at] = train.frac[sites][source]
-        lattice[i] = train.lattice[j] * np.cbrt(_ratio(cube[numbers].sum(), cube[old].sum()))
-    batch = replace(out, frac=torch.from_numpy(frac), lattice=torch.from_numpy(lattice))
-    return Retrieved(batch, template, level)
+        frac[own][at] = train.frac[sites][source]
+        lattice[i] = train.lattice[j] * np.cbrt(_ratio(cube[species].sum(), cube[old].sum()))
+    found = np.flatnonzero(level)
+    return Retrieved(replace(test, frac=frac, lattice=lattice).select(found), found, template, level)
 
 
 def self_match(
-    train: CrystalDataset,
-    test: CrystalDataset,
-    *,
-    sample: int = 200,
-    partners: int = 20,
-    seed: int = 0,
-    jobs: int | None = None,
-    time_limit: float = 10.0,
-    progress: bool = True,
+    train: CrystalDataset, test: CrystalDataset, settings: EvaluationSettings, *, partners: int = 20
 ) -> SelfMatch:
     """Redundancy of the training set and round trip of the test set.
 
@@ -159,49 +140,42 @@ def self_match(
     ----------
     train, test : CrystalDataset
         Test crystals have at most 60 sites.
-    sample : int
-        Training crystals drawn (all, where there are fewer).
+    settings : EvaluationSettings
+        `redundancy_sample` training crystals are drawn (all, where there are fewer) with `seed`.
     partners : int
         Crystals of the same formula tried for each, drawn where there are more; the redundancy is then a lower bound.
-    seed : int
-        For both draws.
-    jobs, time_limit, progress
-        As for `fastcrystal.structure.match.match_pairs`.
     """
-    rng = np.random.default_rng(seed)
-    drawn = np.sort(rng.choice(len(train), min(sample, len(train)), replace=False))
+    rng = np.random.default_rng(settings.seed)
+    drawn = np.sort(rng.choice(len(train), min(settings.redundancy_sample, len(train)), replace=False))
     by_formula: dict[str, list[int]] = defaultdict(list)
     for i, formula in enumerate(train.formula.tolist()):
         by_formula[formula].append(i)
-    left, right, owner = [], [], []
+    left, right, owner = (np.zeros(0, dtype=np.int64) for _ in range(3))
     for position, i in enumerate(drawn.tolist()):
-        others = [j for j in by_formula[str(train.formula[i])] if j != i]
+        others = np.array([j for j in by_formula[str(train.formula[i])] if j != i], dtype=np.int64)
         if len(others) > partners:
-            others = [others[k] for k in np.sort(rng.choice(len(others), partners, replace=False))]
-        left += [i] * len(others)
-        right += others
-        owner += [position] * len(others)
-    by_fit, by_rms = np.zeros(len(drawn), dtype=bool), np.zeros(len(drawn), dtype=bool)
+            others = others[np.sort(rng.choice(len(others), partners, replace=False))]
+        right = np.append(right, others)
+        left, owner = (np.append(side, np.full(len(others), k)) for side, k in ((left, i), (owner, position)))
     true = test.batch()
-    known = [(train.select(left).batch(), train.select(right).batch())] if left else []
-    *pairs, back = match_many([*known, (round_trip(true), true)], jobs=jobs, time_limit=time_limit, progress=progress)
-    for result in pairs:
-        np.logical_or.at(by_fit, owner, result.fit)
-        np.logical_or.at(by_rms, owner, result.match_rms)
+    found, back = match_many([Pairs(train, train, left, right), Pairs(round_trip(true), true)], **settings.pool)
+    by_fit, by_rms = np.zeros(len(drawn), dtype=bool), np.zeros(len(drawn), dtype=bool)
+    np.logical_or.at(by_fit, owner, found.fit)
+    np.logical_or.at(by_rms, owner, found.match_rms)
     return SelfMatch(
         float(by_fit.mean()) if len(drawn) else float("nan"),
         float(by_rms.mean()) if len(drawn) else float("nan"),
         len(drawn),
-        len(set(owner)),
+        len(np.unique(owner)),
         back.rate_fit(),
         back.rate_rms(),
-        sum(result.counts()["timeout"] for result in (*pairs, back)),
+        found.counts()["timeout"] + back.counts()["timeout"],
     )
 
 
-def _kind(numbers: NDArray[np.int64]) -> tuple[int, ...]:
+def _kind(species: NDArray[np.int64]) -> tuple[int, ...]:
     """Amounts of the elements in the cell, ascending: formula type and number of sites in one."""
-    return tuple(sorted(np.unique(numbers, return_counts=True)[1].tolist()))
+    return tuple(sorted(np.unique(species, return_counts=True)[1].tolist()))
 
 
 def _index(
@@ -234,9 +208,9 @@ def _electronegativity_rank() -> NDArray[np.int64]:
     return rank
 
 
-def _element_order(numbers: NDArray[np.int64], rank: NDArray[np.int64]) -> NDArray[np.int64]:
+def _element_order(species: NDArray[np.int64], rank: NDArray[np.int64]) -> NDArray[np.int64]:
     """For each site the position of its element by amount, then by electronegativity."""
-    elements, inverse, amount = np.unique(numbers, return_inverse=True, return_counts=True)
+    elements, inverse, amount = np.unique(species, return_inverse=True, return_counts=True)
     position = np.empty(len(elements), dtype=np.int64)
     position[np.lexsort((rank[elements], amount))] = np.arange(len(elements))
     return position[inverse.reshape(-1)]

@@ -1,23 +1,20 @@
-"""Which crystals match: many pairs through the pool, and groups of crystals that are the same.
+"""Pairs of crystals of one reduced formula: which are compared, and the groups of equal crystals.
 
-Only pairs of one reduced formula are ever compared: pymatgen finds no match between others, and every verdict here is
-pymatgen's own.
+Only such pairs are ever compared: pymatgen finds no match between others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.crystal import CrystalBatch
-from fastcrystal.evaluation.crystals import Crystals
-from fastcrystal.structure.match import MatchResult, match_many
+from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.evaluation.settings import EvaluationSettings
+from fastcrystal.structure.match import MatchResult, Pairs, match_many
 
-#: sites, padding included, of the crystals that are in memory at once: some 100 MB
-_SITES_AT_ONCE = 2_000_000
 #: crystals of a formula that are compared with all others in the first round
 _HEADS = 4
 #: crystals in more pairs than this are first compared with themselves
@@ -27,98 +24,60 @@ Index = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How the work is done.
+class Cross:
+    """P pairs of a generated and another crystal, compared.
 
     Attributes
     ----------
-    jobs : int, optional
-        Worker processes; every core where not given.
-    seconds : float
-        For a pair, a crystal or a formula, on the wall clock.
-    progress : bool
-        Show progress bars.
+    i, j : ndarray, shape (P,), int64
+        Positions among the generated and the other crystals.
+    result : MatchResult
+    given_up : (ndarray, ndarray)
+        Positions of the pairs that were not compared, because pymatgen cannot finish with one of the two (`endless`).
     """
 
-    jobs: int | None = None
-    seconds: float = 10.0
-    progress: bool = True
+    i: Index
+    j: Index
+    result: MatchResult
+    given_up: tuple[Index, Index]
+
+    def where(self, kept: Callable[[Index, Index], NDArray[np.bool_]]) -> Cross:
+        """The pairs (i, j) for which `kept` is true."""
+        keep, lost = kept(self.i, self.j), kept(*self.given_up)
+        given_up = (self.given_up[0][lost], self.given_up[1][lost])
+        return Cross(self.i[keep], self.j[keep], self.result.select(keep), given_up)
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Number of pairs by how they ended: "ok", "timeout", "error", "crashed", "given up"."""
+        return {**self.result.counts(), "given up": len(self.given_up[0])}
 
 
-def parts(count: int, max_sites: int) -> Iterator[Index]:
-    """0 .. count-1 in pieces that fit into memory as padded batches; one empty piece where there is nothing."""
-    step = max(1, _SITES_AT_ONCE // max_sites)
-    for first in range(0, max(count, 1), step):
-        yield np.arange(first, min(first + step, count))
-
-
-@dataclass(frozen=True)
-class Job:
-    """Pairs to be judged, made when they are needed.
-
-    Attributes
-    ----------
-    make : callable
-        Positions among the pairs -> generated and true crystals, as batches.
-    count : int
-        Pairs in all.
-    max_sites : int
-        Of the largest crystal.
-    """
-
-    make: Callable[[Index], tuple[CrystalBatch, CrystalBatch]]
-    count: int
-    max_sites: int
-
-
-def job(left: Crystals, i: Index, right: Crystals, j: Index) -> Job:
+def match(left: CrystalDataset, i: Index, right: CrystalDataset, j: Index, settings: EvaluationSettings) -> MatchResult:
     """Crystals left[i] against right[j], pair by pair; pymatgen takes the right ones for the true ones."""
-    return Job(lambda at: (left.batch(i[at]), right.batch(j[at])), len(i), max(left.max_sites, right.max_sites))
+    return match_many([Pairs(left, right, i, j)], **settings.pool)[0]
 
 
-def judge(jobs: Sequence[Job], limits: Limits) -> list[MatchResult]:
-    """The verdicts of each job, in the order of its pairs.
-
-    Workers take seconds to start: what fits into memory together is judged together.
-    """
-    pieces = [(k, at) for k, one in enumerate(jobs) for at in parts(one.count, one.max_sites)]
-    done: list[list[MatchResult]] = [[] for _ in jobs]
-    while pieces:
-        sizes = np.cumsum([len(at) * jobs[k].max_sites for k, at in pieces])
-        together = max(1, int((sizes <= _SITES_AT_ONCE).sum()))
-        now, pieces = pieces[:together], pieces[together:]
-        batches = [jobs[k].make(at) for k, at in now]
-        results = match_many(batches, jobs=limits.jobs, time_limit=limits.seconds, progress=limits.progress)
-        for (k, _), result in zip(now, results, strict=True):
-            done[k].append(result)
-    return [_joined(results) for results in done]
+def number_of_pairs(formula: NDArray[np.str_], others: list[NDArray[np.str_]], *, itself: bool) -> Index:
+    """Pairs of one formula that each of N crystals is in, with the `others` and among themselves, shape (N,)."""
+    names, kind, count = np.unique(formula, return_inverse=True, return_counts=True)
+    total = count - 1 if itself else np.zeros_like(count)
+    for other in others:
+        where = np.searchsorted(names, other[np.isin(other, names)])
+        total = total + np.bincount(where, minlength=len(names))
+    return total[kind.reshape(-1)]
 
 
-def match(left: Crystals, i: Index, right: Crystals, j: Index, limits: Limits) -> MatchResult:
-    """`judge` of one `job`."""
-    return judge([job(left, i, right, j)], limits)[0]
+def endless(crystals: CrystalDataset, n_pairs: NDArray[np.integer], settings: EvaluationSettings) -> NDArray[np.bool_]:
+    """Whether pymatgen cannot even compare a crystal with itself in time, shape (N,), bool.
 
-
-def _joined(results: list[MatchResult]) -> MatchResult:
-    return MatchResult(
-        np.concatenate([r.fit for r in results]),
-        np.concatenate([r.rms for r in results]),
-        [s for r in results for s in r.status],
-        np.concatenate([r.seconds for r in results]),
-        np.concatenate([r.num_sites for r in results]),
-    )
-
-
-def endless(crystals: Crystals, n_pairs: NDArray[np.integer], limits: Limits) -> NDArray[np.bool_]:
-    """Crystals that pymatgen cannot even compare with themselves in time, shape (N,), bool.
-
-    Such a crystal would cost the whole limit in each of its pairs, which may be thousands: it takes part in none. One
-    in only a few pairs (`n_pairs`, shape (N,)) is not looked at, the limit of a pair is enough there.
+    Such crystals would cost the time limit once for each of their pairs: needles, mostly, and cells of very many equal
+    atoms. One that takes part in few pairs (`n_pairs`, shape (N,)) is not looked at, the limit of a pair is enough.
     """
     at = np.flatnonzero(np.asarray(n_pairs) > _FEW)
     out = np.zeros(len(crystals), dtype=bool)
     if len(at):
-        status = match(crystals, at, crystals, at, limits).status
+        status = match(crystals, at, crystals, at, settings).status
         out[at] = [s.startswith(("timeout", "crashed")) for s in status]
     return out
 

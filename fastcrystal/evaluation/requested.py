@@ -1,4 +1,4 @@
-"""What was asked for, crystal by crystal, and what is known of the crystals besides: a csv with a row for each file.
+"""Requested conditions and known energies of each crystal: a csv with a row for each file.
 
 `fastcrystal sample` leaves such a table (crystals.csv) in its folder. Columns, all but the first optional and empty
 cells allowed:
@@ -23,7 +23,6 @@ import numpy as np
 
 from fastcrystal.data.readers.entry import Reject
 from fastcrystal.data.readers.text import label
-from fastcrystal.evaluation.rates import share
 
 #: the table of `fastcrystal sample`
 TABLE = "crystals.csv"
@@ -50,10 +49,13 @@ class Requested:
     unwritten: list[Reject] = field(default_factory=list)
 
 
-def find_table(source: Path) -> Path | None:
+def find_table(source: object) -> Path | None:
     """The table in a folder of `fastcrystal sample`, or None."""
-    table = source / TABLE
-    return table if source.is_dir() and table.is_file() and _has_requests(table) else None
+    if not isinstance(source, (str, Path)) or not (table := Path(source) / TABLE).is_file():
+        return None
+    with table.open(newline="", encoding="utf-8", errors="replace") as f:
+        head = set(next(csv.reader(f), []))
+    return table if head & set(_NAMES) and head & set(NUMBERS) else None
 
 
 def read_requested(path: Path) -> Requested:
@@ -87,7 +89,7 @@ def read_requested(path: Path) -> Requested:
     return Requested(str(path), values, unwritten)
 
 
-def columns(requested: Requested | None, names: list[str], energies: np.ndarray) -> dict[str, np.ndarray]:
+def request_columns(requested: Requested | None, names: list[str], energies: np.ndarray) -> dict[str, np.ndarray]:
     """The numbers of each crystal, float64 (N,), NaN where not given; energies of the source where the table has none.
 
     Raises
@@ -106,14 +108,14 @@ def columns(requested: Requested | None, names: list[str], energies: np.ndarray)
     return out
 
 
-def obtained(values: dict[str, np.ndarray], groups: np.ndarray, symprecs: tuple[float, ...]) -> dict[str, Any]:
+def obtained(values: dict[str, np.ndarray], groups: np.ndarray | None, symprecs: tuple[float, ...]) -> dict[str, Any]:
     """Requested against obtained: how many crystals have the space group asked for, and how far energies are off.
 
     Parameters
     ----------
     values : dict of str to ndarray, shape (N,), float64
         As of `columns`.
-    groups : ndarray, shape (N, P), int64
+    groups : ndarray, shape (N, P), int64, optional
         Space groups found at each of `symprecs` (angstrom), length P.
 
     Returns
@@ -125,25 +127,22 @@ def obtained(values: dict[str, np.ndarray], groups: np.ndarray, symprecs: tuple[
     """
     asked = np.isfinite(values["requested_group"])
     n = int(asked.sum())
-    hits = (groups[asked] == values["requested_group"][asked, None]).sum(0).tolist()
+    shares = None
+    if n and groups is not None:
+        hits = (groups[asked] == values["requested_group"][asked, None]).mean(0).tolist()
+        shares = {f"{p:g}": hit for p, hit in zip(symprecs, hits, strict=True)}
     error = values["energy"] - values["requested_energy"]
     error = error[np.isfinite(error)]
     above = values["e_above_hull"][np.isfinite(values["e_above_hull"])]
     return {
         "n_requested_group": n,
-        "group_obtained": {f"{p:g}": share(h, n) for p, h in zip(symprecs, hits, strict=True)} if n else None,
+        "group_obtained": shares,
         "n_requested_energy": len(error),
         "energy_mae": float(np.abs(error).mean()) if len(error) else None,
         "energy_bias": float(error.mean()) if len(error) else None,
         "n_e_above_hull": len(above),
         "e_above_hull_mean": float(above.mean()) if len(above) else None,
     }
-
-
-def _has_requests(table: Path) -> bool:
-    with table.open(newline="", encoding="utf-8", errors="replace") as f:
-        head = next(csv.reader(f), [])
-    return bool(set(head) & set(_NAMES)) and bool(set(head) & set(NUMBERS))
 
 
 def _number(text: str, column: str, where: str) -> float:

@@ -1,201 +1,269 @@
-"""The outcome of an evaluation, as JSON and as a table: the model beside what it must beat, with a verdict in words."""
+"""Result of an evaluation: numbers as attributes, as JSON, as a table to read, and a row for each crystal."""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-#: column -> prefix of its rates in `Evaluation`
-_COLUMNS = {"model": "match_rate", "retrieval": "retrieval", "chance": "chance", "copy": "copy"}
+from fastcrystal.utils.files import write_json
+
+#: types of columns that are not float64, by pyarrow's names
+_TYPES = {
+    **dict.fromkeys(("name", "formula", "state", "rejected", "same_as", "match_fit", "match_rms"), "string"),
+    **dict.fromkeys(("pair_status", "no_energy"), "string"),
+    **dict.fromkeys(("charge_balanced", "unique", "novel", "novel_to_training", "pair_fit"), "bool"),
+    "relaxation_converged": "bool",
+    **dict.fromkeys(("num_sites", "compared", "requested_group", "group_0.01", "group_0.1", "group_0.3"), "int64"),
+}
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share (Wilson 1927): well-behaved at 0 and 1, unlike the textbook +- interval.
+
+    Raises
+    ------
+    ValueError
+        If not 0 <= successes <= n, or n is 0.
+    """
+    from scipy.stats import binomtest
+
+    if n < 1 or not 0 <= successes <= n:
+        raise ValueError(f"successes must be in 0..n with n at least 1, got {successes} of {n}")
+    low, high = binomtest(successes, n).proportion_ci(method="wilson")
+    return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class MatchRate:
+    """Share of n reference crystals that are matched; NaN where undefined.
+
+    Attributes
+    ----------
+    n : int
+        Reference crystals.
+    fit, rms : float
+        Share matched by the paper's criterion, and by most others' (`fastcrystal.structure.match`).
+    rmse : float
+        Mean displacement over the matches of the second criterion, units of (V / n)^(1/3).
+    crmse : float
+        The same over all n, a crystal without a match counting as stol = 0.5.
+    fit_interval, rms_interval : (float, float)
+        Wilson's 95 % intervals of the two shares.
+    pairs : dict of str to int
+        Number of pairs by how they ended: "ok", "timeout", "error", "crashed", "given up".
+    """
+
+    n: int
+    fit: float
+    rms: float
+    rmse: float
+    crmse: float
+    fit_interval: tuple[float, float]
+    rms_interval: tuple[float, float]
+    pairs: dict[str, int]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The result of `evaluate`. Rates are shares of n_test; undefined numbers are NaN.
+    """Result of `fastcrystal.evaluation.evaluate`. What was not asked for is None.
 
     Attributes
     ----------
-    match_rate_fit, match_rate_rms : float
-        Share of test crystals matched, by the paper's criterion and by most others' (`fastcrystal.structure.match`).
-    rmse : float
-        Mean displacement over matches of the second criterion, units of (V / n)^(1/3).
-    match_rate_fit_valid, match_rate_rms_valid : float
-        Share of the valid generated crystals that match: divided by n_valid.
-    n_valid : int
-        Generated crystals that are valid (`fastcrystal.structure.validity`).
+    n_structures, n_rejected : int
+        Crystals that were read, and those that could not be; both were made.
+    n_formulas : int
+        Reduced formulas among the crystals read.
+    rejected : dict of str to int
+        The rejected by kind.
+    rejected_examples : list of str
+        The first of them, with reasons.
     validity : dict of str to int
-        Generated crystals by what is wrong with them.
-    chance_fit, chance_rms, chance_rmse : float
-        True lattice, random sites.
-    retrieval_fit, retrieval_rms, retrieval_rmse : float
-        Training template with exchanged elements; a test crystal without a template is no match.
-    n_no_template : int
-        Test crystals without a template.
-    self_match : dict
-        Redundancy of the training labels and round trip of the test set, the fields of `baselines.SelfMatch`.
-    n_test, n_train : int
-        Test crystals (test pairs, where initial structures are modified), and training crystals.
-    n_timeouts : int
-        Pairs of the model's that ran out of time, counted as no match.
-    counts : dict of str to dict
-        How pairs ended ("ok", "timeout", "error", "crashed") for "model", "chance" and "retrieval", and for
-        "copy" where initial structures are modified.
-    intervals : dict of str to (float, float)
-        Wilson 95 % intervals of the rates (six, or eight with those of "copy"), by name.
+        Crystals read by what is wrong with them (`fastcrystal.structure.validity.REASONS`); "valid" is one key.
+    n_charge_balanced : int or None
+        Of the crystals read, those whose formula can be neutral.
+    charge_balance_note : str or None
+        Why it is not known of some.
+    n_unique : int or None
+        Groups of equal crystals among those read.
+    n_novel, n_novel_to_training, n_valid_unique_novel : int or None
+        Crystals that match none of the reference crystals, none of the training set; that are valid, one of each group
+        and novel to the reference.
+    requested : dict
+        Obtained against requested space groups and energies (`fastcrystal.evaluation.requested.obtained`).
+    n_without_space_group : int or None
+        Crystals of which spglib gave no answer.
+    space_groups : dict or None
+        Distributions of space groups (`fastcrystal.evaluation.space_groups.distribution`).
+    stability : dict or None
+        Energies above the hull (`fastcrystal.evaluation.stability.Stability.summary`).
+    pairwise : bool
+        Whether the match rate is that of crystals of one name; else it is METRe.
+    n_reference, n_reference_rejected, n_reference_attempted : int or None
+        Reference crystals; those that could not be read; those of whose formula anything was generated.
+    match_rate, metre, chance, retrieval, copy : MatchRate or None
+        Of the crystals evaluated, pair by pair and by METRe; of random sites in the true lattice; of templates with
+        exchanged elements; of the initial structures, unchanged.
+    match_rate_attempted, match_rate_valid : MatchRate or None
+        Over the reference crystals attempted; pairwise, over those whose generated crystal is valid.
+    precision_fit, precision_rms : float or None
+        Share of the crystals made that match any reference crystal.
+    chance_tries : int or None
+        Most tries of chance for each reference crystal.
+    n_train, n_no_template : int or None
+        Training crystals; reference crystals without a template among them.
+    self_match : dict or None
+        Agreement of the labels with themselves, the fields of `baselines.SelfMatch`.
     by_num_sites : list of dict
-        One row per range of sites: "sites", "n", and the rates and RMSE by name.
-    tolerances : dict
-        Of pymatgen's StructureMatcher, for "fit" and "rms".
-    settings : dict
-        Time limit, seed, names of the data sets.
-    copy_fit, copy_rms, copy_rmse : float
-        The initial structure itself, unchanged; NaN where there is none.
+        Pairwise, one row per range of sites: "sites", "n", and the rates and RMSE by name.
+    pairs : dict of str to dict
+        For each purpose, number of pairs by how they ended.
+    tolerances, settings, versions : dict
+        Of the criteria; of the evaluation; of the libraries.
+    crystals : dict of str to list, length N + M
+        Columns of the table of crystals, the M rejected ones last.
+    reference : dict of str to list, length R
+        Columns of the table of reference crystals that were compared; empty without a reference.
     """
 
-    match_rate_fit: float
-    match_rate_rms: float
-    rmse: float
-    match_rate_fit_valid: float
-    match_rate_rms_valid: float
-    n_valid: int
+    n_structures: int
+    n_rejected: int
+    n_formulas: int
+    rejected: dict[str, int]
+    rejected_examples: list[str]
     validity: dict[str, int]
-    chance_fit: float
-    chance_rms: float
-    chance_rmse: float
-    retrieval_fit: float
-    retrieval_rms: float
-    retrieval_rmse: float
-    n_no_template: int
-    self_match: dict[str, Any]
-    n_test: int
-    n_train: int
-    n_timeouts: int
-    counts: dict[str, dict[str, int]]
-    intervals: dict[str, tuple[float, float]]
-    by_num_sites: list[dict[str, Any]]
-    tolerances: dict[str, dict[str, float]]
+    n_charge_balanced: int | None
+    charge_balance_note: str | None
+    n_unique: int | None
+    n_novel: int | None
+    n_novel_to_training: int | None
+    n_valid_unique_novel: int | None
+    requested: dict[str, Any]
+    n_without_space_group: int | None
+    space_groups: dict[str, Any] | None
+    stability: dict[str, Any] | None
+    pairs: dict[str, dict[str, int]]
+    tolerances: dict[str, Any]
     settings: dict[str, Any]
-    copy_fit: float = math.nan
-    copy_rms: float = math.nan
-    copy_rmse: float = math.nan
+    versions: dict[str, str | None]
+    crystals: dict[str, list[Any]] = field(repr=False)
+    reference: dict[str, list[Any]] = field(repr=False)
+    pairwise: bool = False
+    n_reference: int | None = None
+    n_reference_rejected: int | None = None
+    n_reference_attempted: int | None = None
+    match_rate: MatchRate | None = None
+    metre: MatchRate | None = None
+    chance: MatchRate | None = None
+    retrieval: MatchRate | None = None
+    copy: MatchRate | None = None
+    match_rate_attempted: MatchRate | None = None
+    match_rate_valid: MatchRate | None = None
+    precision_fit: float | None = None
+    precision_rms: float | None = None
+    chance_tries: int | None = None
+    n_train: int | None = None
+    n_no_template: int | None = None
+    self_match: dict[str, Any] | None = None
+    by_num_sites: list[dict[str, Any]] = field(default_factory=list)
 
     @property
-    def modifies(self) -> bool:
-        """Whether the crystals were made from initial structures."""
-        return "copy" in self.counts
+    def n_made(self) -> int:
+        """Crystals read and rejected."""
+        return self.n_structures + self.n_rejected
+
+    @property
+    def n_valid(self) -> int:
+        """Crystals read that are valid."""
+        return self.validity["valid"]
+
+    @property
+    def rates(self) -> dict[str, MatchRate]:
+        """The match rates that there are, by name: "match_rate", "metre", "retrieval", "chance", "copy"."""
+        found = {k: getattr(self, k) for k in ("match_rate", "metre", "retrieval", "chance", "copy")}
+        return {k: v for k, v in found.items() if v is not None}
 
     @property
     def below_retrieval(self) -> bool:
-        """Whether the model matches fewer test crystals than retrieval, by either criterion."""
-        return self.match_rate_fit < self.retrieval_fit or self.match_rate_rms < self.retrieval_rms
+        """Whether fewer reference crystals are matched than by retrieval, by either criterion."""
+        ours, theirs = self.match_rate, self.retrieval
+        return ours is not None and theirs is not None and (ours.fit < theirs.fit or ours.rms < theirs.rms)
+
+    def values(self) -> dict[str, Any]:
+        """The content of result.json; docs/evaluation.md says what each key is."""
+        read, made = self.n_structures, self.n_made
+        plain = (
+            *("n_structures", "n_rejected", "n_formulas", "rejected", "rejected_examples", "validity"),
+            *("charge_balance_note", "requested", "n_without_space_group", "space_groups", "stability", "pairs"),
+            *("n_reference", "n_reference_rejected", "n_reference_attempted", "precision_fit", "precision_rms"),
+            *("chance_tries", "n_train", "n_no_template", "self_match", "by_num_sites"),
+            *("tolerances", "settings", "versions"),
+        )
+        out: dict[str, Any] = {name: getattr(self, name) for name in plain}
+        shares = {"valid": made, "valid_unique_novel": made}
+        for name in ("valid", "charge_balanced", "unique", "novel", "novel_to_training", "valid_unique_novel"):
+            n = getattr(self, f"n_{name}")
+            out |= {f"n_{name}": n, f"{name}_share": None if n is None else n / (shares.get(name) or read or math.nan)}
+        for name in ("match_rate", "metre", "chance", "retrieval", "copy"):
+            rate, prefix = getattr(self, name), "" if name == "match_rate" else f"{name}_"
+            out |= {f"{name}_{what}": getattr(rate, what, None) for what in ("fit", "rms")}
+            out |= {f"{prefix}{what}": getattr(rate, what, None) for what in ("rmse", "crmse")}
+        for among in ("attempted", "valid"):
+            rate = getattr(self, f"match_rate_{among}")
+            out |= {f"match_rate_{what}_{among}": getattr(rate, what, None) for what in ("fit", "rms")}
+        out["match_definition"] = None if self.n_reference is None else "pairwise" if self.pairwise else "METRe"
+        out["intervals"] = {
+            f"{name}_{what}": getattr(rate, f"{what}_interval")
+            for name, rate in self.rates.items()
+            for what in ("fit", "rms")
+        }
+        cleaned: dict[str, Any] = without_nan(out)
+        return cleaned
 
     def to_json(self) -> str:
-        """All fields as JSON; NaN and infinities become null."""
-        return json.dumps(_without_nan(asdict(self)), indent=2, allow_nan=False)
+        """`values` as JSON; NaN and infinities are null."""
+        return json.dumps(self.values(), indent=2, allow_nan=False)
 
     def table(self) -> str:
         """Markdown that also reads well in a terminal."""
-        return _markdown(self)
+        from fastcrystal.evaluation.report import markdown
+
+        return markdown(self)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write result.json, table.md, crystals.parquet and, with a reference, reference.parquet; returns the folder.
+
+        Files of these names are written over, each by way of a temporary file.
+        """
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "reference.parquet").unlink(missing_ok=True)
+        for name, columns in (("crystals", self.crystals), ("reference", self.reference)):
+            if columns:
+                partial = folder / f"{name}.parquet.partial"
+                # types are given: a column of nothing but None has the type of its kind, so that tables can be joined
+                arrays = {k: pa.array(v, pa.type_for_alias(_TYPES.get(k, "float64"))) for k, v in columns.items()}
+                pq.write_table(pa.table(arrays), partial)
+                partial.replace(folder / f"{name}.parquet")
+        (folder / "table.md").write_text(self.table() + "\n", encoding="utf-8")
+        write_json(folder / "result.json", self.values())
+        return folder
 
 
-def _without_nan(value: Any) -> Any:
+def without_nan(value: Any) -> Any:
     """JSON has no NaN: numbers that are not finite become None; numpy numbers become Python's."""
     if isinstance(value, dict):
-        return {k: _without_nan(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_without_nan(v) for v in value]
+        return {k: without_nan(v) for k, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [without_nan(v) for v in value]
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
-
-
-def _markdown(evaluation: Evaluation) -> str:
-    """Markdown that also reads well in a terminal."""
-    e = evaluation
-    columns = {k: v for k, v in _COLUMNS.items() if k != "copy" or e.modifies}
-    tests = "pairs" if e.modifies else "crystals"
-    fit, rms = (", ".join(f"{k} {v:g}" for k, v in e.tolerances[c].items()) for c in ("fit", "rms"))
-    lines = [
-        f"{e.n_test} test {tests}; [ ] are 95 % intervals.",
-        "",
-        *_rates(e, columns),
-        "",
-        *_verdicts(e, "fit"),
-        *_verdicts(e, "rms"),
-        "",
-        f"- fit: StructureMatcher.fit with {fit}; rms: get_rms_dist with {rms}.",
-        f"- {e.n_valid} generated crystals are valid"
-        + "".join(f", {n} {why}" for why, n in e.validity.items() if n and why != "valid")
-        + f"; of the valid, {_percent(e.match_rate_fit_valid)} match (fit).",
-        f"- {e.n_timeouts} pairs ran out of time ({e.settings['time_limit']:g} s) and count as no match; "
-        f"{e.counts['model']['error']} raised an error in pymatgen, {e.counts['model']['crashed']} crashed it.",
-        f"- {e.n_no_template} test {tests} have no template among {e.n_train} training crystals.",
-        "- Upper bound (test crystals through the crystal matrix): "
-        f"{_percent(e.self_match['round_trip_fit'])} fit, {_percent(e.self_match['round_trip_rms'])} rms.",
-        f"- {_percent(e.self_match['redundancy_fit'])} (fit) of {e.self_match['n_sampled']} sampled training "
-        "crystals match another training crystal of their formula.",
-        "",
-        *_by_num_sites(e, columns),
-    ]
-    return "\n".join(lines)
-
-
-def _rates(e: Evaluation, columns: dict[str, str]) -> list[str]:
-    lines = [_row(" " * 22, *columns), "|" + "|".join("-" * (len(c) + 2) for c in (" " * 22, *columns)) + "|"]
-    for criterion in ("fit", "rms"):
-        cells = (_with_interval(e, f"{prefix}_{criterion}") for prefix in columns.values())
-        lines.append(_row(f"match rate ({criterion})".ljust(22), *cells))
-    rmse = (getattr(e, "rmse" if column == "model" else f"{prefix}_rmse") for column, prefix in columns.items())
-    return [*lines, _row("RMSE, (V/n)^(1/3)".ljust(22), *(_number(value) for value in rmse))]
-
-
-def _by_num_sites(e: Evaluation, columns: dict[str, str]) -> list[str]:
-    rates = {f"{c} {criterion}": f"{p}_{criterion}" for criterion in ("fit", "rms") for c, p in columns.items()}
-    head = ("sites", "n", *rates, "RMSE")
-    lines = [_row(*head), "|" + "|".join("-" * (len(cell) + 2) for cell in head) + "|"]
-    for row in e.by_num_sites:
-        cells = (_percent(row[name]) for name in rates.values())
-        lines.append(_row(row["sites"], str(row["n"]), *cells, _number(row["rmse"])))
-    return lines
-
-
-def _verdicts(e: Evaluation, criterion: str) -> list[str]:
-    """Where the model stands by one criterion, in words."""
-    lines = [_verdict(e, criterion, "retrieval", "retrieval")]
-    if e.modifies:
-        lines.append(_verdict(e, criterion, "copy", "copying the input"))
-    if getattr(e, f"match_rate_{criterion}") <= getattr(e, f"chance_{criterion}"):
-        lines.append(f"- By {criterion} the model is NOT ABOVE chance.")
-    return lines
-
-
-def _verdict(e: Evaluation, criterion: str, baseline: str, spoken: str) -> str:
-    model, other = f"match_rate_{criterion}", f"{baseline}_{criterion}"
-    ours, theirs = getattr(e, model), getattr(e, other)
-    where = f"BELOW {spoken}" if ours < theirs else f"above {spoken}" if ours > theirs else f"level with {spoken}"
-    (low, high), (their_low, their_high) = e.intervals[model], e.intervals[other]
-    close = " (the 95 % intervals overlap)" if ours != theirs and low <= their_high and their_low <= high else ""
-    return f"- By {criterion} the model is {where}{close}: {_percent(ours)} against {_percent(theirs)}."
-
-
-def _row(*cells: str) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-def _with_interval(e: Evaluation, name: str) -> str:
-    low, high = e.intervals[name]
-    return f"{_percent(getattr(e, name))} [{100 * low:.1f}, {100 * high:.1f}]"
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if math.isfinite(share) else "-"
-
-
-def _number(value: float) -> str:
-    return f"{value:.4f}" if math.isfinite(value) else "-"
+    return None if isinstance(value, float) and not math.isfinite(value) else value

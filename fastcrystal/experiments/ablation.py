@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from fastcrystal.evaluation.test_set import wilson
-from fastcrystal.experiments.run import finish_training, is_judged, judge
+from fastcrystal.evaluation.result import wilson
+from fastcrystal.evaluation.runs import evaluate_model, is_evaluated
+from fastcrystal.experiments.run import finish_training
 from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.tasks import make_splits
 from fastcrystal.utils.files import write_json
@@ -66,7 +67,7 @@ def ablate(
     seeds: Sequence[int] = (42,),
     jobs: int | None = None,
 ) -> str:
-    """Train and judge every row with every seed in `out`; what is done already is kept.
+    """Train and evaluate every row with every seed in `out`; what is done already is kept.
 
     Parameters
     ----------
@@ -103,8 +104,8 @@ def ablate(
             config = settings(base, row, seed)
             run = out / f"{row.replace(' ', '-').replace(',', '')}-{seed}"
             trainer = finish_training(config, run)
-            if not is_judged(config, run):
-                judge(trainer.sampler(), make_splits(config), config, run, jobs)
+            if not is_evaluated(config, run):
+                evaluate_model(trainer.sampler(), make_splits(config), config, run, jobs)
             done.setdefault(row, []).append(json.loads((run / "result.json").read_text("utf-8")))
     about = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",

@@ -20,7 +20,8 @@ from typing import Any
 import torch
 
 import fastcrystal
-from fastcrystal.experiments.run import finish_training, is_judged, judge
+from fastcrystal.evaluation.runs import evaluate_model, is_evaluated
+from fastcrystal.experiments.run import finish_training
 from fastcrystal.sampling.generator import Generator
 from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.tasks import make_splits
@@ -76,7 +77,7 @@ BASELINES = {
 
 
 def reproduce(out: Path, base: TrainConfig, minutes: float, jobs: int | None = None) -> str:
-    """Train and judge all seven models in `out`; what is done already is kept, what was interrupted goes on.
+    """Train and evaluate all seven models in `out`; what is done already is kept, what was interrupted goes on.
 
     Parameters
     ----------
@@ -106,8 +107,8 @@ def reproduce(out: Path, base: TrainConfig, minutes: float, jobs: int | None = N
     for model in MODELS:
         if model.weights_of is None:
             finish_training(config_of(model, base), out / model.name)
-        if not is_judged(config_of(model, base), out / model.name):
-            judge_model(out, model, base, jobs)
+        if not is_evaluated(config_of(model, base), out / model.name):
+            evaluate_row(out, model, base, jobs)
     results = {m.name: json.loads((out / m.name / "result.json").read_text("utf-8")) for m in MODELS}
     about = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads"
@@ -165,12 +166,12 @@ def config_of(model: Model, base: TrainConfig) -> TrainConfig:
     return replace(base, **{"noise": "auto", **model.settings})  # type: ignore[arg-type]
 
 
-def judge_model(out: Path, model: Model, base: TrainConfig, jobs: int | None) -> None:
+def evaluate_row(out: Path, model: Model, base: TrainConfig, jobs: int | None) -> None:
     """Sample and match; the result lies in the model's own folder."""
     config = config_of(model, base)
     trained = Generator.from_run(out / (model.weights_of or model.name), config.device)
     (out / model.name).mkdir(exist_ok=True)
-    judge(trained, make_splits(config), config, out / model.name, jobs)
+    evaluate_model(trained, make_splits(config), config, out / model.name, jobs)
 
 
 def tables(results: dict[str, dict[str, Any]], about: dict[str, Any]) -> str:

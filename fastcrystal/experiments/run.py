@@ -1,32 +1,21 @@
-"""A whole run: train, draw the curves, generate for the test formulas, judge, write result.json, print the table."""
+"""A whole run: train, draw the curves, generate for the test formulas, evaluate, and print the table."""
 
 from __future__ import annotations
 
-import json
 import logging
 import time
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from fastcrystal.evaluation.result import Evaluation
-from fastcrystal.evaluation.test_set import evaluate
+from fastcrystal.evaluation.runs import evaluate_model
 from fastcrystal.parallel.distributed import DistributedContext, process_group
-from fastcrystal.process.samplers import SamplerName
-from fastcrystal.sampling.generator import Generator
-from fastcrystal.training.checkpoint import list_checkpoints, read_config, run_folder
+from fastcrystal.training.checkpoint import list_checkpoints, read_config
 from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.logger import read_metrics
-from fastcrystal.training.tasks import DataSplits, draw_test_set, make_splits
 from fastcrystal.training.trainer import Trainer, new_run_folder
-from fastcrystal.utils.files import write_json
 
 logger = logging.getLogger(__name__)
-
-#: training crystals whose labels are checked for repeats at the end of a run: half a minute's matching
-REDUNDANCY_SAMPLE = 50
 
 
 def train_and_evaluate(config: TrainConfig, out: Path | None, *, resume: bool = False, jobs: int | None = None) -> str:
@@ -46,7 +35,7 @@ def train_and_evaluate(config: TrainConfig, out: Path | None, *, resume: bool = 
     -------
     str
         The table, and where the run folder is. The folder holds config.json, metrics.jsonl, checkpoints/, tensorboard/,
-        curves.png, result.json, table.md, and the crystals judged: generated.npz, test.npz and, in modification,
+        curves.png, result.json, table.md, and the crystals evaluated: generated.npz, test.npz and, in modification,
         initial.npz.
 
     Raises
@@ -79,7 +68,7 @@ def _train_and_evaluate(
     trainer.fit()
     if ranks.is_main_process:
         draw_curves(run)
-    result = judge(trainer.sampler(), trainer.splits, config, run, jobs)
+    result = evaluate_model(trainer.sampler(), trainer.splits, config, run, jobs)
     minutes = (time.perf_counter() - started) / 60
     return f"{result.table()}\n\nrun folder: {run}  ({minutes:.1f} min in all)"
 
@@ -105,134 +94,6 @@ def finish_training(config: TrainConfig, run: Path) -> Trainer:
         trainer.fit()
         draw_curves(run)
     return trainer
-
-
-def evaluate_run(
-    run: Path,
-    max_test: int | None,
-    steps: int | None,
-    seed: int,
-    device: str,
-    jobs: int | None,
-    guidance: float | None = None,
-    method: SamplerName | None = None,
-    sampler: str | None = None,
-    eta: float | None = None,
-    precision: str = "fp32",
-    compile: bool = False,
-) -> Evaluation:
-    """Judge a finished run again, on its own test formulas; writes its result.json anew.
-
-    Raises
-    ------
-    ValueError
-        If `run` has no usable checkpoint, its data set is gone or has changed, or an option does not suit it.
-    """
-    trained = Generator.from_run(run, device)
-    splits = make_splits(trained.config)
-    if splits.data.fingerprint() != trained.run["data"]["sha256"]:
-        raise ValueError(
-            f"{trained.config.data} has changed since {run} was trained: its test formulas are no longer known"
-        )
-    asked: dict[str, Any] = {"max_test": max_test, "sampling_steps": steps, "guidance": guidance, "eta": eta}
-    if sampler is not None:
-        if not trained.config.diffuses:
-            raise ValueError(f"sampler {sampler} is for diffusion; {run} was trained with {trained.config.algo}")
-        asked |= {"algo": sampler, "eta": eta or 0.0}
-    config = replace(trained.config, **{k: v for k, v in asked.items() if v is not None})
-    return judge(trained, splits, config, run_folder(run), jobs, seed, method, precision, compile)
-
-
-def judge(
-    sampler: Generator,
-    splits: DataSplits,
-    config: TrainConfig,
-    run: Path,
-    jobs: int | None,
-    seed: int = 0,
-    method: SamplerName | None = None,
-    precision: str = "fp32",
-    compile: bool = False,
-) -> Evaluation:
-    """Generate for the test formulas and judge; leaves result.json, table.md and the crystals in the folder `run`.
-
-    Parameters
-    ----------
-    sampler : Generator
-    splits : DataSplits
-    config : TrainConfig
-        Says how many test crystals, and how to sample.
-    run : Path
-    jobs : int, optional
-        Processes that match crystals; all cores where not given.
-    seed : int
-        Of the sampler's noise and of the baselines.
-    method : {"euler", "midpoint", "heun"}, optional
-    precision, compile
-        As for `Generator.sample`.
-
-    Raises
-    ------
-    ValueError
-        If an option does not suit the algorithm.
-    """
-    asked = draw_test_set(splits, config)
-    started = time.perf_counter()
-    initial = None if asked.initial is None else asked.initial.batch()
-    leads = DistributedContext.current().is_main_process
-    generated = sampler.sample(
-        asked.conditions,
-        initial=initial,
-        steps=config.sampling_steps,
-        seed=seed,
-        guidance=config.guidance,
-        sampler=config.algo if config.diffuses else method,
-        eta=config.eta if config.algo == "ddim" else None,
-        precision=precision,
-        compile=compile,
-        progress=leads,
-    )
-    seconds = (time.perf_counter() - started) / len(asked.target)
-    # a data set holds finite numbers; a crystal that is not finite is counted in result.json
-    finite = (generated.frac.isfinite().flatten(1).all(1) & generated.lattice.isfinite().flatten(1).all(1)).numpy()
-    crystals = {"generated": asked.target.with_crystals(generated), "test": asked.target, "initial": asked.initial}
-    for name, data in crystals.items() if leads else ():
-        (run / f"{name}.npz").unlink(missing_ok=True)
-        if data is not None and finite.any():
-            data.select(finite).save(run / f"{name}.npz")
-    result = evaluate(
-        generated,
-        asked.target,
-        splits.load(splits.indices.train),
-        initial=initial,
-        jobs=jobs,
-        seed=seed,
-        redundancy_sample=REDUNDANCY_SAMPLE,
-        progress=leads,
-    )
-    if not leads:
-        return result
-    how = {**_asked(config), "method": method, "seed": seed, "precision": precision}
-    values = {**json.loads(result.to_json()), "seconds_per_crystal": seconds, "step": sampler.step, "sampling": how}
-    write_json(run / "result.json", values)
-    (run / "table.md").write_text(result.table() + "\n", encoding="utf-8")
-    return result
-
-
-def _asked(config: TrainConfig) -> dict[str, Any]:
-    """What a judgement depends on beside the weights."""
-    names = ("algo", "max_test", "sampling_steps", "guidance", "eta", "clip")
-    return {name: getattr(config, name) for name in names}
-
-
-def is_judged(config: TrainConfig, run: Path) -> bool:
-    """Whether `run` holds the result of just these settings, after the last training step."""
-    path = run / "result.json"
-    if not path.is_file():
-        return False
-    values = json.loads(path.read_text(encoding="utf-8"))
-    asked = {**_asked(config), "method": None, "seed": 0, "precision": "fp32"}
-    return bool(values.get("step") == config.max_steps and values.get("sampling") == asked)
 
 
 def draw_curves(run: Path) -> Path:

@@ -4,8 +4,7 @@
 fork or re-import the caller. Here every worker is `python -m ...` with one task at a time; one that exceeds the limit
 is killed and replaced, and only its task is lost. One thread in the caller watches all pipes.
 
-On a cluster (`fastcrystal.parallel.map.backend`) the caller is a task of the cluster, and the pool one worker beside
-it.
+On a cluster (`fastcrystal.parallel.map.backend`) the caller is a task of the cluster, beside a pool of one worker.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from typing import Any
 
 from fastcrystal.parallel.map import available_cores as available_cores
 from fastcrystal.parallel.map import is_local, map_parallel, workers
+from fastcrystal.parallel.worker import encode
 from fastcrystal.utils.progress import progress_bar
 
 #: seconds a worker may take to import its libraries (cold, shared file systems are slow)
@@ -102,7 +102,7 @@ class Worker:
 
 
 def run_tasks(
-    encode_task: Callable[[int], bytes],
+    task_at: Callable[[int], dict[str, Any]],
     count: int,
     command: Sequence[str],
     *,
@@ -115,8 +115,8 @@ def run_tasks(
 
     Parameters
     ----------
-    encode_task : callable
-        Task number -> the message for a worker, encoded (`fastcrystal.parallel.worker.encode`).
+    task_at : callable
+        Task number -> request, JSON values; "time_limit" is among them.
     count : int
         Number of tasks.
     command : sequence of str
@@ -148,7 +148,7 @@ def run_tasks(
     if not 0 < time_limit < float("inf"):
         raise ValueError(f"time_limit must be a positive, finite number of seconds, got {time_limit}")
     if not is_local():
-        return _on_cluster(encode_task, count, command, jobs, time_limit, progress, label)
+        return _on_cluster(task_at, count, command, jobs, time_limit, progress, label)
     jobs = available_cores() if jobs is None else jobs
     answers: dict[int, dict[str, Any]] = {}
     pending, sent_twice = deque(range(count)), set[int]()
@@ -179,7 +179,7 @@ def run_tasks(
             task = pending.popleft()
             try:
                 worker.deadline = time.monotonic() + time_limit
-                worker.send(encode_task(task))
+                worker.send(encode(task_at(task)))
                 worker.task = task
             except BrokenPipeError:
                 why = retire(worker)
@@ -229,7 +229,7 @@ def run_tasks(
 
 
 def _on_cluster(
-    encode_task: Callable[[int], bytes],
+    task_at: Callable[[int], dict[str, Any]],
     count: int,
     command: Sequence[str],
     jobs: int | None,
@@ -242,16 +242,16 @@ def _on_cluster(
         return []
     # about two chunks a core, so that a slow one does not leave the others idle for long
     size = min(_MOST_TOGETHER, -(-count // (2 * workers(jobs))))
-    chunks = [[encode_task(k) for k in range(first, min(first + size, count))] for first in range(0, count, size)]
-    judge = functools.partial(_answer_chunk, tuple(command), time_limit)
+    chunks = [[task_at(k) for k in range(first, min(first + size, count))] for first in range(0, count, size)]
+    answer = functools.partial(_answer_chunk, tuple(command), time_limit)
     answers: list[dict[str, Any]] = []
     with progress_bar(total=count, unit="task", desc=label, show=progress) as bar:
-        for part in map_parallel(judge, chunks, jobs, label="chunk of tasks"):
+        for part in map_parallel(answer, chunks, jobs, label="chunk of tasks"):
             answers += part
             bar.update(len(part))
     return answers
 
 
-def _answer_chunk(command: tuple[str, ...], time_limit: float, messages: list[bytes]) -> list[dict[str, Any]]:
-    """The answers to encoded tasks, by a pool of one worker on the machine that this runs on."""
-    return run_tasks(messages.__getitem__, len(messages), command, jobs=1, time_limit=time_limit)
+def _answer_chunk(command: tuple[str, ...], time_limit: float, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The answers to tasks, by a pool of one worker on the machine that this runs on."""
+    return run_tasks(tasks.__getitem__, len(tasks), command, jobs=1, time_limit=time_limit)

@@ -1,34 +1,28 @@
-"""One matching process: pymatgen imported once, pairs in on stdin, verdicts out on stdout.
+"""A worker process: requests in on stdin, answers out on stdout, one at a time.
 
-`fastcrystal.parallel.pool` starts it as `python -m fastcrystal.parallel.worker`, a fresh interpreter rather than a
-fork:
-it cannot inherit a thread pool of torch in mid-flight, and it never runs the caller's script again. A message is four
-bytes of length (little-endian) and as many bytes of JSON, which carries float64 exactly. Nothing here imports torch.
+`fastcrystal.parallel.pool` starts it as `python -m fastcrystal.parallel.worker MODULE:FUNCTION`, where FUNCTION makes
+the handler of requests. It is a fresh interpreter rather than a fork: it cannot inherit a thread pool of torch in
+mid-flight, and it never runs the caller's script again. A message is four bytes of length (little-endian) and as many
+bytes of JSON, which carries float64 exactly.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import struct
 import sys
-import time
 import warnings
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, BinaryIO
-
-if TYPE_CHECKING:
-    from pymatgen.core import Structure
+from typing import Any, BinaryIO
 
 #: address space of a worker, bytes: pathological cells make pymatgen build endless neighbor lists, and without a limit
 #: the machine's out-of-memory killer may take the caller instead of the worker
 MEMORY_LIMIT = 8 << 30
-#: the paper's criterion: the defaults of pymatgen's StructureMatcher, spelt out so that a new default changes nothing
-FIT_TOLERANCES = {"ltol": 0.2, "stol": 0.3, "angle_tol": 5.0}
-#: the criterion of CDVAE, DiffCSP, FlowMM and most others
-RMS_TOLERANCES = {"ltol": 0.3, "stol": 0.5, "angle_tol": 10.0}
 
-Judge = Callable[[dict[str, Any]], dict[str, Any]]
+#: request -> answer
+Handler = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def read_message(stream: BinaryIO) -> dict[str, Any] | None:
@@ -46,61 +40,25 @@ def encode(message: dict[str, Any]) -> bytes:
     return struct.pack("<I", len(body)) + body
 
 
-def serve(make_judge: Callable[[], Judge]) -> None:
-    """Answer messages until stdin closes; `make_judge` does the slow imports and returns the function that answers."""
+def serve(make_handler: Callable[[], Handler]) -> None:
+    """Answer requests until stdin closes; each has its "time_limit" (s). `make_handler` does the slow imports."""
     # stdout is the pipe to the caller: keep it to ourselves, and send whatever libraries print to stderr
     out = os.fdopen(os.dup(1), "wb", buffering=0)
     os.dup2(2, 1)
     warnings.simplefilter("ignore")
     _limit_memory()
-    judge = make_judge()
+    handle = make_handler()
     out.write(encode({"ready": True}))
     while (request := read_message(sys.stdin.buffer)) is not None:
         _last_resort(request["time_limit"])
-        out.write(encode(judge(request)))
+        out.write(encode(handle(request)))
 
 
-def pymatgen_judge() -> Judge:
-    """Import pymatgen and return the function that gives both verdicts on one pair.
-
-    The request holds "generated" and "true", each [lattice, species, frac]. The answer holds "fit" (bool), "rms" (float
-    or None), "status" ("ok", or "error: " and what pymatgen raised) and "seconds". A criterion that raises is no match;
-    the other is still asked.
-    """
-    from pymatgen.analysis.structure_matcher import StructureMatcher
-    from pymatgen.core import Lattice, Structure
-
-    loose, strict = StructureMatcher(**RMS_TOLERANCES), StructureMatcher(**FIT_TOLERANCES)
-
-    def build(crystal: list[Any]) -> Structure:
-        lattice, species, frac = crystal
-        return Structure(Lattice(lattice), species, frac)
-
-    def judge(request: dict[str, Any]) -> dict[str, Any]:
-        start = time.perf_counter()
-        fit, rms, errors = False, None, []
-        try:
-            generated, true = build(request["generated"]), build(request["true"])
-        except Exception as error:
-            errors.append(_reason("structure", error))
-        else:
-            try:
-                fit = bool(strict.fit(generated, true))
-            except Exception as error:
-                errors.append(_reason("fit", error))
-            try:
-                found = loose.get_rms_dist(generated, true)
-                rms = None if found is None else float(found[0])
-            except Exception as error:
-                errors.append(_reason("rms", error))
-        status = "error: " + "; ".join(errors) if errors else "ok"
-        return {"fit": fit, "rms": rms, "status": status, "seconds": time.perf_counter() - start}
-
-    return judge
-
-
-def _reason(step: str, error: Exception) -> str:
-    return f"{step}: {type(error).__name__}: {error}"[:300]
+def load_handler(name: str) -> Handler:
+    """The handler that "module:function" makes."""
+    module, _, function = name.partition(":")
+    handler: Handler = getattr(importlib.import_module(module), function)()
+    return handler
 
 
 def _limit_memory() -> None:
@@ -124,4 +82,4 @@ def _last_resort(time_limit: float) -> None:
 
 
 if __name__ == "__main__":
-    serve(pymatgen_judge)
+    serve(lambda: load_handler(sys.argv[1]))

@@ -1,4 +1,4 @@
-"""Does a generated crystal match the true one? pymatgen's verdicts, on every core, with a time limit per pair.
+"""Matching of generated crystals with true ones: pymatgen's StructureMatcher on every core, a time limit per pair.
 
 Two criteria, because the literature has two:
 
@@ -9,42 +9,63 @@ rms   most others' (CDVAE, DiffCSP, FlowMM): `StructureMatcher(stol=0.5, ltol=0.
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastcrystal.crystal import MAX_SITES, PAPER_LENGTH, CrystalBatch
+from fastcrystal.crystal import PAPER_LENGTH, CrystalBatch
 from fastcrystal.parallel.distributed import DistributedContext
-from fastcrystal.parallel.worker import FIT_TOLERANCES, RMS_TOLERANCES
+from fastcrystal.structure.crystal import Crystal
+from fastcrystal.structure.match_worker import FIT_TOLERANCES, RMS_TOLERANCES
 
 #: how a worker is started; a test replaces it by one that hangs or crashes
-WORKER = ("-m", "fastcrystal.parallel.worker")
-#: first number of sites of each row in tables by size, and one past the last
-SIZE_EDGES = (1, 5, 9, 13, 21, 41, MAX_SITES + 1)
+WORKER = ("-m", "fastcrystal.parallel.worker", "fastcrystal.structure.match_worker:make_matcher")
 #: both criteria, for reports
 TOLERANCES = {"fit": FIT_TOLERANCES, "rms": RMS_TOLERANCES}
 
 
+class Crystals(Protocol):
+    """Crystals by position: a CrystalDataset, for example."""
+
+    @property
+    def num_sites(self) -> NDArray[np.int64]:
+        """Sites of each crystal, shape (N,), int64."""
+
+    def __getitem__(self, i: int) -> Crystal:
+        """Crystal i."""
+
+
+class Pairs(NamedTuple):
+    """Pairs of crystals to compare: generated[i] with true[j]; one by one where no positions are given."""
+
+    generated: CrystalBatch | Crystals
+    true: CrystalBatch | Crystals
+    i: NDArray[np.integer[Any]] | None = None
+    """(P,) positions."""
+    j: NDArray[np.integer[Any]] | None = None
+    """(P,) positions."""
+
+
 @dataclass(frozen=True)
 class MatchResult:
-    """Verdicts on B pairs, in the order given.
+    """Matches of P pairs, in the order given.
 
     Attributes
     ----------
-    fit : ndarray, shape (B,), bool
+    fit : ndarray, shape (P,), bool
         The paper's criterion.
-    rms : ndarray, shape (B,), float64
+    rms : ndarray, shape (P,), float64
         Displacement of the other criterion, in units of (V / n)^(1/3); NaN where there is no match.
-    status : list of str, length B
+    status : list of str, length P
         "ok"; "timeout"; "error: " and what pymatgen raised; "crashed: " and how the worker died. All but "ok" count as
-        no match, except that after an error in one criterion the other's verdict stands.
-    seconds : ndarray, shape (B,), float64
+        no match, except that after an error in one criterion the other's result stands.
+    seconds : ndarray, shape (P,), float64
         Time inside pymatgen; the limit for a timeout, NaN for a crash.
-    num_sites : ndarray, shape (B,), int64
+    num_sites : ndarray, shape (P,), int64
         Sites of the true crystal.
     """
 
@@ -59,7 +80,7 @@ class MatchResult:
 
     @property
     def match_rms(self) -> NDArray[np.bool_]:
-        """Match by the second criterion, shape (B,), bool."""
+        """Match by the second criterion, shape (P,), bool."""
         return np.isfinite(self.rms)
 
     def rate_fit(self) -> float:
@@ -85,40 +106,26 @@ class MatchResult:
         status = [self.status[i] for i in index]
         return MatchResult(self.fit[index], self.rms[index], status, self.seconds[index], self.num_sites[index])
 
-    def rejected(self, keep: NDArray[np.bool_], reason: str) -> MatchResult:
-        """A copy in which pairs outside the mask `keep` (B,) are no match, with "error: `reason`" as their status."""
-        status = [s if k else f"error: {reason}" for s, k in zip(self.status, keep, strict=True)]
-        return MatchResult(self.fit & keep, np.where(keep, self.rms, np.nan), status, self.seconds, self.num_sites)
-
-    def by_num_sites(self, edges: Sequence[int] = SIZE_EDGES) -> dict[str, MatchResult]:
-        """The pairs by number of sites: "1-4", "5-8", ...; empty ranges are left out."""
-        out = {}
-        for low, high in itertools.pairwise(edges):
-            part = self.select((self.num_sites >= low) & (self.num_sites < high))
-            if len(part):
-                out[f"{low}-{high - 1}" if high - 1 > low else f"{low}"] = part
-        return out
-
 
 def match_pairs(
-    generated: CrystalBatch,
-    true: CrystalBatch,
+    generated: CrystalBatch | Crystals,
+    true: CrystalBatch | Crystals,
     *,
     jobs: int | None = None,
     time_limit: float = 10.0,
     progress: bool = True,
 ) -> MatchResult:
-    """Judge generated[i] against true[i] by both criteria.
+    """Compare generated[i] with true[i] by both criteria.
 
-    The verdicts are pymatgen's own, pair by pair, whatever the number of jobs. Each pair has `time_limit` seconds for
+    The results are pymatgen's own, pair by pair, whatever the number of jobs. Each pair has `time_limit` seconds for
     both criteria: pymatgen can run for hours on a degenerate cell, so a worker past the limit is killed and the pair
     recorded as "timeout". The limit is on the wall clock: leave it generous on a busy machine. Inside
     `fastcrystal.parallel.map.backend` the cluster's workers do the same, chunk by chunk.
 
     Parameters
     ----------
-    generated, true : CrystalBatch
-        Batches of the same length B, on any device.
+    generated, true : CrystalBatch or Crystals
+        As many of one as of the other; batches on any device.
     jobs : int, optional
         Worker processes; every available core by default.
     time_limit : float
@@ -129,7 +136,7 @@ def match_pairs(
     Raises
     ------
     ValueError
-        If the batches differ in length, or `jobs` or `time_limit` is not positive.
+        If the two differ in length, or `jobs` or `time_limit` is not positive.
     RuntimeError
         If the workers cannot start (pymatgen missing, for example).
     """
@@ -137,16 +144,16 @@ def match_pairs(
 
 
 def match_many(
-    pairs: Sequence[tuple[CrystalBatch, CrystalBatch]],
+    pairs: Sequence[Pairs | tuple[CrystalBatch | Crystals, CrystalBatch | Crystals]],
     *,
     jobs: int | None = None,
     time_limit: float = 10.0,
     progress: bool = True,
 ) -> list[MatchResult]:
-    """`match_pairs` for several (generated, true) pairs of batches: workers start once and none idles in between.
+    """`match_pairs` for several sets of pairs: workers start once and none idles in between.
 
-    Processes that are joined (`fastcrystal.parallel.distributed`) call it together: each judges its share and all get
-    every verdict.
+    Processes that are joined (`fastcrystal.parallel.distributed`) call it together: each compares its share and all get
+    every result.
 
     Raises
     ------
@@ -154,23 +161,29 @@ def match_many(
         As for `match_pairs`.
     """
     from fastcrystal.parallel.pool import available_cores, run_tasks
-    from fastcrystal.parallel.worker import encode
 
-    for generated, true in pairs:
-        if len(generated) != len(true):
-            raise ValueError(f"generated and true must pair up, got {len(generated)} and {len(true)} crystals")
-    hosts = [(_Host(generated), _Host(true)) for generated, true in pairs]
-    where = [(left, right, i) for left, right in hosts for i in range(len(right.num_sites))]
+    sources, sites = [], []
+    where: list[tuple[int, int, int]] = []
+    for number, (generated, true, i, j) in enumerate(p if isinstance(p, Pairs) else Pairs(*p) for p in pairs):
+        left, right = _by_position(generated), _by_position(true)
+        first = np.arange(len(left.num_sites)) if i is None else i
+        second = np.arange(len(right.num_sites)) if j is None else j
+        if len(first) != len(second):
+            raise ValueError(f"generated and true must pair up, got {len(first)} and {len(second)} crystals")
+        sources.append((left, right))
+        where += zip([number] * len(first), first.tolist(), second.tolist(), strict=True)
+        sites.append(right.num_sites[second])
 
-    def task(k: int) -> bytes:
-        left, right, i = where[k]
-        return encode({"time_limit": time_limit, "generated": left.crystal(i), "true": right.crystal(i)})
+    def task(k: int) -> dict[str, Any]:
+        number, i, j = where[k]
+        left, right = sources[number]
+        return {"time_limit": time_limit, "generated": _lists(left[i]), "true": _lists(right[j])}
 
     ranks = DistributedContext.current()
     own = ranks.part(len(where))
     if jobs is None and not ranks.is_single_process:  # those of one machine share its cores
         jobs = max(1, available_cores() // ranks.local_world)
-    judged = run_tasks(
+    answers = run_tasks(
         lambda k: task(own[k]),
         len(own),
         WORKER,
@@ -178,50 +191,46 @@ def match_many(
         time_limit=time_limit,
         progress=progress and ranks.is_main_process,
     )
-    answers = iter(ranks.gather_objects(judged))
-    lost = {"timeout": time_limit}
+    everything = iter(ranks.gather_objects(answers))
     out = []
-    for _, right in hosts:
-        part = [next(answers) for _ in right.num_sites]
+    for num_sites in sites:
+        part = [next(everything) for _ in num_sites]
+        limit = {"timeout": time_limit}
         out.append(
             MatchResult(
                 np.array([a.get("fit", False) for a in part], dtype=bool),
                 np.array([np.nan if a.get("rms") is None else a["rms"] for a in part], dtype=np.float64),
                 [a["status"] for a in part],
-                np.array([a.get("seconds", lost.get(a["status"], np.nan)) for a in part], dtype=np.float64),
-                right.num_sites.copy(),
+                np.array([a.get("seconds", limit.get(a["status"], np.nan)) for a in part], dtype=np.float64),
+                num_sites,
             )
         )
     return out
 
 
-def self_match(
-    batch: CrystalBatch,
-    length: int = PAPER_LENGTH,
-    *,
-    jobs: int | None = None,
-    time_limit: float = 10.0,
-    progress: bool = True,
-) -> MatchResult:
-    """Crystals against themselves after the way through the crystal matrix (B, L, 3) in float32.
+def round_trip(batch: CrystalBatch, length: int = PAPER_LENGTH) -> CrystalBatch:
+    """The crystals after packing into, and unpacking from, crystal matrices (B, L, 3) in float32.
 
-    The upper bound of any match rate: what is lost here is lost to packing, wrapping and rounding, or to the time
-    limit. It should be 1.
+    Matched with the crystals themselves they give the upper bound of any match rate, which should be 1: what is lost
+    is lost to packing, wrapping and rounding, or to the time limit.
 
     Raises
     ------
     ValueError
         If a crystal has more than L - 4 sites.
     """
-    return match_pairs(round_trip(batch, length), batch, jobs=jobs, time_limit=time_limit, progress=progress)
-
-
-def round_trip(batch: CrystalBatch, length: int = PAPER_LENGTH) -> CrystalBatch:
-    """The crystals after packing into, and unpacking from, crystal matrices (B, L, 3) in float32."""
     return batch.with_matrix(batch.matrix(length).float())
 
 
-class _Host:
+def _by_position(crystals: CrystalBatch | Crystals) -> Crystals:
+    return _Batch(crystals) if isinstance(crystals, CrystalBatch) else crystals
+
+
+def _lists(crystal: Crystal) -> list[Any]:
+    return [array.tolist() for array in crystal]
+
+
+class _Batch:
     """A batch as numpy arrays in float64, the numbers that `CrystalBatch.to_structures` hands to pymatgen."""
 
     def __init__(self, batch: CrystalBatch) -> None:
@@ -229,8 +238,8 @@ class _Host:
         self.species = host.species.numpy()
         self.frac = host.frac.detach().double().numpy()
         self.lattice = host.lattice.detach().double().numpy()
-        self.num_sites: NDArray[np.int64] = host.num_sites.numpy()
+        self.num_sites: NDArray[np.int64] = host.num_sites.numpy().copy()
 
-    def crystal(self, i: int) -> list[object]:
+    def __getitem__(self, i: int) -> Crystal:
         n = self.num_sites[i]
-        return [self.lattice[i].tolist(), self.species[i, :n].tolist(), self.frac[i, :n].tolist()]
+        return Crystal(self.species[i, :n], self.frac[i, :n], self.lattice[i])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from fastcrystal.cli.app import main
-from tests.factories.judged import salts, write
+from tests.factories.crystal_files import salts, write
 from tests.factories.tiny import run_command
 
 

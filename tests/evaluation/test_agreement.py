@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from fastcrystal.evaluation.evaluate import evaluate_files
-from fastcrystal.experiments.run import evaluate_run
+from fastcrystal.evaluation import EvaluationSettings, evaluate
+from fastcrystal.evaluation.runs import evaluate_run
 from fastcrystal.sampling.generator import Generator
 from fastcrystal.training.tasks import make_splits
 from tests.factories.pins import FIXTURES
@@ -24,15 +24,13 @@ SAME = (
 def test_a_run_and_its_files_have_one_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)  # the data set is recorded by a path from here
     run = Path(shutil.copytree(FIXTURES / "released" / "0.1" / "run-cfm", tmp_path / "run"))
-    with monkeypatch.context() as patch:
-        match_in_process(patch)
-        evaluate_run(run, None, 2, 0, "cpu", 1)
+    match_in_process(monkeypatch)
+    evaluate_run(run, None, 2, 0, "cpu", 1)
     of_run = json.loads((run / "result.json").read_text(encoding="utf-8"))
     splits = make_splits(Generator.from_run(run, "cpu").config)
     train = splits.load(splits.indices.train).save(tmp_path / "train.npz")
-    of_files = evaluate_files(
-        run / "generated.npz", reference=run / "test.npz", train=train, pairwise=True, jobs=2, progress=False
-    ).summary
+    settings = EvaluationSettings(pairwise=True, jobs=2, progress=False)
+    of_files = evaluate(run / "generated.npz", run / "test.npz", train=train, settings=settings).values()
     assert of_run["n_test"] == of_files["n_reference"] == 6
     for key in SAME:
         assert of_files[key] == pytest.approx(of_run[key], abs=1e-12), key

@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pymatgen.analysis.structure_matcher import StructureMatcher
 
-from fastcrystal.evaluation import pairs
-from fastcrystal.evaluation.pairs import Limits, endless, match, parts, representatives, same_formula
-from tests.factories.judged import in_memory, needle, salts
+from fastcrystal.evaluation import EvaluationSettings
+from fastcrystal.evaluation.pairs import endless, match, number_of_pairs, representatives, same_formula
+from tests.factories.crystal_files import in_memory, needle, salts
 from tests.factories.tiny import match_in_process
 
-QUIET = Limits(jobs=2, seconds=60, progress=False)
+QUIET = EvaluationSettings(jobs=2, time_limit=60, progress=False)
 
 
 def one_by_one(kind: list[int], same: np.ndarray) -> list[int]:
@@ -39,7 +39,7 @@ def test_groups_are_those_of_the_serial_loop(kind: list[int], seed: int, density
         for a, b in zip(first.tolist(), second.tolist(), strict=True):
             assert a < b
             assert kind[a] == kind[b]
-            assert (a, b) not in asked  # no pair is judged twice
+            assert (a, b) not in asked  # no pair is compared twice
             asked.add((a, b))
         return np.asarray(table[first, second])
 
@@ -65,28 +65,17 @@ def test_groups_are_those_of_pymatgen(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert sorted(len(g) for g in groups) == [1, 1, 3]
 
 
-def test_parts_cover_everything_within_their_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pairs, "_SITES_AT_ONCE", 100)
-    assert [p.tolist() for p in parts(5, 50)] == [[0, 1], [2, 3], [4]]
-    assert [len(p) for p in parts(3, 1000)] == [1, 1, 1]  # one at least
-    assert [len(p) for p in parts(0, 10)] == [0]
-
-
-def test_pairs_in_parts_are_pairs_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    match_in_process(monkeypatch)
-    crystals = in_memory(salts(), tmp_path)
-    i, j = same_formula(crystals.formula, crystals.formula)
-    whole = match(crystals, i, crystals, j, QUIET)
-    monkeypatch.setattr(pairs, "_SITES_AT_ONCE", 30)
-    part = match(crystals, i, crystals, j, QUIET)
-    np.testing.assert_array_equal(part.fit, whole.fit)
-    np.testing.assert_allclose(part.rms, whole.rms, rtol=1e-9, atol=1e-12)
-    assert part.num_sites.tolist() == whole.num_sites.tolist()
+@given(st.lists(st.sampled_from("abcd"), max_size=20), st.lists(st.sampled_from("abce"), max_size=20))
+def test_number_of_pairs(left: list[str], right: list[str]) -> None:
+    first, second = (np.array(side, dtype=np.str_) for side in (left, right))
+    got = number_of_pairs(first, [second, second], itself=True)
+    assert got.tolist() == [2 * right.count(k) + left.count(k) - 1 for k in left]
+    assert number_of_pairs(first, [], itself=False).tolist() == [0] * len(left)
 
 
 def test_an_endless_crystal_is_found_out(tmp_path: Path) -> None:
     crystals = in_memory({**salts(), "x": needle()}, tmp_path)
-    limits = Limits(jobs=2, seconds=3, progress=False)
+    limits = EvaluationSettings(jobs=2, time_limit=3, progress=False)
     assert endless(crystals, np.full(6, 5), limits).tolist() == [False] * 5 + [True]
     # in a few pairs it may cost the limit in each
     assert not endless(crystals, np.full(6, 3), limits).any()

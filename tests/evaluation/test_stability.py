@@ -4,21 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 from pymatgen.core import Lattice, Structure
 
 from fastcrystal.cli.app import main
-from fastcrystal.evaluation.evaluate import evaluate_files
-from fastcrystal.evaluation.stability import Potential
+from fastcrystal.evaluation import Evaluation, EvaluationSettings, PotentialSettings, evaluate
 from fastcrystal.relaxation.candidate import read_candidates
 from fastcrystal.relaxation.potentials import scale_of
 from fastcrystal.stability.hull import HullEntry
 from tests.factories.candidates import made
-from tests.factories.judged import write
+from tests.factories.crystal_files import write
 
 EMT = "ase.calculators.emt:EMT"
+
+
+def evaluated(crystals: Path, potential: PotentialSettings, **options: Any) -> Evaluation:
+    return evaluate(crystals, settings=EvaluationSettings(jobs=1, progress=False, potential=potential), **options)
 
 
 @pytest.fixture
@@ -43,9 +47,9 @@ def entries(tmp_path: Path) -> Path:
 
 
 def test_places_the_valid_ones(alloys: Path, entries: Path, tmp_path: Path) -> None:
-    potential = Potential(EMT, entries=entries, scale=scale_of(EMT))
+    potential = PotentialSettings(EMT, entries=entries, scale=scale_of(EMT))
     work = tmp_path / "work"
-    result = evaluate_files(alloys, potential=potential, work=work, jobs=1, progress=False)
+    result = evaluated(alloys, potential=potential, work=work)
     columns = {k: dict(zip(result.crystals["name"], v, strict=True)) for k, v in result.crystals.items()}
     relaxed = {c.id: c for c in read_candidates(work / "relaxed.jsonl")}
     assert set(relaxed) == {"cuau", "same", "cu", "w"}
@@ -56,16 +60,16 @@ def test_places_the_valid_ones(alloys: Path, entries: Path, tmp_path: Path) -> N
     assert columns["no_energy"]["near"] == "not valid" or columns["rejected"]["near"]
     assert columns["no_energy"]["w"].startswith("relaxation failed")
     assert columns["e_above_hull"]["w"] is None
-    s = result.summary["stability"]
+    s = result.values()["stability"]
     assert s["n_placed"] == 3
     assert s["not_placed"]["relaxation failed"] == 1
-    everything = result.summary["n_structures"] + result.summary["n_rejected"]
+    everything = result.values()["n_structures"] + result.values()["n_rejected"]
     near = sum(e is not None and e <= 0.1 for e in columns["e_above_hull"].values())
     assert s["n_within"]["0.1"] == near
     assert s["share_within"]["0.1"] == pytest.approx(near / everything)
     assert s["unique_novel_share_within"] is None  # novel to nothing
-    assert result.summary["requested"]["n_e_above_hull"] == 3
-    assert result.summary["requested"]["energies_from"] == scale_of(EMT)
+    assert result.values()["requested"]["n_e_above_hull"] == 3
+    assert result.values()["requested"]["energies_from"] == scale_of(EMT)
     assert "not DFT" in result.table()
     read = pq.read_table(result.save(tmp_path / "out") / "crystals.parquet").to_pydict()
     assert dict(zip(read["name"], read["e_above_hull"], strict=True)) == columns["e_above_hull"]
@@ -74,8 +78,8 @@ def test_places_the_valid_ones(alloys: Path, entries: Path, tmp_path: Path) -> N
 def test_stable_unique_and_novel(alloys: Path, entries: Path, tmp_path: Path) -> None:
     entries.write_text("formula,energy_per_atom\nCu,5\nAu,5\nW,5\n", encoding="utf-8")  # everything is below it
     known = write(tmp_path / "known", {"k": made("cu", "Cu", "fcc", 3.7).structure()})
-    potential = Potential(EMT, entries=entries, scale=scale_of(EMT))
-    s = evaluate_files(alloys, potential=potential, reference=known, jobs=1, progress=False).summary
+    potential = PotentialSettings(EMT, entries=entries, scale=scale_of(EMT))
+    s = evaluated(alloys, potential=potential, reference=known).values()
     everything = s["n_structures"] + s["n_rejected"]
     assert s["stability"]["n_within"] == {"0": 3, "0.1": 3}
     # copper is known, and one CuAu is the other
@@ -91,26 +95,26 @@ def test_a_system_without_references_costs_its_own(
         return [HullEntry("Cu", {"Cu": 1}, -0.5, scale_of(EMT))]
 
     monkeypatch.setattr("fastcrystal.stability.references.reference_entries", references)
-    result = evaluate_files(alloys, potential=Potential(EMT), jobs=1, progress=False)
+    result = evaluated(alloys, potential=PotentialSettings(EMT))
     columns = dict(zip(result.crystals["name"], result.crystals["no_energy"], strict=True))
     assert columns["cu"] is None
     assert columns["cuau"] == "no hull of Au-Cu: no reference for Au"
-    assert result.summary["stability"]["n_placed"] == 1
+    assert result.values()["stability"]["n_placed"] == 1
 
 
 def test_a_killed_run_goes_on(alloys: Path, entries: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    potential = Potential(EMT, entries=entries, scale=scale_of(EMT))
+    potential = PotentialSettings(EMT, entries=entries, scale=scale_of(EMT))
     work = tmp_path / "work"
-    evaluate_files(alloys, potential=potential, work=work, jobs=1, progress=False)
+    evaluated(alloys, potential=potential, work=work)
     before = (work / "relaxed.jsonl").read_bytes()
     lines = before.splitlines(keepends=True)
     (work / "relaxed.jsonl").write_bytes(b"".join(lines[:2]) + lines[2][:40])
-    evaluate_files(alloys, potential=potential, work=work, jobs=1, progress=False)
+    evaluated(alloys, potential=potential, work=work)
     after = {c.id: c.measured.get("energy") for c in read_candidates(work / "relaxed.jsonl")}
     assert after.keys() == {"cuau", "same", "cu", "w"}
     assert (work / "relaxed.jsonl").read_bytes().startswith(b"".join(lines[:2]))
     write(alloys, {"cu": made("cu", "Cu", "fcc", 3.3).structure()})  # another crystal of the name
-    evaluate_files(alloys, potential=potential, work=work, jobs=1, progress=False)
+    evaluated(alloys, potential=potential, work=work)
     records = [c for c in read_candidates(work / "relaxed.jsonl") if c.id == "cu"]
     assert len(records) == 1
     assert records[0].measured["volume_ratio"] > 1

@@ -12,10 +12,10 @@ import torch
 
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.load import load_dataset
+from fastcrystal.evaluation.runs import evaluate_run
 from fastcrystal.experiments import reproduce as r
 from fastcrystal.experiments.ablation import ablate, rows_of, settings
 from fastcrystal.experiments.figures import make_figures
-from fastcrystal.experiments.run import evaluate_run
 from fastcrystal.model.unet import Condition
 from fastcrystal.process.samplers import SamplerName
 from fastcrystal.sampling.generator import Generator
@@ -70,7 +70,7 @@ def test_both_tables_have_every_model_and_baseline(made: tuple[Path, TrainConfig
 def test_what_is_done_is_kept(made: tuple[Path, TrainConfig, str], monkeypatch: pytest.MonkeyPatch) -> None:
     out, base, text = made
     shrink_networks(monkeypatch)
-    monkeypatch.setattr(r, "judge", lambda *a, **k: pytest.fail("judged again"))
+    monkeypatch.setattr(r, "evaluate_model", lambda *a, **k: pytest.fail("evaluated again"))
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     assert r.reproduce(out, base, 0.5, jobs=1) == text
     with pytest.raises(ValueError, match="holds tables of other settings"):

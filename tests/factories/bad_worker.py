@@ -8,15 +8,16 @@ import sys
 import time
 from typing import Any
 
-from fastcrystal.parallel.worker import Judge, pymatgen_judge, serve
+from fastcrystal.parallel.worker import Handler, serve
+from fastcrystal.structure.match_worker import make_matcher
 
 
-def make_judge() -> Judge:
-    """pymatgen's judge, with the bad habits."""
-    honest = pymatgen_judge()
+def make_handler() -> Handler:
+    """The matcher, with the bad habits."""
+    honest = make_matcher()
 
-    def judge(request: dict[str, Any]) -> dict[str, Any]:
-        species = request["true"][1]
+    def handle(request: dict[str, Any]) -> dict[str, Any]:
+        species = request["true"][0]
         if 1 in species:
             time.sleep(1000)
         if 2 in species:
@@ -29,7 +30,7 @@ def make_judge() -> Judge:
         os.write(1, b"chatter\n")
         return honest(request)
 
-    return judge
+    return handle
 
 
-serve(make_judge)
+serve(make_handler)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import functools
-import io
+import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +63,15 @@ def shrink_networks(patch: Any) -> None:
 
 
 def match_in_process(patch: Any) -> None:
-    """Let pymatgen judge in this process: a worker takes seconds to start, and tests of its own see to the pool."""
+    """Do the work of `pool` in this process: a worker takes seconds to start, and the pool has tests of its own."""
     from fastcrystal.parallel import pool
-    from fastcrystal.parallel.worker import pymatgen_judge, read_message
+    from fastcrystal.parallel.worker import load_handler
 
-    def run_tasks(task: Callable[[int], bytes], count: int, *rest: Any, **options: Any) -> list[dict[str, Any]]:
-        judge = pymatgen_judge()
-        requests = [read_message(io.BytesIO(task(k))) for k in range(count)]
-        return [judge(request) for request in requests if request is not None]
+    def run_tasks(
+        task_at: Callable[[int], dict[str, Any]], count: int, command: Sequence[str], **options: Any
+    ) -> list[dict[str, Any]]:
+        handle = load_handler(command[-1])
+        return [handle(json.loads(json.dumps(task_at(k)))) for k in range(count)]
 
     patch.setattr(pool, "run_tasks", run_tasks)
 

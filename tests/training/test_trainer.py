@@ -14,7 +14,8 @@ import pytest
 import torch
 
 from fastcrystal.data.load import load_dataset
-from fastcrystal.experiments.run import draw_curves, evaluate_run, train_and_evaluate
+from fastcrystal.evaluation.runs import evaluate_run
+from fastcrystal.experiments.run import draw_curves, train_and_evaluate
 from fastcrystal.sampling.generator import Generator
 from fastcrystal.training.checkpoint import latest_checkpoint, list_checkpoints, read_tensors
 from fastcrystal.training.config import TrainConfig

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 
+from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.evaluation import Evaluation, EvaluationSettings, evaluate
 from fastcrystal.evaluation.baselines import chance
-from fastcrystal.evaluation.result import Evaluation
-from fastcrystal.evaluation.test_set import evaluate, wilson
+from fastcrystal.evaluation.result import MatchRate, wilson
+from fastcrystal.evaluation.runs import run_values
 from tests.factories.crystals import KINDS, crystal, pack, space_group
 
 
@@ -23,28 +26,44 @@ def make(first: str, last: str) -> CrystalDataset:
 TRAIN, TEST = make("Ba", "S"), make("Sr", "O")
 
 
+def evaluated(
+    generated: CrystalBatch, train: CrystalDataset = TRAIN, initial: CrystalBatch | None = None, sample: int = 200
+) -> Evaluation:
+    settings = EvaluationSettings(
+        pairwise=True, measures=("labels",), jobs=1, progress=False, time_limit=60, redundancy_sample=sample
+    )
+    return evaluate(generated, TEST, train=train, initial=initial, settings=settings)
+
+
 @pytest.fixture(scope="module")
 def perfect() -> Evaluation:
-    return evaluate(TEST.batch(), TEST, TRAIN, jobs=1, progress=False, time_limit=60)
+    return evaluated(TEST.batch())
 
 
 @pytest.fixture(scope="module")
 def hopeless() -> Evaluation:
-    batch = chance(TEST, seed=5)
-    lattice = batch.lattice.clone()
-    lattice[0] = float("nan")
-    return evaluate(replace(batch, lattice=lattice), TEST, TRAIN, jobs=1, progress=False, time_limit=60)
+    batch = chance(TEST, seed=5).batch()
+    batch.lattice[0] = float("nan")
+    return evaluated(batch)
+
+
+def rate(e: Evaluation, name: str = "match_rate") -> MatchRate:
+    """A rate that there is."""
+    found = getattr(e, name)
+    assert isinstance(found, MatchRate)
+    return found
 
 
 def test_a_perfect_model(perfect: Evaluation) -> None:
-    assert perfect.match_rate_fit == perfect.match_rate_rms == perfect.match_rate_fit_valid == 1
-    assert perfect.rmse == pytest.approx(0, abs=1e-6)
-    assert perfect.n_valid == perfect.n_test == len(TEST)
-    assert perfect.retrieval_fit > 0.8
-    assert perfect.n_no_template == perfect.n_timeouts == 0
+    assert rate(perfect).fit == rate(perfect).rms == rate(perfect, "match_rate_valid").fit == 1
+    assert rate(perfect).rmse == pytest.approx(0, abs=1e-6)
+    assert perfect.n_valid == perfect.n_reference == len(TEST)
+    assert rate(perfect, "retrieval").fit > 0.8
+    assert perfect.n_no_template == rate(perfect).pairs["timeout"] == 0
+    assert perfect.self_match is not None
     assert perfect.self_match["round_trip_fit"] == 1
     assert not perfect.below_retrieval
-    assert perfect.intervals["match_rate_fit"] == wilson(6, 6)
+    assert rate(perfect).fit_interval == wilson(6, 6)
     assert sum(row["n"] for row in perfect.by_num_sites) == len(TEST)
     assert perfect.tolerances["rms"] == {"ltol": 0.3, "stol": 0.5, "angle_tol": 10.0}
     assert "BELOW" not in perfect.table()
@@ -53,19 +72,21 @@ def test_a_perfect_model(perfect: Evaluation) -> None:
 def test_a_hopeless_model_is_called_so(hopeless: Evaluation) -> None:
     assert hopeless.below_retrieval
     assert "By fit the model is BELOW retrieval" in hopeless.table()
-    assert hopeless.n_valid < hopeless.n_test
+    assert hopeless.n_valid < len(TEST)
     assert hopeless.validity["not finite"] == 1
-    assert hopeless.counts["model"]["error"] == 1
+    assert rate(hopeless).pairs["error"] == 1
     assert "1 not finite" in hopeless.table()
 
 
 def test_json_has_null_for_nan(hopeless: Evaluation) -> None:
-    undefined = replace(hopeless, rmse=float("nan"), match_rate_fit_valid=float("nan"))
+    lost = replace(rate(hopeless), rmse=float("nan"))
+    undefined = replace(hopeless, match_rate=lost, match_rate_valid=replace(lost, fit=float("nan")))
     read = json.loads(undefined.to_json(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
     assert read["rmse"] is None
-    assert read["n_test"] == len(TEST)
+    assert read["match_rate_fit_valid"] is None
+    assert read["n_reference"] == len(TEST)
     assert len(read["intervals"]["chance_rms"]) == 2
-    assert "| - |" in undefined.table().replace("  ", " ")
+    assert "| - |" in re.sub(" +", " ", undefined.table())
 
 
 def test_table_is_markdown(perfect: Evaluation) -> None:
@@ -76,23 +97,21 @@ def test_table_is_markdown(perfect: Evaluation) -> None:
 
 def test_test_crystals_without_template_are_counted() -> None:
     train = TRAIN.select([0, 1])
-    result = evaluate(TEST.batch(), TEST, train, jobs=1, progress=False, time_limit=60, redundancy_sample=1)
+    result = evaluated(TEST.batch(), train, sample=1)
     # rocksalt and zincblende: both kinds also serve caesium chloride (AB, 2 sites), but no other
     assert result.n_no_template == 3
-    assert result.counts["retrieval"]["error"] == 3
-    assert result.retrieval_fit <= 0.5
+    assert run_values(result)["counts"]["retrieval"]["error"] == 3
+    assert rate(result, "retrieval").fit <= 0.5
 
 
 def test_copying_targets_cannot_be_beaten() -> None:
     spoilt = replace(TEST.batch(), lattice=torch.full((len(TEST), 3, 3), float("nan")))
-    result = evaluate(
-        spoilt, TEST, TRAIN, initial=TEST.batch(), jobs=1, progress=False, time_limit=60, redundancy_sample=1
-    )
-    assert result.modifies
-    assert result.copy_fit == result.copy_rms == 1
-    assert result.copy_rmse == pytest.approx(0, abs=1e-6)
-    assert result.intervals["copy_fit"] == result.intervals["copy_rms"] == wilson(6, 6)
-    assert result.counts["copy"]["ok"] == len(TEST)
+    result = evaluated(spoilt, initial=TEST.batch(), sample=1)
+    copied = rate(result, "copy")
+    assert copied.fit == copied.rms == 1
+    assert copied.rmse == pytest.approx(0, abs=1e-6)
+    assert copied.fit_interval == copied.rms_interval == wilson(6, 6)
+    assert copied.pairs["ok"] == len(TEST)
     for criterion in ("fit", "rms"):
         assert f"By {criterion} the model is BELOW copying the input: 0.0 % against 100.0 %." in result.table()
 
@@ -100,14 +119,13 @@ def test_copying_targets_cannot_be_beaten() -> None:
 def test_copies_are_counted_one_by_one() -> None:
     """Four initial structures are the targets, one has random sites and one has no lattice."""
     initial = TEST.batch()
-    initial.frac[KINDS.index("rutile")] = chance(TEST, seed=5).frac[KINDS.index("rutile")]
+    initial.frac[KINDS.index("rutile")] = chance(TEST, seed=5).batch().frac[KINDS.index("rutile")]
     initial.lattice[0] = float("nan")
-    result = evaluate(
-        TEST.batch(), TEST, TRAIN, initial=initial, jobs=1, progress=False, time_limit=60, redundancy_sample=1
-    )
-    assert result.copy_fit == result.copy_rms == 4 / 6
-    assert result.copy_rmse == pytest.approx(0, abs=1e-6)
-    assert result.counts["copy"] == {"ok": 5, "timeout": 0, "error": 1, "crashed": 0}
+    result = evaluated(TEST.batch(), initial=initial, sample=1)
+    copied = rate(result, "copy")
+    assert copied.fit == copied.rms == 4 / 6
+    assert copied.rmse == pytest.approx(0, abs=1e-6)
+    assert copied.pairs == {"ok": 5, "timeout": 0, "error": 1, "crashed": 0, "given up": 0}
     assert [(row["sites"], row["copy_fit"]) for row in result.by_num_sites] == [("1-4", 3 / 4), ("5-8", 1 / 2)]
     text = result.table()
     assert "By fit the model is above copying the input (the 95 % intervals overlap): 100.0 % against 66.7 %." in text
@@ -115,15 +133,16 @@ def test_copies_are_counted_one_by_one() -> None:
     assert "0 test pairs have no template among 6 training crystals" in text
     assert {line.count("|") for line in text.splitlines() if line.startswith("|")} == {6, 12}
     assert "66.7 % [30.0, 90.3] |\n" in text
-    assert json.loads(result.to_json())["copy_fit"] == result.copy_fit
+    assert json.loads(result.to_json())["copy_fit"] == copied.fit
 
 
 def test_generation_has_nothing_to_copy(perfect: Evaluation) -> None:
-    assert not perfect.modifies
+    assert perfect.copy is None
     assert "cop" not in perfect.table()
-    assert json.loads(perfect.to_json())["copy_rmse"] is None
-    assert "copy" not in perfect.counts
-    assert "copy_fit" not in perfect.intervals
+    values = json.loads(perfect.to_json())
+    assert values["copy_rmse"] is None
+    assert "copy" not in run_values(perfect)["counts"]
+    assert "copy_fit" not in values["intervals"]
     assert "copy_fit" not in perfect.by_num_sites[0]
 
 
@@ -136,10 +155,10 @@ def test_wilson(k: int, n: int, low: float, high: float) -> None:
 
 def test_bad_arguments() -> None:
     with pytest.raises(ValueError, match="got 2 for 6"):
-        evaluate(TEST.batch()[torch.arange(2)], TEST, TRAIN)
-    with pytest.raises(ValueError, match="one initial structure per test crystal is needed, got 2 for 6"):
-        evaluate(TEST.batch(), TEST, TRAIN, initial=TEST.batch()[:2])
-    with pytest.raises(ValueError, match="the test set is empty"):
-        evaluate(TEST.batch()[:0], TEST.select([]), TRAIN)
+        evaluated(TEST.batch()[torch.arange(2)])
+    with pytest.raises(ValueError, match="one initial structure per reference crystal is needed, got 2 for 6"):
+        evaluated(TEST.batch(), initial=TEST.batch()[:2])
+    with pytest.raises(ValueError, match="there are no crystals to evaluate"):
+        evaluated(TEST.batch()[:0])
     with pytest.raises(ValueError, match="got 3 of 2"):
         wilson(3, 2)

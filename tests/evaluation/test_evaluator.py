@@ -1,4 +1,4 @@
-"""`evaluate_files` on crystals whose answers are known by hand, and on real ones against pymatgen's serial loop."""
+"""`evaluate` on crystals whose answers are known by hand, and on real ones against pymatgen's serial loop."""
 
 from __future__ import annotations
 
@@ -15,16 +15,14 @@ import pytest
 from pymatgen.analysis.structure_matcher import StructureMatcher
 from pymatgen.core import Structure
 
+from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
-from fastcrystal.evaluation import single
-from fastcrystal.evaluation.evaluate import evaluate_files
-from fastcrystal.evaluation.pairs import Limits
-from fastcrystal.evaluation.report import FilesEvaluation
-from fastcrystal.evaluation.single import charge_balance
-from fastcrystal.parallel import pool
+from fastcrystal.evaluation import Evaluation, EvaluationSettings, evaluate
+from fastcrystal.evaluation.inputs import Source, read_crystals
+from fastcrystal.evaluation.space_groups import charge_balance
+from tests.factories.crystal_files import needle, salts, write
 from tests.factories.crystals import crystal
-from tests.factories.judged import needle, salts, write
 from tests.factories.shared_data import dft_file
 from tests.factories.tiny import match_in_process
 
@@ -32,29 +30,16 @@ from tests.factories.tiny import match_in_process
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Matching, spglib and smact in this process: the pool has its own tests."""
-    import io
-
-    from fastcrystal.evaluation.worker import make_judge
-    from fastcrystal.parallel.worker import read_message
-
     match_in_process(monkeypatch)
-    matching = pool.run_tasks
-
-    def run_tasks(task: Any, count: int, command: Any, **options: Any) -> list[dict[str, Any]]:
-        if command is not single.WORKER:
-            return matching(task, count, command, **options)
-        judge = make_judge()
-        requests = [read_message(io.BytesIO(task(k))) for k in range(count)]
-        return [judge(request) for request in requests if request is not None]
-
-    monkeypatch.setattr(pool, "run_tasks", run_tasks)
 
 
-def judged(path: Path, **options: Any) -> FilesEvaluation:
-    return evaluate_files(path, jobs=2, progress=False, **{"time_limit": 60.0, **options})
+def evaluated(crystals: Source, reference: Source | None = None, **options: Any) -> Evaluation:
+    how = {k: options.pop(k) for k in ("pairwise", "measures", "time_limit") if k in options}
+    settings = EvaluationSettings(jobs=2, progress=False, **{"time_limit": 60.0, **how})
+    return evaluate(crystals, reference, settings=settings, **options)
 
 
-def rows(result: FilesEvaluation, column: str) -> dict[str, Any]:
+def rows(result: Evaluation, column: str) -> dict[str, Any]:
     """A column of the table of crystals, by name."""
     return dict(zip(result.crystals["name"], result.crystals[column], strict=True))
 
@@ -63,8 +48,8 @@ def rows(result: FilesEvaluation, column: str) -> dict[str, Any]:
 def test_alone(tmp_path: Path) -> None:
     folder = write(tmp_path / "made", salts())
     (folder / "torn.cif").write_text("data_x\n_cell_length_a 4\n", encoding="utf-8")
-    result = judged(folder)
-    s = result.summary
+    result = evaluated(folder)
+    s = result.values()
     assert (s["n_structures"], s["n_rejected"], s["n_formulas"]) == (5, 1, 1)
     assert s["rejected"] == {"unreadable": 1}
     assert s["valid_share"] == pytest.approx(5 / 6)
@@ -84,7 +69,7 @@ def test_metre_novelty_and_chance(tmp_path: Path) -> None:
     true = write(
         tmp_path / "true", {"r1": crystal("rocksalt", "Na", "Cl"), "r2": crystal("caesium", "Na", "Cl"), "r3": big}
     )
-    s = (result := judged(made, reference=true)).summary
+    s = (result := evaluated(made, reference=true)).values()
     assert s["match_definition"] == "METRe"
     assert (s["n_reference"], s["n_reference_attempted"]) == (3, 2)
     # rocksalt and CsCl are found, rutile was not tried
@@ -113,8 +98,8 @@ def test_pairwise_goes_by_name(tmp_path: Path) -> None:
         "file,requested_group,state\np.cif,225,valid\n,225,not finite\n", encoding="utf-8"
     )
     write(true, {"s": s["c"]})
-    result = judged(made, reference=true, pairwise=True)
-    got = result.summary
+    result = evaluated(made, reference=true, pairwise=True)
+    got = result.values()
     assert got["match_definition"] == "pairwise"
     assert got["n_reference"] == 4
     assert got["match_rate_fit"] == 1 / 4  # only p
@@ -134,9 +119,68 @@ def test_names_that_do_not_agree_are_named(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError, match=r"same names on both sides; 1 only in made: q; 1 only in true \(reference\): x"
     ):
-        judged(made, reference=true, pairwise=True)
+        evaluated(made, reference=true, pairwise=True)
     with pytest.raises(ValueError, match="--pairwise compares with reference crystals: give --reference"):
-        judged(made, pairwise=True)
+        evaluated(made, pairwise=True)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_structures_batches_data_sets_and_files_are_one(tmp_path: Path) -> None:
+    structures = salts()
+    names = list(structures)
+    folder = write(tmp_path / "made", structures)
+    exact = [Structure.from_file(folder / f"{name}.cif") for name in names]
+    batch = CrystalBatch.from_structures(exact)
+    true = [structures["a"], structures["e"]]
+    of_files = evaluated(folder, write(tmp_path / "true", {"x": true[0], "y": true[1]})).values()
+    for crystals in (exact, batch, read_crystals(folder).data):
+        got = evaluated(crystals, true).values()
+        for key in (
+            "n_structures",
+            "valid_share",
+            "unique_share",
+            "novel_share",
+            "metre_fit",
+            "metre_rms",
+            "chance_fit",
+        ):
+            assert got[key] == of_files[key], key
+        assert got["metre_rmse"] == pytest.approx(of_files["metre_rmse"], abs=1e-6)
+        assert got["settings"]["path"] is None
+    pairs = evaluated(exact[:2], true, pairwise=True, measures=())
+    assert pairs.match_rate is not None
+    assert (pairs.match_rate.n, pairs.match_rate.fit) == (2, 0.5)  # by position: rocksalt is rocksalt, but not CsCl
+    assert pairs.table().startswith("2 test crystals;")
+    assert [pairs.metre, pairs.n_unique, pairs.n_novel, pairs.space_groups] == [None] * 4
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_run_folder_is_its_crystals(tiny_run: Path) -> None:
+    own = evaluated(tiny_run, tiny_run, pairwise=True)
+    recorded = json.loads((tiny_run / "result.json").read_text(encoding="utf-8"))
+    assert own.n_reference == recorded["n_test"]
+    assert own.match_rate is not None
+    assert own.match_rate.rms == recorded["match_rate_rms"]
+
+
+def test_what_cannot_be_evaluated_is_one_line(tmp_path: Path) -> None:
+    salt = salts()["a"]
+    with pytest.raises(ValueError, match="no structures given: at least one is needed"):
+        evaluated([])
+    with pytest.raises(ValueError, match="given as a path, a CrystalBatch or a list of structures, got a Structure"):
+        evaluated(salt)
+    disordered = salt.copy()
+    disordered.replace(0, {"Na": 0.5, "K": 0.5})
+    with pytest.raises(ValueError, match=r"none of the 1 structures .* \(0: .*partial occupancies"):
+        evaluated([disordered])
+    with pytest.raises(ValueError, match="one crystal per reference crystal is needed, got 1 for 2"):
+        evaluated([salt], [salt, salt], pairwise=True)
+    with pytest.raises(ValueError, match=r"measures must be among .*; got 'beauty'"):
+        evaluated([salt], measures=("beauty",))
+    with pytest.raises(ValueError, match='the measure "labels" is of a training set: give train'):
+        evaluated([salt], [salt], measures=("labels",))
+    with pytest.raises(ValueError, match="initial structures are compared with reference crystals"):
+        evaluated([salt], initial=[salt])
 
 
 @pytest.mark.usefixtures("in_process")
@@ -147,18 +191,18 @@ def test_training_set(tiny_npz: Path, tmp_path: Path) -> None:
     write(made, {"c": crystal("zincblende", "Na", "Cl")})
     reference = data.select(own).save(tmp_path / "true.npz")
     other = [i for i in range(len(data)) if i not in own]
-    result = judged(made, reference=reference, train=tiny_npz)
-    s = result.summary
+    result = evaluated(made, reference=reference, train=tiny_npz)
+    s = result.values()
     assert s["match_rate_fit"] == 1
     assert s["retrieval_fit"] == 1  # the reference crystals are in the training set
     assert rows(result, "novel_to_training") == {"a": False, "b": False, "c": True}
     assert s["space_groups"]["from"]["reference"] == "as stored in the data set"
     assert s["space_groups"]["reference"] == {"221": 1, "225": 1}
-    without = judged(made, reference=reference, train=data.select(other).save(tmp_path / "other.npz")).summary
+    without = evaluated(made, reference=reference, train=data.select(other).save(tmp_path / "other.npz")).values()
     assert without["n_novel_to_training"] == 3  # nothing of that formula is there
     assert "retrieval" in result.table()
     with pytest.raises(ValueError, match="--train is for the retrieval baseline of a reference"):
-        judged(made, train=tiny_npz)
+        evaluated(made, train=tiny_npz)
 
 
 @pytest.mark.usefixtures("in_process")
@@ -172,32 +216,32 @@ def test_requested_and_obtained(tmp_path: Path) -> None:
         ",NaCl,225,,-2.0,,,not finite",
     ]
     (folder / "crystals.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    result = judged(folder)
-    asked = result.summary["requested"]
+    result = evaluated(folder)
+    asked = result.values()["requested"]
     assert asked["n_requested_group"] == 2
     assert asked["group_obtained"] == {"0.01": 0.5, "0.1": 0.5, "0.3": 0.5}
     assert asked["n_requested_energy"] == 2
     assert asked["energy_mae"] == pytest.approx(0.2)
     assert asked["energy_bias"] == pytest.approx(-0.1)
     assert (asked["n_e_above_hull"], asked["e_above_hull_mean"]) == (1, 0.05)
-    assert result.summary["n_rejected"] == 1
+    assert result.values()["n_rejected"] == 1
     assert result.crystals["rejected"][-1] == "not written: not finite"
     assert rows(result, "requested_group")["a"] == 225
     assert "Space group as asked for, of 2 crystals: 50.0 %" in result.table()
     bad = tmp_path / "bad.csv"
     bad.write_text("file,requested_group\na.cif,231\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"bad.csv:2: requested_group must be a space group 1..230, got '231'"):
-        judged(folder, table=bad)
+        evaluated(folder, requested=bad)
     bad.write_text("file,requested_group\nother.cif,225\n", encoding="utf-8")
     with pytest.raises(ValueError, match="has no row for any crystal"):
-        judged(folder, table=bad)
+        evaluated(folder, requested=bad)
 
 
 @pytest.mark.usefixtures("in_process")
 def test_json_and_parquet(tmp_path: Path) -> None:
     folder = write(tmp_path / "made", salts())
     (folder / "torn.cif").write_text("data_x\n", encoding="utf-8")
-    result = judged(folder, reference=folder)
+    result = evaluated(folder, reference=folder)
     where = result.save(tmp_path / "out")
     assert json.loads((where / "result.json").read_text(encoding="utf-8")) == json.loads(result.to_json())
     table = pq.read_table(where / "crystals.parquet")
@@ -205,19 +249,19 @@ def test_json_and_parquet(tmp_path: Path) -> None:
     assert {str(table.schema.field(k).type) for k in ("requested_group", "group_0.1")} == {"int64"}
     assert str(table.schema.field("charge_balanced").type) == "bool"  # nothing but null, without smact
     assert pq.read_table(where / "reference.parquet").num_rows == 5
-    alone = judged(folder)
+    alone = evaluated(folder)
     alone.save(where)
     assert not (where / "reference.parquet").exists()
-    s = result.summary
+    s = result.values()
     assert s["tolerances"]["rms"] == {"ltol": 0.3, "stol": 0.5, "angle_tol": 10.0}
     assert s["versions"]["pymatgen"]
     assert s["versions"]["spglib"]
-    assert s.keys() == alone.summary.keys()
+    assert s.keys() == alone.values().keys()
 
 
 def test_without_smact_it_is_said(monkeypatch: pytest.MonkeyPatch, in_process: None, tmp_path: Path) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    s = judged(write(tmp_path, {"a": salts()["a"]})).summary
+    s = evaluated(write(tmp_path, {"a": salts()["a"]})).values()
     assert s["charge_balanced_share"] is s["n_charge_balanced"] is None
     assert s["charge_balance_note"] == "not checked, smact is not installed: pip install 'fastcrystal[smact]'"
 
@@ -236,14 +280,14 @@ def test_smact_is_asked_in_workers_with_a_limit(monkeypatch: pytest.MonkeyPatch,
         encoding="utf-8",
     )
     monkeypatch.syspath_prepend(tmp_path)
-    limits = Limits(jobs=2, seconds=4, progress=False)
-    got = charge_balance(["ClNa", "FeO", "Cl2Na", "He"], limits)
+    settings = EvaluationSettings(jobs=2, time_limit=4, progress=False)
+    got = charge_balance(["ClNa", "FeO", "Cl2Na", "He"], settings)
     assert got == {"ClNa": True, "FeO": None, "Cl2Na": False, "He": None}
 
 
 def test_smact_itself() -> None:
     pytest.importorskip("smact", reason="needs smact: pip install 'fastcrystal[smact]'")
-    got = charge_balance(["ClNa", "Cl2Na"], Limits(jobs=1, seconds=60, progress=False))
+    got = charge_balance(["ClNa", "Cl2Na"], EvaluationSettings(jobs=1, time_limit=60, progress=False))
     assert got == {"ClNa": True, "Cl2Na": False}
 
 
@@ -254,15 +298,15 @@ def test_nothing_hangs(tmp_path: Path) -> None:
     many = Structure(crystal("caesium", "Na", "Cl").lattice.scale(900), ["Si"] * 60, grid)
     made = write(tmp_path / "made", {**salts(), **{f"n{k}": needle() for k in range(2)}, "z": many})
     start = time.perf_counter()
-    result = judged(made, reference=made, time_limit=3.0)
+    result = evaluated(made, reference=made, time_limit=3.0)
     assert time.perf_counter() - start < 120
     same = rows(result, "same_as")
     assert [same[f"n{k}"] for k in range(2)] == [None] * 2
     assert {k: same[k] for k in "abcdez"} == {"a": "a", "b": "a", "c": "c", "d": "a", "e": "e", "z": "z"}
     assert rows(result, "novel")["n0"] is None  # what was not compared is not called new
-    assert result.summary["pairs"]["reference"]["given up"] == 7 * 7 - 5 * 5
+    assert result.values()["pairs"]["reference"]["given up"] == 7 * 7 - 5 * 5
     assert "given up" in result.table()
-    assert result.summary["metre_fit"] == pytest.approx(6 / 8)
+    assert result.values()["metre_fit"] == pytest.approx(6 / 8)
 
 
 @pytest.mark.slow
@@ -277,7 +321,7 @@ def test_real_crystals_have_pymatgens_verdicts(tmp_path: Path) -> None:
     half = np.arange(len(index)) % 2 == 0
     made, true = _by_hand(polymorphs, half, 0.01), _by_hand(polymorphs, ~half, 0.0)
     folder = write(tmp_path / "made", made)
-    result = judged(folder, reference=write(tmp_path / "true", true))
+    result = evaluated(folder, reference=write(tmp_path / "true", true))
     made, true = (
         {k: Structure.from_file(tmp_path / f / f"{k}.cif") for k in s} for f, s in (("made", made), ("true", true))
     )
@@ -288,7 +332,7 @@ def test_real_crystals_have_pymatgens_verdicts(tmp_path: Path) -> None:
         found = [d[0] for a in made.values() if (d := rms.get_rms_dist(a, b)) is not None]
         best[r] = min(found, default=math.nan)
         fits[r] = [k for k, a in made.items() if fit.fit(a, b)]
-    s, n = result.summary, len(true)
+    s, n = result.values(), len(true)
     assert s["metre_fit"] == sum(map(bool, fits.values())) / n
     assert s["metre_rms"] == sum(not math.isnan(v) for v in best.values()) / n
     assert s["metre_crmse"] == pytest.approx(np.mean([0.5 if math.isnan(v) else v for v in best.values()]))

@@ -1,4 +1,4 @@
-"""Folders of crystals for the tests of `fastcrystal evaluate FOLDER`: few, small, with answers known by hand."""
+"""Folders of crystals for the tests of `fastcrystal evaluate`: few, small, with answers known by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pymatgen.core import Lattice, Structure
 
-from fastcrystal.evaluation.crystals import Crystals, read_crystals
+from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.evaluation.inputs import read_crystals
 from tests.factories.crystals import crystal
 
 
@@ -19,9 +20,9 @@ def write(folder: Path, structures: Mapping[str, Structure]) -> Path:
     return folder
 
 
-def in_memory(structures: Mapping[str, Structure], folder: Path) -> Crystals:
+def in_memory(structures: Mapping[str, Structure], folder: Path) -> CrystalDataset:
     """What is read of these files."""
-    return read_crystals(write(folder, structures), jobs=1)
+    return read_crystals(write(folder, structures), jobs=1).data
 
 
 def salts() -> dict[str, Structure]:

@@ -10,38 +10,38 @@ import torch
 from pymatgen.core import Structure
 
 from fastcrystal.data.readers import read_structures
-from fastcrystal.evaluation.crystals import kind_of_reject, read_crystals
+from fastcrystal.evaluation.inputs import kind_of_reject, read_crystals
+from tests.factories.crystal_files import salts, write
 from tests.factories.crystals import crystal
-from tests.factories.judged import salts, write
 
 
 def test_every_digit_of_a_file(tmp_path: Path) -> None:
     structures = salts()
     got = read_crystals(write(tmp_path, structures), jobs=1)
     assert got.ids == list(structures)
-    assert got.formula.tolist() == ["ClNa"] * 5
+    assert got.data.formula.tolist() == ["ClNa"] * 5
     for i, item in enumerate(read_structures(tmp_path)):
-        lattice, species, frac = got.cell(i)
-        assert lattice == item.structure.lattice.matrix.tolist()  # type: ignore[union-attr]
-        assert species == list(item.structure.atomic_numbers)  # type: ignore[union-attr]
-        assert frac == item.structure.frac_coords.tolist()  # type: ignore[union-attr]
-    batch = got.batch(np.array([4, 1]))
+        species, frac, lattice = got.data[i]
+        np.testing.assert_array_equal(lattice, item.structure.lattice.matrix)  # type: ignore[union-attr]
+        np.testing.assert_array_equal(species, item.structure.atomic_numbers)  # type: ignore[union-attr]
+        np.testing.assert_array_equal(frac, item.structure.frac_coords)  # type: ignore[union-attr]
+    batch = got.data.batch(np.array([4, 1]))
     assert batch.frac.dtype == batch.lattice.dtype == torch.float64
     assert batch.num_sites.tolist() == [2, 4]
     two: list[Structure] = batch.to_structures()
-    np.testing.assert_array_equal(two[1].lattice.matrix, got.lattice[1])
+    np.testing.assert_array_equal(two[1].lattice.matrix, got.data.lattice[1])
 
 
 def test_only_the_formulas_asked_for(tiny_npz: Path, tmp_path: Path) -> None:
     packed = read_crystals(tiny_npz, formulas=["FLi", "ClNa", "XeYb"])
-    assert sorted(set(packed.formula.tolist())) == ["ClNa", "FLi"]
+    assert sorted(set(packed.data.formula.tolist())) == ["ClNa", "FLi"]
     assert (len(packed), packed.n_total) == (4, 60)
     assert sum((packed.stored_groups or {}).values()) == 60
     files = write(tmp_path, {"a": crystal("rocksalt", "Na", "Cl"), "b": crystal("rutile", "Ti", "O")})
     some = read_crystals(files, formulas=["O2Ti"], jobs=1)
-    assert (some.ids, some.n_total, some.species.tolist()) == (["b"], 2, [22, 22, 8, 8, 8, 8])
+    assert (some.ids, some.n_total, some.data.species.tolist()) == (["b"], 2, [22, 22, 8, 8, 8, 8])
     none = read_crystals(files, formulas=["FLi"], jobs=1)
-    assert (len(none), none.n_total, len(none.batch(np.zeros(0, dtype=np.int64)))) == (0, 2, 0)
+    assert (len(none), none.n_total, len(none.data.batch(np.zeros(0, dtype=np.int64)))) == (0, 2, 0)
 
 
 def test_rejects_are_kept_with_their_kind(tmp_path: Path) -> None:
@@ -57,7 +57,7 @@ def test_rejects_are_kept_with_their_kind(tmp_path: Path) -> None:
     assert kinds == {"near": "atoms too close", "torn": "unreadable", "flat": "degenerate lattice"}
 
 
-def test_nothing_to_judge_is_one_line(tmp_path: Path) -> None:
+def test_nothing_to_evaluate_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no file or folder at"):
         read_crystals(tmp_path / "gone")
     with pytest.raises(ValueError, match="no CIF or POSCAR files in"):

@@ -1,0 +1,300 @@
+"""`evaluate`: generated crystals alone, against each other, and against reference crystals beside the baselines."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import asdict, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.evaluation import baselines, space_groups, stability
+from fastcrystal.evaluation.inputs import Given, Source, kind_of_reject, read_crystals
+from fastcrystal.evaluation.match_rates import MOST_TRIES, Comparison, compare, partners
+from fastcrystal.evaluation.novelty import compare_all, equals, novelty
+from fastcrystal.evaluation.pairs import endless, number_of_pairs
+from fastcrystal.evaluation.requested import find_table, obtained, read_requested, request_columns
+from fastcrystal.evaluation.result import Evaluation
+from fastcrystal.evaluation.settings import EvaluationSettings
+from fastcrystal.sampling.request import SYMPRECS
+from fastcrystal.structure import validity
+from fastcrystal.structure.match import TOLERANCES
+
+#: reasons of rejected crystals that the summary quotes
+_EXAMPLES = 10
+#: sites, padding included, of the crystals whose distances are computed at once: some 100 MB
+_SITES_AT_ONCE = 2_000_000
+_VERSIONS = ("fastcrystal", "pymatgen", "pymatgen-core", "spglib", "numpy", "smact")
+
+
+def evaluate(
+    crystals: Source,
+    reference: Source | None = None,
+    *,
+    train: Source | None = None,
+    initial: Source | None = None,
+    requested: str | Path | None = None,
+    settings: EvaluationSettings | None = None,
+    work: Path | None = None,
+) -> Evaluation:
+    """Evaluate generated crystals.
+
+    Parameters
+    ----------
+    crystals : str, Path, CrystalBatch, CrystalDataset, or list of pymatgen Structure
+        A path is a folder, CIF, archive, table, .npz, store, or whatever else `fastcrystal.data.readers` lists; a run
+        folder stands for the crystals that it generated.
+    reference : as `crystals`, or the name of a shipped data set, optional
+        True crystals: for the match rate, METRe, novelty and chance. A run folder stands for its test crystals.
+    train : as `reference`, optional
+        Crystals that the model was trained on: for retrieval and for novelty to them.
+    initial : as `crystals`, optional
+        Initial structures that were modified, one for each reference crystal: the match rate of leaving them as they
+        are.
+    requested : str or Path, optional
+        Table of requests and energies by name (`fastcrystal.evaluation.requested`); crystals.csv in the folder
+        `crystals` where not given.
+    settings : EvaluationSettings, optional
+    work : Path, optional
+        Folder that keeps the relaxations, so that a killed run goes on.
+
+    Raises
+    ------
+    ValueError
+        If a source has no crystals, names or numbers do not agree, an option is of no use, or energies are of two
+        scales.
+    ImportError
+        If the potential is not installed.
+
+    Examples
+    --------
+    >>> result = evaluate("my_cifs/", reference="prototypes")
+    >>> result.match_rate.fit, result.chance.fit
+    """
+    settings = EvaluationSettings() if settings is None else settings
+    _check_options(reference, train, initial, settings)
+    made = read_crystals(_of_run(crystals, "generated.npz"), jobs=settings.jobs)
+    table = Path(requested) if requested is not None else find_table(crystals)
+    asked = None if table is None else read_requested(table)
+    values = request_columns(asked, made.ids, made.data.energy)
+    if settings.potential.name and np.isfinite(values["e_above_hull"]).any():
+        raise ValueError(
+            f"{table} has energies above the hull already (e_above_hull), and a potential would give others: leave out "
+            "one of the two"
+        )
+    true, partner = None, None
+    if reference is not None:
+        formulas = None if settings.pairwise else np.unique(made.data.formula).tolist()
+        true = read_crystals(_of_run(reference, "test.npz"), formulas=formulas, jobs=settings.jobs)
+        partner = partners(made, true) if settings.pairwise else None
+    known, before = (None if s is None else read_crystals(s, jobs=settings.jobs) for s in (train, initial))
+    if before is not None and true is not None and len(before) != len(true):
+        raise ValueError(f"one initial structure per reference crystal is needed, got {len(before)} for {len(true)}")
+    if asked is not None:  # what a table names without a file was made, too, but has no partner
+        made = replace(made, rejects=[*made.rejects, *asked.unwritten])
+    n_made, measures = len(made) + len(made.rejects), settings.measures
+    rejected = [kind_of_reject(r.reason) for r in made.rejects]
+    state = check_validity(made.data)
+    groups, no_group = None, None
+    if "space_groups" in measures:
+        groups, no_group = space_groups.find_space_groups(made.data, SYMPRECS, settings)
+    charged, charge_note = _charges(made, settings) if "charge_balance" in measures else (None, None)
+    crossed = [] if true is None or ({"metre", "novelty"}.isdisjoint(measures) and settings.pairwise) else [true]
+    crossed += [known] if known is not None and "novelty" in measures else []
+    others = [given.data.formula for given in crossed]
+    n_pairs = number_of_pairs(made.data.formula, others, itself="uniqueness" in measures)
+    slow = endless(made.data, n_pairs, settings)
+    first, unique, pairs = None, None, {}
+    if "uniqueness" in measures:
+        first, pairs["uniqueness"] = equals(made.data, slow, settings)
+        unique = [None if s else k == i for i, (k, s) in enumerate(zip(first.tolist(), slow.tolist(), strict=True))]
+    placed = stability.place(made, state.valid, settings, work) if settings.potential.name else None
+    energies_from = "source" if np.isfinite(values["energy"]).any() else None
+    if placed is not None:
+        values["e_above_hull"] = placed.energies("e_above_hull")
+        if energies_from is None:  # all or none: energies of two sources are not one column
+            values["energy"], energies_from = placed.energies("formation_energy"), placed.scale
+    columns: dict[str, list[Any]] = {
+        "name": made.names,
+        "formula": made.data.formula.tolist(),
+        "num_sites": made.data.num_sites.tolist(),
+        "state": [*(validity.REASONS[r] for r in state.reason), *rejected],
+        "rejected": [*[None] * len(made), *(r.reason for r in made.rejects)],
+        "volume_per_atom": _numbers(state.volume_per_atom),
+        "min_distance": _numbers(state.min_distance),
+        "charge_balanced": charged or [],
+        **{f"group_{p:g}": [] if groups is None else _known(groups[:, k]) for k, p in enumerate(SYMPRECS)},
+        **{k: _numbers(v) for k, v in values.items()},
+        "requested_group": [None if np.isnan(g) else int(g) for g in values["requested_group"].tolist()],
+        "same_as": [] if first is None else [None if k < 0 else made.ids[k] for k in first.tolist()],
+        "unique": unique or [],
+    }
+    compared: dict[str, Any] = {}
+    novel, new_to_training, both, rows = None, None, None, {}
+    if true is not None:
+        comparison = compare(made, true, slow, partner, known, before, settings)
+        compared = _compared(comparison, state.valid, partner, n_made, settings)
+        pairs |= compared.pop("pairs")
+        if "novelty" in measures:
+            novel = columns["novel"] = novelty(comparison.cross, len(made))
+        columns |= comparison.columns()
+        rows = comparison.reference_columns()
+    if known is not None:
+        compared["n_train"] = known.n_total
+        if "novelty" in measures:
+            cross = compare_all(made.data, known.only(made.data.formula.tolist()).data, slow, settings)
+            new_to_training = columns["novel_to_training"] = novelty(cross, len(made))
+            pairs["training set"] = cross.counts
+        if "labels" in measures and true is not None:
+            compared["self_match"] = asdict(baselines.self_match(known.data, true.data, settings))
+    if novel is not None and unique is not None:
+        both = [bool(v and u and n) for v, u, n in zip(state.valid, unique, novel, strict=True)]
+    if placed is not None:
+        columns |= placed.columns()
+    return Evaluation(
+        n_structures=len(made),
+        n_rejected=len(made.rejects),
+        n_formulas=len(np.unique(made.data.formula)),
+        rejected=dict(Counter(rejected)),
+        rejected_examples=[f"{r.id}: {r.reason}" for r in made.rejects[:_EXAMPLES]],
+        validity=state.counts(),
+        n_charge_balanced=_count(charged),
+        charge_balance_note=charge_note,
+        n_unique=_count(unique),
+        n_novel=_count(novel),
+        n_novel_to_training=_count(new_to_training),
+        n_valid_unique_novel=_count(both),
+        requested={**obtained(values, groups, SYMPRECS), "energies_from": energies_from},
+        n_without_space_group=no_group,
+        space_groups=None
+        if groups is None
+        else space_groups.distribution(groups[:, SYMPRECS.index(space_groups.SYMPREC)], true, settings),
+        stability=None if placed is None else placed.summary(n_made, both),
+        pairs=pairs,
+        tolerances={
+            **{k: dict(v) for k, v in TOLERANCES.items()},
+            "min_distance": validity.MIN_DISTANCE,
+            "volume_per_atom": list(validity.VOLUME_RANGE),
+            "symprecs": list(SYMPRECS),
+            "smact_validity": space_groups.CHARGE_RULES,
+        },
+        settings={
+            "path": str(crystals) if isinstance(crystals, (str, Path)) else None,
+            "reference": _name(reference),
+            "train": _name(train),
+            "table": None if table is None else str(table),
+            "pairwise": settings.pairwise,
+            "time_limit": settings.time_limit,
+            "seed": settings.seed,
+        },
+        versions={"python": platform.python_version(), **{k: _version(k) for k in _VERSIONS}},
+        crystals={k: [*v, *[None] * (n_made - len(v))] for k, v in columns.items()},
+        reference=rows,
+        pairwise=settings.pairwise,
+        **compared,
+    )
+
+
+def check_validity(crystals: CrystalDataset) -> validity.Validity:
+    """`fastcrystal.structure.validity.check` of all crystals, in padded batches that fit into memory."""
+    step = max(1, _SITES_AT_ONCE // crystals.max_sites)
+    parts = [np.arange(k, min(k + step, len(crystals))) for k in range(0, max(len(crystals), 1), step)]
+    done = [validity.check(crystals.batch(index)) for index in parts]
+    columns = zip(*((v.reason, v.min_distance, v.volume_per_atom) for v in done), strict=True)
+    return validity.Validity(*(np.concatenate(column) for column in columns))
+
+
+def _check_options(
+    reference: Source | None, train: Source | None, initial: Source | None, settings: EvaluationSettings
+) -> None:
+    """Raise ValueError for what is of no use without a reference or a training set."""
+    if reference is None:
+        no_use = {
+            "--pairwise compares with reference crystals": settings.pairwise,
+            "--train is for the retrieval baseline of a reference": train is not None,
+            "initial structures are compared with reference crystals": initial is not None,
+        }
+        for why, given in no_use.items():
+            if given:
+                raise ValueError(f"{why}: give --reference STORE_OR_FOLDER")
+    if "labels" in settings.measures and train is None:
+        raise ValueError('the measure "labels" is of a training set: give train (--train STORE_OR_NPZ)')
+
+
+def _of_run(source: Source, name: str) -> Source:
+    """The data set that a run folder holds under this name; any other source as it is."""
+    if isinstance(source, (str, Path)) and (Path(source) / "config.json").is_file():
+        return Path(source) / name
+    return source
+
+
+def _compared(
+    c: Comparison,
+    valid: NDArray[np.bool_],
+    partner: NDArray[np.int64] | None,
+    n_made: int,
+    settings: EvaluationSettings,
+) -> dict[str, Any]:
+    """Fields of the result that the comparison with the reference gives."""
+    ours, attempted = c.matches["match_rate"], c.attempted
+    precision = c.precision(n_made)
+    shown = {"match_rate": "match rate"} if partner is not None else {}
+    shown |= {"metre": "reference"} | {k: k for k in ("chance", "retrieval", "copy")}
+    out: dict[str, Any] = {
+        **{name: matches.rate() for name, matches in c.matches.items()},
+        "n_reference": c.true.n_total,
+        "n_reference_rejected": len(c.true.rejects),
+        "n_reference_attempted": int(attempted.sum()),
+        "match_rate_attempted": ours.rate(attempted),
+        "precision_fit": precision[0],
+        "precision_rms": precision[1],
+        "chance_tries": MOST_TRIES if partner is None else 1,
+        "n_no_template": c.n_no_template,
+        "pairs": {words: c.matches[k].pairs for k, words in shown.items() if k in c.matches},
+    }
+    if partner is not None:
+        out["match_rate_valid"] = ours.rate((partner >= 0) & valid[partner])
+        out["by_num_sites"] = c.by_num_sites()
+    return out
+
+
+def _charges(made: Given, settings: EvaluationSettings) -> tuple[list[bool | None] | None, str | None]:
+    """Charge balance of each crystal's formula, and why it is not known of some."""
+    formulas = np.unique(made.data.formula).tolist()
+    balanced = space_groups.charge_balance(formulas, settings)
+    if balanced is None:
+        return None, f"not checked, smact is not installed: {space_groups.EXTRA}"
+    lost = sum(v is None for v in balanced.values())
+    note = f"smact has no answer for {lost} of {len(formulas)} formulas" if lost else None
+    return [balanced[f] for f in made.data.formula.tolist()], note
+
+
+def _count(which: Iterable[bool | None] | None) -> int | None:
+    return None if which is None else sum(bool(w) for w in which)
+
+
+def _known(groups: NDArray[np.int64]) -> list[int | None]:
+    return [g or None for g in groups.tolist()]
+
+
+def _numbers(values: NDArray[np.floating]) -> list[float | None]:
+    return [None if np.isnan(v) else v for v in values.tolist()]
+
+
+def _name(source: Source | None) -> str | None:
+    if source is None or isinstance(source, (str, Path)):
+        return None if source is None else str(source)
+    return source.name if isinstance(source, CrystalDataset) else type(source).__name__
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
