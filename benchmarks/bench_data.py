@@ -25,6 +25,7 @@ from fastcrystal.data.load import load_dataset
 from fastcrystal.data.store import open_store
 from fastcrystal.data.store.export import export_parquet
 from fastcrystal.data.store.writer import StoreWriter
+from fastcrystal.ops.philox import Noise
 from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.trainer import Trainer
 
@@ -42,16 +43,14 @@ def test_batch(benchmark: Any, workers: int, tmp_path: Path) -> None:
     task, splits = trainer.task, trainer.splits
     crystals = splits.load(splits.indices.train).batch()
     dense = DenseCrystals(crystals, trainer.scaling, splits.length)
-    batches = iter(loader(dense, BATCH, torch.Generator().manual_seed(0), workers))
-    generator = torch.Generator().manual_seed(0)
-    ours = task.batch(0, generator)
-    if not workers:  # with workers the first batches are drawn ahead, by another process
-        theirs = next(batches)
-        torch.testing.assert_close(theirs.x_1, ours.x_1.cpu())
-        torch.testing.assert_close(theirs.species, ours.crystals.species.cpu())
+    batches = iter(loader(dense, BATCH, trainer.config.seed, workers))
+    noise = Noise(trainer.config.seed, 1)
+    ours, theirs = task.batch(noise), next(batches)
+    torch.testing.assert_close(theirs.x_1, ours.x_1.cpu())
+    torch.testing.assert_close(theirs.species, ours.crystals.species.cpu())
 
     def draw() -> None:
-        task.batch(0, generator)
+        task.batch(noise)
         wait()
 
     found = paired(draw, lambda: next(batches).to(DEVICE), rounds=50, warm_up=5, limit=20)

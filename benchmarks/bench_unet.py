@@ -13,6 +13,7 @@ import torch
 from benchmarks.timing import DEVICE, seconds
 from fastcrystal.model.config import PRESETS
 from fastcrystal.model.unet import CrystalUNet
+from fastcrystal.ops.philox import Noise
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.testing import random_batch
 
@@ -35,7 +36,7 @@ def training_step(model: CrystalUNet, compiled: bool, batch_size: int = 128) -> 
 
     def loss() -> torch.Tensor:
         cond = model.condition(batch.species, batch.num_sites, batch.space_group, batch.energy)
-        return flow.loss(model, x_1, batch.num_sites, cond)
+        return flow.loss(model, x_1, batch.num_sites, cond, Noise(0))
 
     fast = torch.compile(loss) if compiled else loss
 

@@ -27,15 +27,15 @@ from fastcrystal.ops.noising import (
     diffusion_noising_reference,
     flow_noising,
     flow_noising_reference,
-    flow_source_reference,
+    flow_source,
 )
-from fastcrystal.ops.philox import philox_normal
+from fastcrystal.ops.philox import Noise, Stream
 from fastcrystal.ops.update_step import update_step, update_step_reference
 from fastcrystal.process.schedule import NoiseSchedule
 from fastcrystal.testing import DTYPES, assert_near_truth, poisoned_buffers, random_sites
 
 LENGTH = 64
-NOISE = {"no noise": {}, "noise given": {}, "noise made": {"seed": 5, "offset": 3}}
+NOISE = ("no noise", "noise given", "noise made")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,21 +66,18 @@ def checks(device: str, tiny: bool) -> dict[str, Callable[[], None]]:
 
 
 def step_is_true(device: str, dtype: torch.dtype, noise: str, batch: int) -> None:
-    """a x + b y + c z, out of place and in place."""
+    """a x + b y + c z."""
     x, y, z, n = inputs(batch, dtype, device)
     c = 0.0 if noise == "no noise" else 0.3
-    options: dict[str, Any] = dict(NOISE[noise])
-    drawn: Tensor | None = None
-    if noise == "noise given":
-        options["noise"] = drawn = z
-    elif noise == "noise made":
-        drawn = philox_normal(x.shape, 5, 3, dtype=torch.promote_types(dtype, torch.float32), device=x.device)
+    given = {"no noise": None, "noise given": z, "noise made": Noise(5, 3)}[noise]
+    drawn = given if isinstance(given, Tensor) else None
+    if isinstance(given, Noise):  # the plain reference is the CPU's
+        drawn = given.normal(Stream.UPDATE, x.shape, dtype=torch.promote_types(dtype, torch.float32)).to(device)
     with poisoned_buffers():
-        got = update_step(x, y, 0.9, 0.2, n, c=c, **options)
+        got = update_step(x, y, 0.9, 0.2, n, c=c, noise=given)
     near = update_step_reference(x, y, drawn, n, 0.9, 0.2, c)
     wide = None if drawn is None else drawn.double()
     assert_near_truth(got, near, update_step_reference(x.double(), y.double(), wide, n, 0.9, 0.2, c))
-    assert torch.equal(update_step(x, y, 0.9, 0.2, n, c=c, inplace=True, **options), got)
 
 
 def flow_is_true(device: str, dtype: torch.dtype, batch: int) -> None:
@@ -89,8 +86,8 @@ def flow_is_true(device: str, dtype: torch.dtype, batch: int) -> None:
     acc = torch.promote_types(dtype, torch.float32)
     t = torch.rand(batch, device=device, dtype=acc)
     with poisoned_buffers():
-        got = flow_noising(x, t, n, noise="uniform", seed=7)
-    source = flow_source_reference(x.shape, 7, 0, True, True, 1.0, 0.0, acc, x.device)
+        got = flow_noising(x, t, n, Noise(7))
+    source = flow_source(Noise(7).key(Stream.SOURCE), x.shape, None, acc).to(device)
     near = flow_noising_reference(x, t, source, n)
     truth = flow_noising_reference(x.double(), t.double(), source.double(), n)
     for a, b, c in zip(got, near, truth, strict=True):
@@ -103,7 +100,7 @@ def diffusion_is_true(device: str, dtype: torch.dtype, batch: int) -> None:
     table = NoiseSchedule.squaredcos_cap_v2().alpha_bar_tensor(device)
     t = torch.randint(0, 1000, (batch,), device=device)
     with poisoned_buffers():
-        got = diffusion_noising(x, t, table, n, noise=z)
+        got = diffusion_noising(x, t, table, n, z)
     near = diffusion_noising_reference(x, t, table, z, n)
     truth = diffusion_noising_reference(x.double(), t, table, z.double(), n)
     for a, b, c in zip(got, near, truth, strict=True):
@@ -133,17 +130,17 @@ def rows(device: str, tiny: bool) -> list[dict[str, Any]]:
                 4,
             ),
             "ddpm, noise made": (
-                lambda: update_step(x, y, 1.0, 0.01, n, c=0.1, seed=1),  # noqa: B023
+                lambda: update_step(x, y, 1.0, 0.01, n, c=0.1, noise=Noise(1)),  # noqa: B023
                 lambda: update_step_reference(x, y, torch.randn_like(x), n, 1.0, 0.01, 0.1),  # noqa: B023
                 3,
             ),
             "flow, uniform noise made": (
-                lambda: flow_noising(x, t, n, seed=1),  # noqa: B023
+                lambda: flow_noising(x, t, n, Noise(1)),  # noqa: B023
                 lambda: flow_noising_reference(x, t, torch.rand_like(x), n),  # noqa: B023
                 3,
             ),
             "diffusion, noise made": (
-                lambda: diffusion_noising(x, k, table, n, seed=1),  # noqa: B023
+                lambda: diffusion_noising(x, k, table, n, Noise(1)),  # noqa: B023
                 lambda: diffusion_noising_reference(x, k, table, torch.randn_like(x), n),  # noqa: B023
                 3,
             ),

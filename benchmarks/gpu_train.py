@@ -31,6 +31,7 @@ from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
 from fastcrystal.model.config import UNetConfig
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import Condition, CrystalUNet
+from fastcrystal.ops.philox import Noise, Stream
 from fastcrystal.process import Process
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.process.samplers import Problem, SamplingConfig
@@ -181,7 +182,6 @@ def train(
     scaler = torch.amp.GradScaler(device, enabled=half)
     objective = Objective(flow, recipe, case.length)
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
-    generator = torch.Generator(device).manual_seed(0)
     losses = []
     warm_up = max(1, case.steps // 10)
     start = 0.0
@@ -189,9 +189,10 @@ def train(
         if step == warm_up:
             synchronise(device)
             start = time.perf_counter()
-        index = torch.randint(len(data), (case.batch,), generator=generator, device=device)
+        noise = Noise(0, step)
+        index = noise.integers(Stream.BATCH, len(data), case.batch, device)
         with torch.autocast(device, torch.float16, enabled=half):
-            loss = objective(model, TrainingBatch(data[index], x_1[index]), generator)
+            loss = objective(model, TrainingBatch(data[index], x_1[index]), noise)
         optimizer.zero_grad(set_to_none=True)
         scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         scaler.step(optimizer)
@@ -225,9 +226,8 @@ def sample(
         start = time.perf_counter()
         with torch.autocast(device, torch.float16, enabled=half):
             cond = model.condition(species, n, conditions.space_group, conditions.energy)
-            generator = torch.Generator().manual_seed(0)
             velocity = functools.partial(_velocity, model, cond)
-            problem = Problem(flow, velocity, n, generator)
+            problem = Problem(flow, velocity, n, Noise(0))
             if compiled:
                 problem = replace(problem, transform=compile_step(torch.device(conditions.device)))
             x = sample_process(problem, case.length, SamplingConfig("euler", euler))

@@ -3,18 +3,16 @@
 Eager PyTorch throughout; each crystal's conditions are written out densely by a Dataset, item by item, collated by a
 DataLoader and copied to the device at every step; Adam as it comes, a Python loop over the averaged weights,
 `loss.item()` at every step, and a sampler that encodes the conditions anew at every step. The mathematics is the fast
-path's (`fastcrystal.training.trainer`, `fastcrystal.process.flow`): from the same weights and the same generator the
+path's (`fastcrystal.training.trainer`, `fastcrystal.process.flow`): from the same weights and the same seed the
 losses agree to rounding, which tests/test_plain_recipe.py checks.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -27,6 +25,7 @@ from fastcrystal.features.space_groups import space_group_table
 from fastcrystal.model.channels import row_mask
 from fastcrystal.model.config import UNetConfig
 from fastcrystal.model.scaling import LatticeScaling
+from fastcrystal.ops.philox import Noise, Stream
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.process import make_process
@@ -72,19 +71,19 @@ class DenseCrystals(Dataset[Dense]):
 
 
 class Draws:
-    """Batches of indices for a DataLoader, drawn with replacement without end; `generator` draws them as it goes."""
+    """Batches of indices for a DataLoader, drawn with replacement without end: those of the fast path."""
 
-    def __init__(self, size: int, batch_size: int, generator: torch.Generator) -> None:
-        self.size, self.batch_size, self.generator = size, batch_size, generator
+    def __init__(self, size: int, batch_size: int, seed: int) -> None:
+        self.size, self.batch_size, self.seed = size, batch_size, seed
 
     def __iter__(self) -> Iterator[list[int]]:
-        while True:
-            yield torch.randint(self.size, (self.batch_size,), generator=self.generator).tolist()
+        for step in itertools.count(1):
+            yield Noise(self.seed, step).integers(Stream.BATCH, self.size, self.batch_size).tolist()
 
 
-def loader(data: DenseCrystals, batch_size: int, generator: torch.Generator, workers: int = 0) -> DataLoader[Dense]:
-    """Training batches without end; only without workers are they drawn as they are asked for."""
-    return DataLoader(data, batch_sampler=Draws(len(data), batch_size, generator), num_workers=workers)
+def loader(data: DenseCrystals, batch_size: int, seed: int, workers: int = 0) -> DataLoader[Dense]:
+    """Training batches without end."""
+    return DataLoader(data, batch_sampler=Draws(len(data), batch_size, seed), num_workers=workers)
 
 
 def flow_loss(
@@ -143,7 +142,7 @@ class PlainTrainer:
         Its `length` is L.
     device : torch.device or str
     workers : int
-        Of the DataLoader. With any, batches are drawn ahead, and losses are no longer those of the fast path.
+        Of the DataLoader.
 
     Raises
     ------
@@ -170,8 +169,8 @@ class PlainTrainer:
         self.model = PlainUNet(network).to(self.device, data.x_1.dtype)
         self.average = copy.deepcopy(self.model)
         self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr)
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.batches = iter(loader(data, config.batch_size, self.generator, workers))
+        self.step = 0
+        self.batches = iter(loader(data, config.batch_size, config.seed, workers))
 
     def load(self, weights: dict[str, Tensor]) -> None:
         """Start from these weights, the averaged ones too."""
@@ -183,16 +182,17 @@ class PlainTrainer:
         batch = next(self.batches).to(self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        # numbers are drawn in the order of the fast path
+        self.step += 1
+        noise = Noise(self.config.seed, self.step)  # the numbers of the fast path
         b, dtype = len(batch.x_1), batch.x_1.dtype
         nameless = None
         if self.config.energy_noise:
-            noise = torch.randn(b, generator=self.generator).to(self.device)
-            batch = batch._replace(energy=batch.energy + self.config.energy_noise * noise)
+            z = noise.normal(Stream.ENERGY, (b,)).to(self.device)
+            batch = batch._replace(energy=batch.energy + self.config.energy_noise * z)
         if self.config.name_dropout:
-            nameless = (torch.rand(b, generator=self.generator) < self.config.name_dropout).to(self.device)
-        t = torch.rand(b, generator=self.generator, dtype=dtype).to(self.device)
-        x_0 = self.flow.source(batch.num_sites, self.length, self.generator, dtype)
+            nameless = (noise.uniform(Stream.ELEMENT_DROPOUT, (b,)) < self.config.name_dropout).to(self.device)
+        t = noise.uniform(Stream.TIME, (b,), dtype=dtype).to(self.device)
+        x_0 = self.flow.source(batch.num_sites, self.length, noise, dtype)
         loss = flow_loss(self.model, self.flow, batch, t, x_0, nameless)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -202,10 +202,8 @@ class PlainTrainer:
                 mean.mul_(self.config.ema).add_(own, alpha=1 - self.config.ema)
         return loss.item()
 
-    def sample(
-        self, conditions: CrystalBatch, steps: int, x_0: Tensor | None = None, batch_size: int = 256
-    ) -> CrystalBatch:
-        """One crystal for each of `conditions`, with the averaged weights.
+    def sample(self, conditions: CrystalBatch, steps: int, batch_size: int = 256) -> CrystalBatch:
+        """One crystal for each of `conditions`, with the averaged weights and the noise of seed 0.
 
         Parameters
         ----------
@@ -213,8 +211,6 @@ class PlainTrainer:
             On the CPU.
         steps : int
             Euler steps.
-        x_0 : Tensor, shape (B, L, 3), floating, optional
-            Where to start; fresh noise where not given.
         batch_size : int
             Crystals at a time.
 
@@ -229,23 +225,9 @@ class PlainTrainer:
             chunk = slice(start, start + batch_size)
             data = DenseCrystals(conditions[chunk], self.scaling, self.length)
             batch = next(iter(DataLoader(data, batch_size=len(data)))).to(self.device)
-            noise = self.flow.source(batch.num_sites, self.length) if x_0 is None else x_0[chunk].to(self.device)
-            x = sample(self.average, self.flow, batch, noise, steps)
+            x_0 = self.flow.source(batch.num_sites, self.length, Noise(0, first=start))
+            x = sample(self.average, self.flow, batch, x_0, steps)
             frac, lattice = self.scaling.decode(x, batch.species, batch.num_sites)
             parts.append((frac.cpu(), lattice.cpu()))
         frac, lattice = (torch.cat(column) for column in zip(*parts, strict=True))
         return replace(conditions, frac=frac, lattice=lattice)
-
-
-@contextmanager
-def recorded_noise() -> Iterator[list[Tensor]]:
-    """The sources that flow matching draws inside, batch by batch, so that another sampler can start from them."""
-    drawn: list[Tensor] = []
-    draw = FlowMatching.source
-
-    def source(*args: Any, **options: Any) -> Tensor:
-        drawn.append(draw(*args, **options))
-        return drawn[-1].clone()  # a sampler may work in place
-
-    with mock.patch.object(FlowMatching, "source", source):
-        yield drawn

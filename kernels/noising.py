@@ -1,15 +1,17 @@
 """Triton for fastcrystal.ops.noising: one pass, two outputs; lanes and crystals as in kernels/update_step.py."""
 
+from collections.abc import Sequence
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastcrystal.kernels.philox import uniform_and_normal
 from fastcrystal.kernels.update_step import (
     BLOCK,
     acc,
     division_magic,
+    draw,
     float_bits,
     lanes,
     lanes_per_load,
@@ -18,7 +20,7 @@ from fastcrystal.kernels.update_step import (
 )
 
 
-@triton.jit(do_not_specialize=["scale", "shift", "seed", "offset", "steps", "numel", "width", "magic"])
+@triton.jit(do_not_specialize=["scale", "shift", "seed", "offset", "first", "steps", "numel", "width", "magic"])
 def _noising(
     x_ptr,
     t_ptr,
@@ -31,6 +33,7 @@ def _noising(
     shift: tl.int64,
     seed: tl.int64,
     offset: tl.int64,
+    first: tl.int64,
     steps: tl.int64,
     numel: tl.int64,
     width: tl.int32,
@@ -44,14 +47,14 @@ def _noising(
 ):
     start, lane, here = lanes(numel, VEC, BLOCK)
     x = tl.load(x_ptr + start + lane, mask=here).to(ACC)
-    first, crystal, site, lattice = place(n_ptr, start, lane, here, width, magic, RUN)
-    t = tl.load(t_ptr + first + crystal, mask=here, other=0)
+    own, crystal, site, lattice = place(n_ptr, start, lane, here, width, magic, RUN)
+    t = tl.load(t_ptr + own + crystal, mask=here, other=0)
     if given_ptr is not None:
         noise = tl.load(given_ptr + start + lane, mask=here).to(ACC)
     else:
         ANY_UNIFORM: tl.constexpr = UNIFORM_SITES or UNIFORM_LATTICE
         ANY_NORMAL: tl.constexpr = not (UNIFORM_SITES and UNIFORM_LATTICE)
-        u, z = uniform_and_normal(seed, offset, start, ANY_UNIFORM, ANY_NORMAL, ACC, BLOCK)
+        u, z = draw(seed, offset, first, start, width, magic, ANY_UNIFORM, ANY_NORMAL, ACC, BLOCK)
         on_sites = (u - real(shift, ACC)) * real(scale, ACC) if UNIFORM_SITES else z
         noise = tl.where(lattice, u if UNIFORM_LATTICE else z, on_sites)
     if table_ptr is None:  # flow
@@ -77,11 +80,10 @@ def launch(
     uniform_lattice: bool,
     scale: float,
     shift: float,
-    seed: int,
-    offset: int,
+    key: Sequence[int] | None,
     block: int = BLOCK,
 ) -> tuple[Tensor, Tensor]:
-    """(x_t, target) on contiguous inputs; diffusion where there is a table, noise drawn where none is given."""
+    """(x_t, target) on contiguous inputs; with a table diffusion; with a key noise is drawn, where 4 divides L."""
     x_t, target = torch.empty_like(x), torch.empty_like(x)
     if x.numel():
         with torch.cuda.device_of(x):
@@ -95,8 +97,7 @@ def launch(
                 target,
                 float_bits(scale),
                 float_bits(shift),
-                seed,
-                offset,
+                *(key or (0, 0, 0)),
                 0 if table is None else len(table),
                 x.numel(),
                 3 * x.shape[1],
@@ -107,6 +108,7 @@ def launch(
                 VEC=lanes_per_load(x, x.numel()),
                 RUN=lanes_per_load(x, 3 * x.shape[1]),
                 BLOCK=block,
+                enable_fp_fusion=True,
             )
     return x_t, target
 
@@ -118,7 +120,7 @@ def _signature(
     wide = "fp64" if dtype == "fp64" else "fp32"
     signature = dict.fromkeys(("x_ptr", "x_t_ptr", "target_ptr"), f"*{dtype}")
     signature.update(n_ptr="*i64", width="i32", t_ptr=f"*{wide}" if flow else "*i64")
-    signature.update(dict.fromkeys(("scale", "shift", "seed", "offset", "steps", "numel", "magic"), "i64"))
+    signature.update(dict.fromkeys(("scale", "shift", "seed", "offset", "first", "steps", "numel", "magic"), "i64"))
     vec = {"fp64": 2, "fp32": 4}.get(dtype, 8)
     const: dict[str, object] = {"UNIFORM_SITES": uniform_sites, "UNIFORM_LATTICE": uniform_lattice}
     const.update(ACC=tl.float64 if dtype == "fp64" else tl.float32, VEC=vec, RUN=vec, BLOCK=BLOCK)

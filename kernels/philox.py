@@ -1,20 +1,25 @@
-"""Triton for fastcrystal.ops.philox: noise for BLOCK consecutive elements, for kernels to inline.
+"""Triton for fastcrystal.ops.philox: noise for BLOCK consecutive elements, for kernels to inline, and words alone.
 
 Philox4x32-10 gives four numbers a call, so a quarter of the lanes call it and the four outputs are interleaved: no
 number is computed twice or thrown away.
 """
 
+from collections.abc import Sequence
+
+import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 
 @triton.jit
-def _words(seed, offset, start, BLOCK: tl.constexpr):
+def quad_words(seed, offset, crystal, quad):
+    """Four words of each quad of elements; `offset` holds words 0 and 1 of the counter of element 0."""
     # the counter is made of 32-bit words: with 64-bit words tl.philox is another generator
-    counter = offset.to(tl.int64) + start // 4 + tl.arange(0, BLOCK // 4)
-    low, high = counter.to(tl.uint32), (counter >> 32).to(tl.uint32)
-    zero = tl.zeros([BLOCK // 4], dtype=tl.uint32)
-    return tl.philox(seed.to(tl.int64), low, high, zero, zero)
+    offset, crystal = offset.to(tl.int64), crystal.to(tl.int64)
+    c_0 = (offset + quad).to(tl.uint32)
+    c_1 = ((offset + quad) >> 32).to(tl.uint32)
+    return tl.philox(seed.to(tl.int64), c_0, c_1, crystal.to(tl.uint32), (crystal >> 32).to(tl.uint32))
 
 
 @triton.jit
@@ -50,10 +55,10 @@ def _box_muller(n_0, n_1, ACC: tl.constexpr):
 
 @triton.jit
 def uniform_and_normal(
-    seed, offset, start, UNIFORM: tl.constexpr, NORMAL: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr
+    seed, offset, crystal, quad, UNIFORM: tl.constexpr, NORMAL: tl.constexpr, ACC: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Noise [BLOCK] of the elements from `start` on, a multiple of 4; what is not asked for is zero, and free."""
-    a, b, c, d = _words(seed, offset, start, BLOCK)
+    """Noise [BLOCK] of the elements of BLOCK // 4 quads; what is not asked for is zero, and free."""
+    a, b, c, d = quad_words(seed, offset, crystal, quad)
     u = tl.zeros([BLOCK], dtype=ACC)
     z = tl.zeros([BLOCK], dtype=ACC)
     if UNIFORM:
@@ -63,3 +68,30 @@ def uniform_and_normal(
         z_2, z_3 = _box_muller(c, d, ACC)
         z = _in_order(z_0, z_1, z_2, z_3)
     return u, z
+
+
+@triton.jit(do_not_specialize=["seed", "offset", "first", "quads", "count"])
+def _words(out_ptr, seed: tl.int64, offset: tl.int64, first: tl.int64, quads, count, BLOCK: tl.constexpr):
+    lane = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    here = lane < count
+    crystal = lane // quads
+    a, b, c, d = quad_words(seed, offset, first + crystal, lane - crystal * quads)
+    tl.store(out_ptr + 4 * lane, a.to(tl.int64), mask=here)
+    tl.store(out_ptr + 4 * lane + 1, b.to(tl.int64), mask=here)
+    tl.store(out_ptr + 4 * lane + 2, c.to(tl.int64), mask=here)
+    tl.store(out_ptr + 4 * lane + 3, d.to(tl.int64), mask=here)
+
+
+def launch(key: Sequence[int], count: int, quads: int, device: torch.device, block: int = 256) -> Tensor:
+    """`fastcrystal.ops.philox.philox_words`: (count, quads, 4), int64."""
+    out = torch.empty(count, quads, 4, dtype=torch.int64, device=device)
+    if out.numel():
+        with torch.cuda.device_of(out):
+            _words[(triton.cdiv(count * quads, block),)](out, *key, quads, count * quads, BLOCK=block)
+    return out
+
+
+#: (kernel, signature, constants) that the tests compile ahead of time, on a machine with or without a GPU
+AOT = [
+    (_words, {"out_ptr": "*i64", **dict.fromkeys(("seed", "offset", "first", "quads", "count"), "i64")}, {"BLOCK": 256})
+]

@@ -16,10 +16,10 @@ from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
 from fastcrystal.model.config import PRESETS, UNetConfig
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import CrystalUNet
+from fastcrystal.ops.philox import Noise, Stream
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.testing import fill_zero_layers, random_batch
 from fastcrystal.training.config import TrainConfig
-from fastcrystal.training.objective import TrainingBatch
 from fastcrystal.training.trainer import Trainer
 from tests.factories.sampled import made
 from tests.factories.tiny import TINY_NETWORK, shrink_networks, tiny_config
@@ -100,10 +100,9 @@ def test_loss_and_gradients(name: str, predict: str, dtype: torch.dtype) -> None
     nameless = torch.arange(len(batch)) % 3 == 0
 
     cond = fast.condition(batch.species, batch.num_sites, batch.space_group, batch.energy, None, None, nameless)
-    wanted = flow.loss(fast, dense.x_1, batch.num_sites, cond, torch.Generator().manual_seed(1))
-    generator = torch.Generator().manual_seed(1)
-    t = torch.rand(len(batch), generator=generator, dtype=dtype)
-    x_0 = flow.source(batch.num_sites, config.length, generator, dtype)
+    wanted = flow.loss(fast, dense.x_1, batch.num_sites, cond, Noise(1))
+    t = Noise(1).uniform(Stream.TIME, (len(batch),), dtype=dtype)
+    x_0 = flow.source(batch.num_sites, config.length, Noise(1), dtype)
     got = plain.flow_loss(slow, flow, dense, t, x_0, nameless)
     assert_equal_to_rounding(got, wanted)
 
@@ -125,7 +124,7 @@ def test_sampling(predict: str) -> None:
     config, flow = NETWORKS["tiny, all channels"], FLOWS[predict]
     fast, slow = networks(config, torch.float64)
     batch, dense = crystals(config, torch.float64)
-    x_0 = flow.source(batch.num_sites, config.length, torch.Generator().manual_seed(2), torch.float64)
+    x_0 = flow.source(batch.num_sites, config.length, Noise(2), torch.float64)
     with torch.no_grad():
         cond = fast.condition(batch.species, batch.num_sites, batch.space_group, batch.energy)
         wanted = made(flow, lambda x, t: fast(x, t, cond), batch.num_sites, x_0, steps=5)
@@ -146,13 +145,6 @@ def trainers(npz: Path, tmp_path: Path, patch: pytest.MonkeyPatch) -> tuple[Trai
 
 def test_training(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fast, slow = trainers(tiny_npz, tmp_path, monkeypatch)
-    draw = fast.task.batch
-
-    def draw_for_both(step: int, generator: torch.Generator) -> TrainingBatch:
-        slow.generator.set_state(generator.get_state())  # from here on both draw the same numbers
-        return draw(step, generator)
-
-    monkeypatch.setattr(fast.task, "batch", draw_for_both)
     losses = []
     for step in range(6):
         losses.append((float(fast.train_step(1e-3)), slow.train_step(1e-3)))
@@ -168,9 +160,8 @@ def test_crystals(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     fast.average = {k: v.detach().clone() for k, v in fast.model.state_dict().items()}
     slow.load(fast.average)
     conditions = fast.splits.data.select(range(10)).batch()
-    with plain.recorded_noise() as noise:
-        wanted = fast.sampler().sample(conditions, steps=4, batch_size=6)
-    got = slow.sample(conditions, 4, torch.cat(noise), batch_size=6)
+    wanted = fast.sampler().sample(conditions, steps=4, batch_size=6)
+    got = slow.sample(conditions, 4, batch_size=6)
     gap = got.frac - wanted.frac
     torch.testing.assert_close(gap - gap.round(), torch.zeros_like(gap), rtol=0, atol=1e-4)
     torch.testing.assert_close(got.lattice, wanted.lattice, rtol=1e-3, atol=1e-3)

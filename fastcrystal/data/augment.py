@@ -27,10 +27,10 @@ from torch import Tensor
 
 from fastcrystal.crystal import MAX_ATOMIC_NUMBER
 from fastcrystal.data.dataset import CrystalDataset
+from fastcrystal.ops.philox import Noise, Stream
 from fastcrystal.parallel.map import map_parallel
 from fastcrystal.structure.lattice import SNAP
 from fastcrystal.symmetry.symmetrize import rotations_of
-from fastcrystal.utils import random as draws
 from fastcrystal.utils.progress import progress_bar
 
 #: shifts are multiples of 1/12: of 1/2, 1/3 and 1/4, and so of all that occur
@@ -59,15 +59,14 @@ class Shifts:
         """Move both tensors to `device`."""
         return Shifts(self.shift.to(device), self.count.to(device))
 
-    def draw(self, index: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def draw(self, index: Tensor, noise: Noise) -> Tensor:
         """A random shift for each crystal of a batch, each of a crystal's shifts as likely.
 
         Parameters
         ----------
         index : Tensor, shape (B,), int64
             Positions of the crystals in the data set that the shifts were made for; on the shifts' device.
-        generator : torch.Generator, optional
-            Numbers are drawn on the generator's device, then moved: a CPU generator gives the same on any device.
+        noise : Noise
 
         Returns
         -------
@@ -75,7 +74,7 @@ class Shifts:
         """
         count = self.count[index]
         # a number below 1 times a count rounds to less than the count
-        which = (draws.uniform(index.shape, generator, index.device, torch.float64) * count).long()
+        which = (noise.uniform(Stream.ORIGIN, index.shape, index.device, torch.float64) * count).long()
         return self.shift[index, which]
 
 
@@ -191,7 +190,7 @@ def shift_origin(frac: Tensor, shift: Tensor, num_sites: Tensor) -> Tensor:
     return moved.masked_fill(~_real(frac.shape[1], num_sites)[..., None], 0)
 
 
-def random_order(species: Tensor, num_sites: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def random_order(species: Tensor, num_sites: Tensor, noise: Noise) -> Tensor:
     """A random permutation of the sites of each species: `species` stays as it is, coordinates change places.
 
     Nothing is read back to the host.
@@ -201,8 +200,7 @@ def random_order(species: Tensor, num_sites: Tensor, generator: torch.Generator 
     species : Tensor, shape (B, N), int64
         In any order; entries beyond `num_sites` are ignored.
     num_sites : Tensor, shape (B,), int64
-    generator : torch.Generator, optional
-        Numbers are drawn on the generator's device, then moved: a CPU generator gives the same on any device.
+    noise : Noise
 
     Returns
     -------
@@ -221,7 +219,7 @@ def random_order(species: Tensor, num_sites: Tensor, generator: torch.Generator 
         )
     real = _real(species.shape[1], num_sites)
     kind = torch.where(real, species, MAX_ATOMIC_NUMBER + 1)
-    shuffled = draws.uniform(species.shape, generator, species.device, torch.float64).argsort(1)
+    shuffled = noise.words(Stream.SITE_ORDER, species.shape, species.device).argsort(1)
     # places of each species as listed, and the same places in random order
     listed = kind.argsort(dim=1, stable=True)
     mixed = shuffled.gather(1, kind.gather(1, shuffled).argsort(dim=1, stable=True))

@@ -20,7 +20,6 @@ from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.formula import parse_formula
 from fastcrystal.utils.files import cut_broken_line
 from fastcrystal.utils.progress import progress_bar
-from fastcrystal.utils.random import step_seed
 
 #: crystals of a batch, and of a commit
 BATCH = 256
@@ -94,7 +93,7 @@ def generate(
         .jsonl file of the candidates; those that are in it are not generated again.
     seed : int
     batch : int
-        Crystals at a time. The same conditions, seed and batch give the same crystals, interrupted or not.
+        Crystals at a time. The same conditions and seed give the same crystals, interrupted or not.
     progress : bool
         Show a progress bar on stderr.
     **sampling
@@ -109,7 +108,7 @@ def generate(
     ):
         for first in range(done, len(conditions), batch):
             part = conditions[first : first + batch]
-            made = model.sample(batch_of(part, model), seed=step_seed(seed, first), batch_size=batch, **sampling)
+            made = model.sample(batch_of(part, model), seed=seed, first=first, batch_size=batch, **sampling)
             for c, crystal in zip(part, crystals_of(made), strict=True):
                 candidate = Candidate(c.id, c.formula, crystal, c.space_group, c.energy, {"ladder": c.ladder})
                 out.write(only_finite(candidate).to_json() + "\n")

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
-from fastcrystal.utils import random as draws
+from fastcrystal.ops.philox import Noise, Stream
 
 
 def drop_conditions(
-    space_group: Tensor, energy: Tensor, has_initial: Tensor | None, rate: float, generator: torch.Generator
+    space_group: Tensor, energy: Tensor, has_initial: Tensor | None, rate: float, noise: Noise
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Leave conditions open at random, for training (classifier-free guidance, Ho and Salimans, arXiv:2207.12598).
 
@@ -29,8 +28,7 @@ def drop_conditions(
         None in networks without initial structures.
     rate : float
         In [0, 1). 0 returns the inputs and draws nothing.
-    generator : torch.Generator
-        Numbers are drawn on its device, then moved: a CPU generator leaves the same open on any device.
+    noise : Noise
 
     Returns
     -------
@@ -46,7 +44,7 @@ def drop_conditions(
         raise ValueError(f"rate must be in [0, 1), got {rate}")
     if rate == 0:
         return space_group, energy, has_initial
-    drawn = draws.uniform((len(space_group), 4), generator, space_group.device) < rate
+    drawn = noise.uniform(Stream.CONDITION_DROPOUT, (len(space_group), 4), space_group.device) < rate
     both, group, energy_alone, initial_open = drawn.unbind(1)
     group_open, energy_open = both | group, both | energy_alone
     if has_initial is not None:

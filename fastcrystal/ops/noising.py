@@ -7,6 +7,7 @@ on site rows [0, n_b) and the three lattice rows; both outputs are zero on paddi
 diffusion the data: the papers' symbols. Neither has a gradient.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -14,29 +15,28 @@ from torch import Tensor
 
 from fastcrystal.crystal import EXTRA_ROWS
 from fastcrystal.ops.masked_l1 import check_counts
-from fastcrystal.ops.philox import check_stream, philox_normal, philox_uniform
-from fastcrystal.ops.update_step import check_like, check_matrix, refuse_gradient, row_kinds
+from fastcrystal.ops.philox import Key, Noise, Stream, box_muller, quads, shaped, unit
+from fastcrystal.ops.update_step import check_like, check_matrix, given_or_key, refuse_gradient, row_kinds
 
 
-def flow_source_reference(
-    shape: torch.Size,
-    seed: int,
-    offset: int,
-    uniform_sites: bool,
-    uniform_lattice: bool,
-    site_scale: float,
-    site_offset: float,
+def flow_source(
+    key: Key,
+    shape: Sequence[int],
+    device: torch.device | str | None,
     dtype: torch.dtype,
-    device: torch.device,
+    uniform: tuple[bool, bool] = (True, True),
+    site_scale: float = 1.0,
+    site_offset: float = 0.0,
 ) -> Tensor:
-    """The noise that the kernel draws, shape (B, L, 3), float32 or float64; padding is not zeroed.
+    """x_0 of a key, shape (B, L, 3), float32 or float64, as the kernel draws it; padding is not zeroed.
 
-    Element i has the i-th number of `philox_uniform` or of `philox_normal`, whichever its row takes.
+    Element i of a crystal has the i-th number of `Noise.uniform` or of `Noise.normal`, as `uniform` says of sites and
+    of lattice rows.
     """
-    u = philox_uniform(shape, seed, offset, dtype=dtype, device=device)
-    z = philox_normal(shape, seed, offset, dtype=dtype, device=device)
-    sites = (u - site_offset) * site_scale if uniform_sites else z
-    lattice = u if uniform_lattice else z
+    words = quads(key, shape, device)
+    kinds = {kind: shaped((unit if kind else box_muller)(words, dtype), shape) for kind in set(uniform)}
+    sites, lattice = (kinds[kind] for kind in uniform)
+    sites = (sites - site_offset) * site_scale if uniform[0] else sites
     return torch.cat([sites[:, :-3], lattice[:, -3:]], dim=1)
 
 
@@ -66,13 +66,12 @@ def flow_noising(
     x_1: Tensor,
     t: Tensor,
     num_sites: Tensor,
+    noise: Tensor | Noise,
     *,
-    noise: Literal["uniform", "normal"] | Tensor = "uniform",
+    site_noise: Literal["uniform", "normal"] = "uniform",
     lattice_noise: Literal["same", "normal"] = "same",
     site_scale: float = 1.0,
     site_offset: float = 0.0,
-    seed: int | None = None,
-    offset: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """x_t = (1 - t) x_0 + t x_1 and the velocity x_1 - x_0: `FlowMatching.corrupt` without `torus`, in one launch.
 
@@ -84,14 +83,14 @@ def flow_noising(
         Time, 0 is noise and 1 is data.
     num_sites : Tensor, shape (B,), integer
         Number of real sites, 1..L-4.
-    noise : {"uniform", "normal"} or Tensor, shape (B, L, 3), floating
-        x_0: drawn in the kernel from `seed` and `offset` (`fastcrystal.ops.philox`), or given.
+    noise : Tensor, shape (B, L, 3), floating, or Noise
+        x_0, given or drawn in the kernel, of `Stream.SOURCE`.
+    site_noise : {"uniform", "normal"}
+        Drawn noise of the sites: (u - site_offset) * site_scale with u uniform over [0, 1), or standard normal.
     lattice_noise : {"same", "normal"}
-        Noise of the lattice rows: as `noise` (uniform over [0, 1)), or standard normal. "same" where x_0 is given.
+        Drawn noise of the lattice rows: as `site_noise` (uniform over [0, 1)), or standard normal.
     site_scale, site_offset : float
-        Uniform noise on site rows is (u - site_offset) * site_scale; no other noise heeds them.
-    seed, offset : int
-        The next call's offset is offset + `counters_used(x_1.numel())`. No seed where x_0 is given.
+        Of uniform `site_noise`; no other noise heeds them.
 
     Returns
     -------
@@ -102,34 +101,18 @@ def flow_noising(
     Raises
     ------
     ValueError
-        If shapes, dtypes or devices disagree, a choice is unknown, there is no seed for drawn noise or one for given
-        noise, a gradient is asked for (there is none), or, on a CPU, a crystal has no site or more than L - 4. A GPU
-        does not check the values, which would make it wait.
+        If shapes, dtypes or devices disagree, a choice is unknown, a gradient is asked for (there is none), or, on a
+        CPU, a crystal has no site or more than L - 4. A GPU does not check the values, which would make it wait.
     """
-    given = noise if isinstance(noise, Tensor) else None
-    _check("flow_noising", x_1, t, given, num_sites, seed, offset)
-    if given is None and noise not in ("uniform", "normal"):
-        raise ValueError(f"noise must be uniform, normal or a tensor, got {noise!r}")
+    if site_noise not in ("uniform", "normal"):
+        raise ValueError(f"site_noise must be uniform or normal, got {site_noise!r}")
     if lattice_noise not in ("same", "normal"):
         raise ValueError(f"lattice_noise must be same or normal, got {lattice_noise!r}")
-    if given is not None and lattice_noise != "same":
-        raise ValueError(f"lattice_noise must be same where the noise is given, got {lattice_noise!r}")
+    given, key = _checked("flow_noising", x_1, t, noise, num_sites)
     if not t.is_floating_point():
         raise ValueError(f"t must be floating, got {t.dtype}")
-    uniform = given is None and noise == "uniform"
-    x_t, target = _noising(
-        x_1,
-        t,
-        None,
-        given,
-        num_sites.long(),
-        uniform,
-        uniform and lattice_noise == "same",
-        float(site_scale),
-        float(site_offset),
-        seed or 0,
-        offset,
-    )
+    uniform = [site_noise == "uniform", site_noise == "uniform" and lattice_noise == "same"]
+    x_t, target = _noising(x_1, t, None, given, num_sites.long(), *uniform, float(site_scale), float(site_offset), key)
     return x_t, target
 
 
@@ -138,10 +121,7 @@ def diffusion_noising(
     t: Tensor,
     alpha_bar: Tensor,
     num_sites: Tensor,
-    *,
-    noise: Tensor | None = None,
-    seed: int | None = None,
-    offset: int = 0,
+    noise: Tensor | Noise,
 ) -> tuple[Tensor, Tensor]:
     """x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps, and eps, in one launch.
 
@@ -155,10 +135,8 @@ def diffusion_noising(
         The schedule on the device of x_0: `NoiseSchedule.alpha_bar_tensor`. float64 keeps 1 - alpha_bar exact.
     num_sites : Tensor, shape (B,), integer
         Number of real sites, 1..L-4.
-    noise : Tensor, shape (B, L, 3), floating, optional
-        eps. Without it standard normal noise is drawn from `seed` and `offset` (`fastcrystal.ops.philox`).
-    seed, offset : int
-        The next call's offset is offset + `counters_used(x_0.numel())`.
+    noise : Tensor, shape (B, L, 3), floating, or Noise
+        eps, given or drawn in the kernel: standard normal, of `Stream.SOURCE`.
 
     Returns
     -------
@@ -168,11 +146,11 @@ def diffusion_noising(
     Raises
     ------
     ValueError
-        If shapes, dtypes or devices disagree, there is neither or both of noise and seed, a gradient is asked for
-        (there is none), or, on a CPU, a t is not in 0..T-1 or a crystal has no site or more than L - 4. A GPU does
-        not check the values, which would make it wait; there a crystal whose t is out of range gives NaN.
+        If shapes, dtypes or devices disagree, a gradient is asked for (there is none), or, on a CPU, a t is not in
+        0..T-1 or a crystal has no site or more than L - 4. A GPU does not check the values, which would make it wait;
+        there a crystal whose t is out of range gives NaN.
     """
-    _check("diffusion_noising", x_0, t, noise, num_sites, seed, offset)
+    given, key = _checked("diffusion_noising", x_0, t, noise, num_sites)
     refuse_gradient("diffusion_noising", alpha_bar)
     if t.is_floating_point() or t.dtype == torch.bool:
         raise ValueError(f"t must be integers, got {t.dtype}")
@@ -184,13 +162,14 @@ def diffusion_noising(
         raise ValueError(
             f"alpha_bar must be on {x_0.device}, got {alpha_bar.device}: NoiseSchedule.alpha_bar_tensor(device)"
         )
-    x_t, eps = _noising(x_0, t.long(), alpha_bar, noise, num_sites.long(), False, False, 1.0, 0.0, seed or 0, offset)
+    x_t, eps = _noising(x_0, t.long(), alpha_bar, given, num_sites.long(), False, False, 1.0, 0.0, key)
     return x_t, eps
 
 
-def _check(
-    name: str, x: Tensor, t: Tensor, given: Tensor | None, num_sites: Tensor, seed: int | None, offset: int
-) -> None:
+def _checked(
+    name: str, x: Tensor, t: Tensor, noise: Tensor | Noise, num_sites: Tensor
+) -> tuple[Tensor | None, list[int] | None]:
+    given, key = given_or_key(noise, Stream.SOURCE, x)
     check_matrix(x, num_sites)
     refuse_gradient(name, x, t, given)
     check_like(x, noise=given)
@@ -198,10 +177,7 @@ def _check(
         raise ValueError(f"t must have shape ({len(x)},), got {tuple(t.shape)}")
     if t.device != x.device:
         raise ValueError(f"t must be on {x.device}, got {t.device}")
-    if (given is None) == (seed is None):
-        raise ValueError(f"{name} needs given noise or a seed, got {'neither' if seed is None else 'both'}")
-    if seed is not None:
-        check_stream(seed, offset)
+    return given, key
 
 
 @torch.library.custom_op("fastcrystal::noising", mutates_args=())
@@ -215,9 +191,11 @@ def _noising(
     uniform_lattice: bool,
     site_scale: float,
     site_offset: float,
-    seed: int,
-    offset: int,
+    key: list[int] | None,
 ) -> tuple[Tensor, Tensor]:
+    if key is not None and not (x.is_cuda and x.shape[1] % 4 == 0):
+        dtype, uniform = torch.promote_types(x.dtype, torch.float32), (uniform_sites, uniform_lattice)
+        given, key = flow_source(key, x.shape, x.device, dtype, uniform, site_scale, site_offset), None
     if x.is_cuda:
         from fastcrystal.kernels import noising as kernel
 
@@ -231,15 +209,10 @@ def _noising(
             uniform_lattice,
             site_scale,
             site_offset,
-            seed,
-            offset,
+            key,
         )
     check_counts(num_sites, x.shape[1] - EXTRA_ROWS)
-    if given is None:
-        acc = torch.promote_types(x.dtype, torch.float32)
-        given = flow_source_reference(
-            x.shape, seed, offset, uniform_sites, uniform_lattice, site_scale, site_offset, acc, x.device
-        )
+    assert given is not None  # for the type checker: drawn above, or given
     if table is None:
         return flow_noising_reference(x, t, given, num_sites)
     bad = ((t < 0) | (t >= len(table))).nonzero()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from fastcrystal.crystal import EXTRA_ROWS
 from fastcrystal.loss import l1_loss, pbc_loss
+from fastcrystal.ops.philox import Noise
 
 C = TypeVar("C")
 #: a network with its conditions: (x (B, L, 3), t (B,)) -> (B, L, 3), t floating in [0, 1]
@@ -30,7 +31,7 @@ class Process(Protocol):
         x_1: Tensor,
         num_sites: Tensor,
         cond: C,
-        generator: torch.Generator | None = None,
+        noise: Noise,
         initial: Tensor | None = None,
     ) -> Tensor:
         """Training loss, averaged over the batch.
@@ -45,8 +46,8 @@ class Process(Protocol):
             Number of real sites, 1..L-4; padding rows take no part, whatever they hold.
         cond : object
             Handed to `model_fn` as it is.
-        generator : torch.Generator, optional
-            Noise is drawn on the generator's device, then moved: a CPU generator gives the same noise on any device.
+        noise : Noise
+            Of the step and of these crystals.
         initial : Tensor, shape (B, L, 3), floating, optional
             Encoded initial structures of a modification.
 
@@ -61,9 +62,7 @@ class Process(Protocol):
             If shapes, dtypes or devices disagree, or a needed `initial` is missing.
         """
 
-    def start(
-        self, num_sites: Tensor, length: int, generator: torch.Generator | None = None, initial: Tensor | None = None
-    ) -> Tensor:
+    def start(self, num_sites: Tensor, length: int, noise: Noise, initial: Tensor | None = None) -> Tensor:
         """Where sampling begins: noise, or the initial structure of a modification.
 
         Parameters
@@ -71,8 +70,7 @@ class Process(Protocol):
         num_sites : Tensor, shape (B,), int64
         length : int
             L.
-        generator : torch.Generator, optional
-            As in `loss`.
+        noise : Noise
         initial : Tensor, shape (B, L, 3), floating, optional
             As in `loss`.
 

@@ -22,9 +22,9 @@ from torch import Tensor
 from fastcrystal.crystal import EXTRA_ROWS
 from fastcrystal.loss import crystal_l1_loss
 from fastcrystal.ops.noising import diffusion_noising
+from fastcrystal.ops.philox import Noise, Stream
 from fastcrystal.process import Network, check_settings, padding
 from fastcrystal.process.schedule import SCHEDULES, TRAINING_STEPS, NoiseSchedule, noise_schedule
-from fastcrystal.utils import random as draws
 
 C = TypeVar("C")
 
@@ -56,13 +56,7 @@ class Diffusion:
         """The tables of `schedule`, in double precision."""
         return noise_schedule(self.schedule, self.training_steps)
 
-    def source(
-        self,
-        num_sites: Tensor,
-        length: int,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> Tensor:
+    def source(self, num_sites: Tensor, length: int, noise: Noise, dtype: torch.dtype = torch.float32) -> Tensor:
         """x_T: standard normal on site and lattice rows, zero on padding.
 
         Parameters
@@ -70,8 +64,7 @@ class Diffusion:
         num_sites : Tensor, shape (B,), int64
         length : int
             L.
-        generator : torch.Generator, optional
-            Noise is drawn on the generator's device, then moved: a CPU generator gives the same noise on any device.
+        noise : Noise
         dtype : torch.dtype
 
         Returns
@@ -85,7 +78,7 @@ class Diffusion:
         """
         if length <= EXTRA_ROWS:
             raise ValueError(f"length must be more than {EXTRA_ROWS}, got {length}")
-        x = draws.normal((len(num_sites), length, 3), generator, num_sites.device, dtype)
+        x = noise.normal(Stream.SOURCE, (len(num_sites), length, 3), num_sites.device, dtype)
         return x.masked_fill(padding(num_sites, length), 0)
 
     def loss(
@@ -94,7 +87,7 @@ class Diffusion:
         x_1: Tensor,
         num_sites: Tensor,
         cond: C,
-        generator: torch.Generator | None = None,
+        noise: Noise,
         initial: Tensor | None = None,
     ) -> Tensor:
         """L1 distance of predicted and true noise (or data) at a random time, mean of the batch.
@@ -110,8 +103,7 @@ class Diffusion:
         num_sites : Tensor, shape (B,), int64
         cond : object
             Handed to `model_fn` as it is; in modification it holds the initial structure.
-        generator : torch.Generator, optional
-            As in `source`.
+        noise : Noise
         initial : Tensor, optional
             Not used: the network knows the initial structure from `cond`.
 
@@ -124,19 +116,16 @@ class Diffusion:
         ValueError
             If shapes, dtypes or devices disagree, or, on a CPU, `num_sites` is not in 1..L-4.
         """
-        t = draws.integers(self.training_steps, len(x_1), generator, x_1.device)
-        eps = draws.normal(x_1.shape, generator, x_1.device, x_1.dtype)
+        t = noise.integers(Stream.TIME, self.training_steps, len(x_1), x_1.device)
         alpha_bar = _alpha_bar(self.schedule, self.training_steps, x_1.device)
-        x_t, eps = diffusion_noising(x_1, t, alpha_bar, num_sites, noise=eps)
+        x_t, eps = diffusion_noising(x_1, t, alpha_bar, num_sites, noise)
         pred = model_fn(x_t, t.to(x_1.dtype) / self.training_steps, cond)
         target = eps if self.predict == "noise" else x_1
         return crystal_l1_loss(pred, target, num_sites, self.lattice_weight, reduction="mean")
 
-    def start(
-        self, num_sites: Tensor, length: int, generator: torch.Generator | None = None, initial: Tensor | None = None
-    ) -> Tensor:
+    def start(self, num_sites: Tensor, length: int, noise: Noise, initial: Tensor | None = None) -> Tensor:
         """x_T: noise; the network knows an initial structure from its conditions. See `Process.start`."""
-        return self.source(num_sites, length, generator)
+        return self.source(num_sites, length, noise)
 
     def predicted(self, network: Network, x: Tensor, t: int, clip: float = 0.0) -> tuple[Tensor, Tensor]:
         """Data and noise that the network predicts at x_t = x, both (B, L, 3); data clamped to [-clip, clip]."""

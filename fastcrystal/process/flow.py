@@ -19,9 +19,9 @@ from torch import Tensor
 
 from fastcrystal.crystal import EXTRA_ROWS
 from fastcrystal.loss import crystal_l1_loss
-from fastcrystal.ops.noising import flow_noising
+from fastcrystal.ops.noising import flow_noising, flow_source
+from fastcrystal.ops.philox import Noise, Stream
 from fastcrystal.process import Network, check_settings, checked_matrix, data_loss, padding
-from fastcrystal.utils import random as draws
 
 C = TypeVar("C")
 
@@ -55,13 +55,7 @@ class FlowMatching:
         }
         check_settings(choices, site_scale=self.site_scale, lattice_weight=self.lattice_weight)
 
-    def source(
-        self,
-        num_sites: Tensor,
-        length: int,
-        generator: torch.Generator | None = None,
-        dtype: torch.dtype = torch.float32,
-    ) -> Tensor:
+    def source(self, num_sites: Tensor, length: int, noise: Noise, dtype: torch.dtype = torch.float32) -> Tensor:
         """x_0: source noise on site and lattice rows, zero on padding.
 
         Parameters
@@ -69,8 +63,7 @@ class FlowMatching:
         num_sites : Tensor, shape (B,), int64
         length : int
             L.
-        generator : torch.Generator, optional
-            Noise is drawn on the generator's device, then moved: a CPU generator gives the same noise on any device.
+        noise : Noise
         dtype : torch.dtype
 
         Returns
@@ -84,22 +77,19 @@ class FlowMatching:
         """
         if length <= EXTRA_ROWS:
             raise ValueError(f"length must be more than {EXTRA_ROWS}, got {length}")
-        device = num_sites.device
-        shape = (len(num_sites), length - 3, 3)
-        if self.noise == "uniform":
-            sites = (draws.uniform(shape, generator, device, dtype) - self.site_offset) * self.site_scale
-        else:
-            sites = draws.normal(shape, generator, device, dtype)
-        draw = draws.uniform if self.noise == "uniform" and self.lattice_noise == "same" else draws.normal
-        lattice = draw((len(num_sites), 3, 3), generator, device, dtype)
-        return torch.cat([sites, lattice], dim=1).masked_fill(padding(num_sites, length), 0)
+        uniform = self.noise == "uniform", self.noise == "uniform" and self.lattice_noise == "same"
+        shape = (len(num_sites), length, 3)
+        x = flow_source(
+            noise.key(Stream.SOURCE), shape, num_sites.device, dtype, uniform, self.site_scale, self.site_offset
+        )
+        return x.masked_fill(padding(num_sites, length), 0)
 
     def corrupt(
         self,
         x_1: Tensor,
         num_sites: Tensor,
         t: Tensor,
-        generator: torch.Generator | None = None,
+        noise: Noise,
         initial: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """A point on the way from x_0 to data, and the velocity there.
@@ -110,7 +100,7 @@ class FlowMatching:
             Data.
         num_sites : Tensor, shape (B,), int64
         t : Tensor, shape (B,), floating
-        generator : torch.Generator, optional
+        noise : Noise
         initial : Tensor, shape (B, L, 3), floating, optional
             x_0; fresh noise where not given.
 
@@ -125,13 +115,21 @@ class FlowMatching:
             If shapes, dtypes or devices disagree, or, on a CPU, `num_sites` is not in 1..L-4.
         """
         length = x_1.shape[1]
-        if initial is None:
-            x_0 = self.source(num_sites, length, generator, x_1.dtype)
-        else:
-            x_0 = checked_matrix("initial", initial, num_sites, length).to(x_1.dtype)
+        x_0 = None if initial is None else checked_matrix("initial", initial, num_sites, length).to(x_1.dtype)
         t = t.to(x_1.dtype)
         if not self.torus:
-            return flow_noising(x_1, t, num_sites, noise=x_0)
+            return flow_noising(
+                x_1,
+                t,
+                num_sites,
+                noise if x_0 is None else x_0,
+                site_noise=self.noise,
+                lattice_noise=self.lattice_noise,
+                site_scale=self.site_scale,
+                site_offset=self.site_offset,
+            )
+        if x_0 is None:
+            x_0 = self.source(num_sites, length, noise, x_1.dtype)
         x_1 = x_1.masked_fill(padding(num_sites, length), 0)
         turns = self.site_scale * ((x_1 - x_0) / self.site_scale).round()
         x_1 = torch.cat([(x_1 - turns)[:, :-3], x_1[:, -3:]], dim=1)
@@ -144,7 +142,7 @@ class FlowMatching:
         x_1: Tensor,
         num_sites: Tensor,
         cond: C,
-        generator: torch.Generator | None = None,
+        noise: Noise,
         initial: Tensor | None = None,
     ) -> Tensor:
         """L1 distance of predicted and true velocity (or data) at a random time, averaged over the batch.
@@ -159,7 +157,7 @@ class FlowMatching:
         num_sites : Tensor, shape (B,), int64
         cond : object
             Handed to `model_fn` as it is.
-        generator : torch.Generator, optional
+        noise : Noise
         initial : Tensor, shape (B, L, 3), floating, optional
             x_0, encoded initial structures; fresh noise where not given.
 
@@ -172,20 +170,18 @@ class FlowMatching:
         ValueError
             As `corrupt`.
         """
-        t = draws.uniform((len(x_1),), generator, x_1.device, x_1.dtype)
-        x_t, target = self.corrupt(x_1, num_sites, t, generator, initial)
+        t = noise.uniform(Stream.TIME, (len(x_1),), x_1.device, x_1.dtype)
+        x_t, target = self.corrupt(x_1, num_sites, t, noise, initial)
         pred = model_fn(self._seen(x_t), t, cond)
         if self.predict == "data" and self.torus:
             return data_loss(pred, x_1, num_sites, self.site_scale, self.lattice_weight)
         target = target if self.predict == "velocity" else x_1
         return crystal_l1_loss(pred, target, num_sites, self.lattice_weight, reduction="mean")
 
-    def start(
-        self, num_sites: Tensor, length: int, generator: torch.Generator | None = None, initial: Tensor | None = None
-    ) -> Tensor:
+    def start(self, num_sites: Tensor, length: int, noise: Noise, initial: Tensor | None = None) -> Tensor:
         """x_0: the initial structure where given, else noise; see `Process.start`."""
         if initial is None:
-            return self.source(num_sites, length, generator)
+            return self.source(num_sites, length, noise)
         return checked_matrix("initial", initial, num_sites, length)
 
     def velocity(self, network: Network, num_sites: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

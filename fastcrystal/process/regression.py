@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-import torch
 from torch import Tensor
 
+from fastcrystal.ops.philox import Noise
 from fastcrystal.process import check_settings, checked_matrix, data_loss
 
 C = TypeVar("C")
@@ -42,7 +42,7 @@ class Regression:
         x_1: Tensor,
         num_sites: Tensor,
         cond: C,
-        generator: torch.Generator | None = None,
+        noise: Noise,
         initial: Tensor | None = None,
     ) -> Tensor:
         """Distance of predicted and true structure under periodic boundaries, averaged over the batch (Algorithm 1).
@@ -56,7 +56,7 @@ class Regression:
         num_sites : Tensor, shape (B,), int64
         cond : object
             Handed to `model_fn` as it is.
-        generator : torch.Generator, optional
+        noise : Noise
             Not used: nothing is random.
         initial : Tensor, shape (B, L, 3), floating
             x_0, encoded initial structures.
@@ -74,9 +74,7 @@ class Regression:
         pred = model_fn(x_0, x_0.new_zeros(len(x_0)), cond).to(x_1.dtype)
         return data_loss(pred, x_1, num_sites, self.site_scale, self.lattice_weight)
 
-    def start(
-        self, num_sites: Tensor, length: int, generator: torch.Generator | None = None, initial: Tensor | None = None
-    ) -> Tensor:
+    def start(self, num_sites: Tensor, length: int, noise: Noise, initial: Tensor | None = None) -> Tensor:
         """x_0: the initial structure, which must be given; see `Process.start`."""
         return _checked_initial(initial, num_sites, length)
 

@@ -15,12 +15,12 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
 import torch
 from torch import Tensor
 
+from fastcrystal.ops.philox import Noise
 from fastcrystal.ops.update_step import update_step
 from fastcrystal.process import Network, Process, checked_matrix
 from fastcrystal.process.diffusion import Diffusion
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.process.regression import Regression
-from fastcrystal.utils import random as draws
 from fastcrystal.utils.settings import Settings
 
 P_co = TypeVar("P_co", bound=Process, covariant=True)
@@ -92,8 +92,8 @@ class Problem(Generic[P_co]):
     """With its conditions, (x (B, L, 3), t (B,)) -> (B, L, 3)."""
     num_sites: Tensor
     """Shape (B,), int64."""
-    generator: torch.Generator | None = None
-    """Noise is drawn on its device, then moved: a CPU generator gives the same noise on any device."""
+    noise: Noise
+    """Of these crystals; a sampler's step i draws `noise.at(i)`."""
     transform: Callable[[Any], Any] = _unchanged
     """Applied to the step of a flow before it is called, such as torch.compile: on a GPU a CUDA graph of the network
     and the update together."""
@@ -150,7 +150,7 @@ def sample(problem: Problem[Process], length: int, config: SamplingConfig, initi
         needed `initial` is missing.
     """
     sampler = sampler_of(problem.process, config)
-    x = problem.process.start(problem.num_sites, length, problem.generator, initial)
+    x = problem.process.start(problem.num_sites, length, problem.noise, initial)
     return sampler.run(problem, x, config)
 
 
@@ -241,22 +241,20 @@ def ddpm(problem: Problem[Diffusion], x: Tensor, config: SamplingConfig) -> Tens
     Algorithm 10 of the paper; Algorithm 8 where the network is conditioned on an initial structure.
     """
     schedule = problem.process.noise_schedule
-    for t, t_prev in pairwise((*schedule.timesteps(config.steps), -1)):
+    for i, (t, t_prev) in enumerate(pairwise((*schedule.timesteps(config.steps), -1))):
         _, eps = problem.process.predicted(problem.network, x, t, config.clip)
         a, b, c = schedule.ddpm_coefficients(t, t_prev)
-        z = draws.normal(x.shape, problem.generator, x.device, x.dtype) if c else None
-        x = update_step(x, eps, a, b, problem.num_sites, c=c, noise=z)
+        x = update_step(x, eps, a, b, problem.num_sites, c=c, noise=problem.noise.at(i))
     return x
 
 
 def ddim(problem: Problem[Diffusion], x: Tensor, config: SamplingConfig) -> Tensor:
     """x_prev = a x_t + b eps(x_t, t) + c z, deterministic where `eta` is 0. Algorithm 11 of the paper."""
     schedule = problem.process.noise_schedule
-    for t, t_prev in pairwise((*schedule.timesteps(config.steps), -1)):
+    for i, (t, t_prev) in enumerate(pairwise((*schedule.timesteps(config.steps), -1))):
         _, eps = problem.process.predicted(problem.network, x, t, config.clip)
         a, b, c = schedule.ddim_coefficients(t, t_prev, config.eta)
-        z = draws.normal(x.shape, problem.generator, x.device, x.dtype) if c else None
-        x = update_step(x, eps, a, b, problem.num_sites, c=c, noise=z)
+        x = update_step(x, eps, a, b, problem.num_sites, c=c, noise=problem.noise.at(i))
     return x
 
 

@@ -16,6 +16,7 @@ from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
 from fastcrystal.model.config import UNetConfig
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import Condition, CrystalUNet
+from fastcrystal.ops.philox import Noise
 from fastcrystal.parallel.distributed import DistributedContext
 from fastcrystal.process import Process
 from fastcrystal.process.flow import FlowMatching
@@ -33,7 +34,6 @@ from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.process import live_rows, make_process, make_sampling
 from fastcrystal.utils.device import compile_network, compile_step, half_precision, pick_device
 from fastcrystal.utils.progress import progress_bar
-from fastcrystal.utils.random import step_seed
 
 
 class Generator:
@@ -100,6 +100,7 @@ class Generator:
         *,
         initial: CrystalBatch | None = None,
         seed: int = 0,
+        first: int = 0,
         progress: bool = False,
         **changes: Any,
     ) -> CrystalBatch:
@@ -116,7 +117,9 @@ class Generator:
         initial : CrystalBatch, optional
             Structures to modify, with the species of `conditions` site by site.
         seed : int
-            The same seed, conditions and batch size give the same crystals, whatever the device draws them on.
+            The same seed and conditions give the same noise, in batches of any size and with any number of processes.
+        first : int
+            Global index of the first crystal: conditions given in parts have the noise that they would have together.
         progress : bool
             Show a bar on stderr.
         **changes
@@ -145,8 +148,6 @@ class Generator:
         count = len(range(len(conditions))[own.start * size : own.stop * size])
         bar = progress_bar(total=count, desc="sampling", unit="crystal", show=progress)
         for number in range(own.start, own.stop):
-            # by batch: as many processes as one likes give the same crystals
-            generator = torch.Generator().manual_seed(step_seed(seed, number))
             chunk = torch.arange(number * size, min((number + 1) * size, len(conditions)))
             real = len(chunk)
             if config.compile and real < size:  # filled up: another size would be compiled anew
@@ -156,7 +157,7 @@ class Generator:
             rows = live_rows(self.config, part.num_sites, self.length)
             with autocast():
                 network = self._network(part, x_0, config.guidance)
-                problem = Problem(self.process, network, rows, generator)
+                problem = Problem(self.process, network, rows, Noise(seed, first=first + number * size))
                 if config.compile:
                     problem = self._compiled(problem)
                 x = sample(problem, self.length, config, x_0)

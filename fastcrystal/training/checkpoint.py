@@ -6,7 +6,7 @@ RUN/checkpoints/step_00006000/
     optimizer.safetensors                Adam's moments
     state.json                           format, step, loss scale, validation loss, checksums of the other files
 
-Random numbers and batches have no state: they are functions of the seed and the step (fastcrystal.utils.random).
+Random numbers and batches have no state: they are functions of the seed and the step (fastcrystal.ops.philox).
 """
 
 from __future__ import annotations

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.model.condition_dropout import drop_conditions
 from fastcrystal.model.unet import CrystalUNet
+from fastcrystal.ops.philox import Noise, Stream
 from fastcrystal.process import Process
 from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.process import live_rows
-from fastcrystal.utils import random as draws
 
 
 @dataclass(frozen=True)
@@ -58,30 +58,28 @@ class Objective:
         self,
         model: CrystalUNet | Averaged,
         example: TrainingBatch,
-        generator: torch.Generator,
+        noise: Noise,
         regularize: bool = True,
     ) -> Tensor:
         """The mean loss, shape (); `regularize` off: no noise on energies, all names told, no condition left open."""
         crystals, config, device = example.crystals, self.config, example.x_1.device
         nameless = None
         if regularize and config.energy_noise:
-            noise = draws.normal((len(crystals),), generator, device)
-            crystals = replace(crystals, energy=crystals.energy + config.energy_noise * noise)
+            z = noise.normal(Stream.ENERGY, (len(crystals),), device)
+            crystals = replace(crystals, energy=crystals.energy + config.energy_noise * z)
         if regularize and config.name_dropout:
-            nameless = draws.uniform((len(crystals),), generator, device) < config.name_dropout
+            nameless = noise.uniform(Stream.ELEMENT_DROPOUT, (len(crystals),), device) < config.name_dropout
         told = example.initial if config.conditions_on_initial else None
         has_initial = None if told is None else torch.ones_like(crystals.num_sites, dtype=torch.bool)
         rate = config.condition_dropout if regularize else 0.0
-        group, energy, has_initial = drop_conditions(
-            crystals.space_group, crystals.energy, has_initial, rate, generator
-        )
+        group, energy, has_initial = drop_conditions(crystals.space_group, crystals.energy, has_initial, rate, noise)
         if has_initial is not None and example.initial_energy is not None:
             # without its initial structure a row is told the formation energy instead of the change
             energy = torch.where(has_initial, energy, energy + example.initial_energy)
         cond = model.condition(crystals.species, crystals.num_sites, group, energy, told, has_initial, nameless)
         rows = live_rows(self.config, crystals.num_sites, self.length)
         cond = cond._replace(num_sites=rows)
-        return self.process.loss(model, example.x_1, rows, cond, generator, example.initial)
+        return self.process.loss(model, example.x_1, rows, cond, noise, example.initial)
 
     def bind(self, model: CrystalUNet) -> nn.Module:
         """A module whose forward is the loss: what DistributedDataParallel wraps."""
@@ -93,8 +91,8 @@ class _Bound(nn.Module):
         super().__init__()
         self.objective, self.model = objective, model
 
-    def forward(self, example: TrainingBatch, generator: torch.Generator) -> Tensor:
-        return self.objective(self.model, example, generator)
+    def forward(self, example: TrainingBatch, noise: Noise) -> Tensor:
+        return self.objective(self.model, example, noise)
 
 
 class Averaged:

@@ -26,10 +26,10 @@ from fastcrystal.data.splits import Split, split_by_formula
 from fastcrystal.data.store import Store, is_store, open_store
 from fastcrystal.data.streaming import Streamed
 from fastcrystal.model.scaling import LatticeScaling
+from fastcrystal.ops.philox import Noise, Stream
 from fastcrystal.parallel.distributed import DistributedContext
 from fastcrystal.training.config import TrainConfig
 from fastcrystal.training.objective import TrainingBatch
-from fastcrystal.utils import random as draws
 
 #: shares of train, validation and test, by formula
 FRACTIONS = (0.8, 0.05, 0.15)
@@ -186,35 +186,34 @@ class GenerateTask:
         ranks = DistributedContext.current() if ranks is None else ranks
         self.splits, self.config, self.scaling = splits, config, scaling
         self.share = ranks.share(config.batch_size)
+        self.first = ranks.rank * self.share
         self.device = device
         train = splits.data.select(splits.indices.train)
         self.streamed = Streamed(train, self._drawn, device) if config.stream else None
         if self.streamed is None:
             self.train = train.batch().to(device)
             self.x_1 = scaling.encode(self.train, splits.length)
-        self.count, self.seed, self.ranks = len(train), config.seed, ranks
+        self.count = len(train)
         self.shifts: Shifts | None = allowed_shifts(in_memory(train)).to(device) if config.origin_shifts else None
 
     def _drawn(self, step: int) -> Tensor:
-        """Which crystals `batch` will draw in a step."""
-        generator = draws.BatchGenerator(self.device)
-        generator.rank, generator.world = self.ranks.rank, self.ranks.world
-        generator.manual_seed(draws.step_seed(self.seed, step))
-        return draws.integers(self.count, self.share, generator, self.device)
+        """Positions of a step's crystals in the training set."""
+        noise = Noise(self.config.seed, step, self.first)
+        return noise.integers(Stream.BATCH, self.count, self.share, self.device)
 
-    def batch(self, step: int, generator: torch.Generator) -> TrainingBatch:
-        """The training batch of a step, drawn by `generator`, which is seeded with `step_seed(seed, step)`."""
-        index = draws.integers(self.count, self.share, generator, self.device)
+    def batch(self, noise: Noise) -> TrainingBatch:
+        """The training batch of the step of `noise`, drawn with replacement."""
+        index = self._drawn(noise.step)
         if self.streamed is None:
             crystals, x_1 = self.train[index], self.x_1[index]
         else:
-            crystals = self.streamed.batch(step)
+            crystals = self.streamed.batch(noise.step)
             x_1 = self.scaling.encode(crystals, self.splits.length)
         if self.shifts is not None:
-            shift = self.shifts.draw(index, generator)
+            shift = self.shifts.draw(index, noise)
             crystals = replace(crystals, frac=shift_origin(crystals.frac, shift, crystals.num_sites))
         if self.config.site_order == "random":
-            order = random_order(crystals.species, crystals.num_sites, generator)
+            order = random_order(crystals.species, crystals.num_sites, noise)
             crystals = replace(crystals, frac=_reordered(crystals.frac, order))
         if self.shifts is not None or self.config.site_order == "random":
             x_1 = _with_sites(x_1, crystals, self.scaling)
@@ -274,13 +273,13 @@ class ModifyTask:
         energy: Tensor = self.crystals.energy[pairs]
         return energy[:, 1] - energy[:, 0]
 
-    def batch(self, step: int, generator: torch.Generator) -> TrainingBatch:
-        """The training batch of a step: the same pairs however often the run was interrupted before it."""
-        example = self._example(self.sampler.batch(step, self.config.batch_size)[self.rows])
+    def batch(self, noise: Noise) -> TrainingBatch:
+        """The training batch of the step of `noise`: the same pairs however often the run was interrupted before it."""
+        example = self._example(self.sampler.batch(noise.step - 1, self.config.batch_size)[self.rows])
         if self.config.site_order == "canonical" or example.initial is None:
             return example
         crystals = example.crystals
-        order = random_order(crystals.species, crystals.num_sites, generator)
+        order = random_order(crystals.species, crystals.num_sites, noise)
         x_1, initial = (_reordered(x, _rows(order, x.shape[1])) for x in (example.x_1, example.initial))
         return replace(
             example, crystals=replace(crystals, frac=_reordered(crystals.frac, order)), x_1=x_1, initial=initial

@@ -25,6 +25,7 @@ from fastcrystal.features.elements import SYMBOLS
 from fastcrystal.model.config import UNetConfig
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import CrystalUNet
+from fastcrystal.ops.philox import Noise, Stream
 from fastcrystal.parallel.distributed import DistributedContext
 from fastcrystal.sampling.generator import Generator
 from fastcrystal.training.checkpoint import (
@@ -44,7 +45,6 @@ from fastcrystal.training.signals import Stopped, StopRequest
 from fastcrystal.training.tasks import GenerateTask, ModifyTask, make_splits
 from fastcrystal.utils.device import compile_network, half_precision, pick_device
 from fastcrystal.utils.progress import progress_bar
-from fastcrystal.utils.random import BatchGenerator, step_seed
 
 logger = logging.getLogger(__name__)
 
@@ -100,8 +100,6 @@ class Trainer:
         )
         self.half = half_precision(config.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half is torch.float16)
-        self.generator = BatchGenerator(self.device)
-        self.generator.rank, self.generator.world = self.ranks.rank, self.ranks.world
         self.objective = Objective(self.process, config, self.splits.length)
         self._loss = self._for_all_ranks(self.objective.bind(self.model))
         self.step = 0
@@ -233,13 +231,13 @@ class Trainer:
         Tensor, shape ()
             The mean loss of this process's share of the batch, on the device: nothing waits for it here.
         """
-        self.generator.manual_seed(step_seed(self.config.seed, self.step))
-        torch.manual_seed(step_seed(self.config.seed, self.step, 1 + self.ranks.rank))  # the dropout's
-        example = self.task.batch(self.step, self.generator)
+        noise = Noise(self.config.seed, self.step + 1, self.ranks.rows(self.config.batch_size).start)
+        torch.manual_seed(noise.integer(Stream.LAYER_DROPOUT))
+        example = self.task.batch(noise)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
-            loss: Tensor = self._loss(example, self.generator)
+            loss: Tensor = self._loss(example, noise)
         self.optimizer.zero_grad(set_to_none=True)
         # by 0 where the loss is not finite: so are all gradients then, which DDP brings to every process
         guarded = loss / loss.isfinite()
@@ -261,9 +259,9 @@ class Trainer:
     @torch.no_grad()
     def validate(self, example: TrainingBatch) -> float:
         """Loss of the averaged weights, with the same noise every time and no condition left open."""
-        generator = torch.Generator().manual_seed(self.config.seed)
         self.model.eval()
-        loss = self.objective(Averaged(self.model, self.average), example, generator, regularize=False)
+        noise = Noise(self.config.seed)
+        loss = self.objective(Averaged(self.model, self.average), example, noise, regularize=False)
         self.model.train()
         return float(loss)
 

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from fastcrystal.ops.philox import Noise
 from fastcrystal.process import Network, Process, checked_matrix
 from fastcrystal.process.samplers import Problem, SamplingConfig, sampler_of
 
@@ -14,10 +14,10 @@ def made(
     network: Network,
     num_sites: Tensor,
     start: Tensor,
-    generator: torch.Generator | None = None,
+    noise: Noise | None = None,
     **settings: Any,
 ) -> Tensor:
     """What the sampler of `settings` makes of `start`, a diffusion's x_T too."""
     config = SamplingConfig(**settings)
     x = checked_matrix("start", start, num_sites, start.shape[1])
-    return sampler_of(process, config).run(Problem(process, network, num_sites, generator), x, config)
+    return sampler_of(process, config).run(Problem(process, network, num_sites, noise or Noise(0)), x, config)

@@ -15,16 +15,23 @@ from fastcrystal.ops.noising import (
     diffusion_noising_reference,
     flow_noising,
     flow_noising_reference,
-    flow_source_reference,
+    flow_source,
 )
-from fastcrystal.ops.philox import counters_used, philox_normal, philox_uniform
+from fastcrystal.ops.philox import Noise, Stream
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.process.schedule import NoiseSchedule
 from fastcrystal.testing import DTYPES, assert_near_truth
 
 KERNEL_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COSINE = NoiseSchedule.squaredcos_cap_v2()
-SHAPES = pytest.mark.parametrize(("B", "L"), [(1, 5), (3, 21), (8, 7), (11, 64), (2, 131)], ids=str)
+SHAPES = [(1, 5), (3, 21), (8, 8), (11, 64), (2, 132)]
+DRAWN = Noise(6, 13, 2**33 - 2)
+KEY = DRAWN.key(Stream.SOURCE)
+
+
+def cases(*kinds: str) -> list[tuple[int, int, str]]:
+    """Shapes and kinds of noise; where 4 does not divide L, the operators draw it outside of the kernel."""
+    return [(B, L, kind) for B, L in SHAPES for kind in kinds if L % 4 == 0 or kind == "given"]
 
 
 def matrices(
@@ -51,19 +58,19 @@ def padding(n: Tensor, L: int) -> Tensor:
 
 @pytest.mark.usefixtures("poison")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@SHAPES
-@pytest.mark.parametrize("noise", ["uniform", "uniform and normal", "normal", "given"])
+@pytest.mark.parametrize(("B", "L", "noise"), cases("uniform", "uniform and normal", "normal", "given"), ids=str)
 def test_flow_kernel_is_as_near_the_truth_as_the_reference(B: int, L: int, dtype: torch.dtype, noise: str) -> None:
     pytest.importorskip("triton", reason="no Triton on this platform")
     from fastcrystal.kernels import noising as kernel
 
     x, z, n, t, _ = matrices(B, L, dtype, KERNEL_DEVICE)
     kinds = noise.startswith("uniform"), noise == "uniform"
-    got = kernel.launch(x, t, None, z if noise == "given" else None, n, *kinds, 2.5, 0.3, 6, 13)
+    given = noise == "given"
+    got = kernel.launch(x, t, None, z if given else None, n, *kinds, 2.5, 0.3, None if given else KEY)
     noises = [z, z.double()]
-    if noise != "given":
-        source = partial(flow_source_reference, x.shape, 6, 13, *kinds, 2.5, 0.3, device=x.device)
-        noises = [source(dtype=k) for k in (torch.promote_types(dtype, torch.float32), torch.float64)]
+    if not given:
+        for i, acc in enumerate((torch.promote_types(dtype, torch.float32), torch.float64)):
+            noises[i] = flow_source(KEY, x.shape, None, acc, kinds, 2.5, 0.3).to(x.device)
     reference = flow_noising_reference(x, t, noises[0], n)
     truth = flow_noising_reference(x.double(), t.double(), noises[1], n)
     for triple in zip(got, reference, truth, strict=True):
@@ -72,21 +79,23 @@ def test_flow_kernel_is_as_near_the_truth_as_the_reference(B: int, L: int, dtype
 
 @pytest.mark.usefixtures("poison")
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@SHAPES
-@pytest.mark.parametrize("drawn", [True, False])
-def test_diffusion_kernel_is_as_near_the_truth_as_the_reference(
-    B: int, L: int, dtype: torch.dtype, drawn: bool
-) -> None:
+@pytest.mark.parametrize(("B", "L", "noise"), cases("normal", "given"), ids=str)
+def test_diffusion_kernel_is_as_near_the_truth_as_the_reference(B: int, L: int, dtype: torch.dtype, noise: str) -> None:
     pytest.importorskip("triton", reason="no Triton on this platform")
     from fastcrystal.kernels import noising as kernel
 
     x, z, n, _, t = matrices(B, L, dtype, KERNEL_DEVICE)
     table = COSINE.alpha_bar_tensor(KERNEL_DEVICE)
-    got = kernel.launch(x, t, table, None if drawn else z, n, False, False, 1.0, 0.0, 6, 13)
-    draw = partial(philox_normal, x.shape, 6, 13, device=x.device)
-    eps = draw(dtype=torch.promote_types(dtype, torch.float32)) if drawn else z
+    eps, exact, key = z, z.double(), None
+    if noise == "normal":
+        eps, exact = (
+            DRAWN.normal(Stream.SOURCE, x.shape, dtype=k).to(x.device)
+            for k in (torch.promote_types(dtype, torch.float32), torch.float64)
+        )
+        key = KEY
+    got = kernel.launch(x, t, table, z if key is None else None, n, False, False, 1.0, 0.0, key)
     reference = diffusion_noising_reference(x, t, table, eps, n)
-    truth = diffusion_noising_reference(x.double(), t, table, draw(dtype=torch.float64) if drawn else z.double(), n)
+    truth = diffusion_noising_reference(x.double(), t, table, exact, n)
     for triple in zip(got, reference, truth, strict=True):
         assert_near_truth(*triple)
 
@@ -96,8 +105,8 @@ def test_noise_does_not_depend_on_the_block(dtype: torch.dtype) -> None:
     pytest.importorskip("triton", reason="no Triton on this platform")
     from fastcrystal.kernels import noising as kernel
 
-    x, _, n, t, _ = matrices(7, 33, dtype, KERNEL_DEVICE)
-    outs = [kernel.launch(x, t, None, None, n, True, False, 2.0, 0.5, 3, 11, block) for block in (64, 256, 2048)]
+    x, _, n, t, _ = matrices(7, 36, dtype, KERNEL_DEVICE)
+    outs = [kernel.launch(x, t, None, None, n, True, False, 2.0, 0.5, KEY, block) for block in (64, 256, 2048)]
     for x_t, target in outs[1:]:
         assert torch.equal(x_t, outs[0][0])
         assert torch.equal(target, outs[0][1])
@@ -113,7 +122,7 @@ def test_nothing_is_written_past_the_end(L: int, monkeypatch: pytest.MonkeyPatch
     rooms = [torch.full((4 * BLOCK,), 7.0, device=KERNEL_DEVICE) for _ in range(2)]
     ends = iter(rooms)
     monkeypatch.setattr(torch, "empty_like", lambda x: next(ends)[: x.numel()].view_as(x))
-    for out in kernel.launch(x, t, None, z, n, False, False, 1.0, 0.0, 0, 0):
+    for out in kernel.launch(x, t, None, z, n, False, False, 1.0, 0.0, None):
         assert (out != 7).all()
     for room in rooms:
         assert (room[x.numel() :] == 7).all()
@@ -127,7 +136,7 @@ def test_kernel_reads_no_time_out_of_range() -> None:
     x, z, n, _, _ = matrices(3, 9, device=KERNEL_DEVICE)
     table = torch.tensor([0.9, 0.5], dtype=torch.float64, device=KERNEL_DEVICE)
     t = torch.tensor([-1, 1, 2], device=KERNEL_DEVICE)
-    x_t, eps = kernel.launch(x, t, table, z, n, False, False, 1.0, 0.0, 0, 0)
+    x_t, eps = kernel.launch(x, t, table, z, n, False, False, 1.0, 0.0, None)
     live = ~padding(n, 9).expand_as(x)
     assert x_t[[0, 2]][live[[0, 2]]].isnan().all()
     assert x_t[1].isfinite().all()
@@ -140,8 +149,8 @@ def test_kernel_of_no_crystals_is_empty() -> None:
     from fastcrystal.kernels import update_step
 
     x, _, n, t, _ = matrices(0, 9)
-    assert [v.shape for v in kernel.launch(x, t, None, None, n, True, True, 1.0, 0.0, 0, 0)] == [(0, 9, 3)] * 2
-    update_step.launch(x, x, x, None, n, 1.0, 1.0, 0.0, None, 0, False)
+    assert [v.shape for v in kernel.launch(x, t, None, None, n, True, True, 1.0, 0.0, KEY)] == [(0, 9, 3)] * 2
+    assert update_step.launch(x, x, None, n, (1.0, 1.0, 0.0), None).shape == (0, 9, 3)
 
 
 @pytest.mark.parametrize("noise", ["uniform", "normal"])
@@ -149,13 +158,13 @@ def test_kernel_of_no_crystals_is_empty() -> None:
 def test_flow_is_its_equation(
     device: str, noise: Literal["uniform", "normal"], lattice_noise: Literal["same", "normal"]
 ) -> None:
-    """Against the noise of `philox` and, given that noise, against FlowMatching."""
+    """Against the noise of `Noise` and, given that noise, against FlowMatching, which has the same."""
     x_1, _, n, t, _ = matrices(6, 12, torch.float64, device, junk=0.0)
     x_t, target = flow_noising(
-        x_1, t, n, noise=noise, lattice_noise=lattice_noise, site_scale=2.0, site_offset=0.5, seed=3, offset=17
+        x_1, t, n, DRAWN, site_noise=noise, lattice_noise=lattice_noise, site_scale=2.0, site_offset=0.5
     )
-    u = philox_uniform(x_1.shape, 3, 17, dtype=torch.float64, device=device)
-    z = philox_normal(x_1.shape, 3, 17, dtype=torch.float64, device=device)
+    u = DRAWN.uniform(Stream.SOURCE, x_1.shape, device, torch.float64)
+    z = DRAWN.normal(Stream.SOURCE, x_1.shape, device, torch.float64)
     x_0 = z.clone()
     if noise == "uniform":
         x_0[:, :-3] = 2 * u[:, :-3] - 1
@@ -165,36 +174,11 @@ def test_flow_is_its_equation(
     time = t[:, None, None]
     torch.testing.assert_close(x_t, x_0 + time * (x_1 - x_0))
     torch.testing.assert_close(target, x_1 - x_0)
-    with pytest.MonkeyPatch.context() as patch:
-        flow = FlowMatching(noise=noise, lattice_noise=lattice_noise, site_scale=2.0, site_offset=0.5)
-        patch.setattr(FlowMatching, "source", lambda *_: x_0)
-        theirs = flow.corrupt(x_1, n, t)
-    torch.testing.assert_close((x_t, target), theirs)
-    torch.testing.assert_close(flow_noising(x_1, t, n, noise=x_0), theirs)
-
-
-def test_flow_source_has_the_distribution_of_flow_matching(device: str) -> None:
-    n = torch.full((4000,), 4, device=device)
-    x_1 = torch.zeros(4000, 8, 3, device=device)
-    choices: list[dict[str, Any]] = [
-        {"noise": "uniform", "lattice_noise": "same"},
-        {"noise": "uniform", "lattice_noise": "normal"},
-        {"noise": "normal", "lattice_noise": "same"},
-    ]
-    for choice in choices:
-        flow = FlowMatching(**choice, site_scale=2.0, site_offset=0.25)
-        theirs = flow.source(n, 8, torch.Generator(device).manual_seed(0))
-        ours, target = flow_noising(x_1, torch.zeros_like(x_1[:, 0, 0]), n, seed=1, **vars_of(flow))
-        assert torch.equal(target, -ours)
-        for rows in (slice(0, 4), slice(5, 8)):
-            for power in (1, 2, 3):
-                moment, expected = (v[:, rows].double().pow(power).mean().item() for v in (ours, theirs))
-                assert moment == pytest.approx(expected, abs=0.06)
-
-
-def vars_of(flow: FlowMatching) -> dict[str, Any]:
-    """What flow_noising takes of a FlowMatching."""
-    return {k: getattr(flow, k) for k in ("noise", "lattice_noise", "site_scale", "site_offset")}
+    flow = FlowMatching(noise=noise, lattice_noise=lattice_noise, site_scale=2.0, site_offset=0.5)
+    torch.testing.assert_close(flow.source(n, 12, DRAWN, torch.float64), x_0)
+    for theirs in (flow.corrupt(x_1, n, t, DRAWN), flow.corrupt(x_1, n, t, Noise(0), x_0)):
+        torch.testing.assert_close((x_t, target), theirs)
+    torch.testing.assert_close(flow_noising(x_1, t, n, x_0), theirs)
 
 
 @pytest.mark.parametrize("name", ["squaredcos_cap_v2", "linear"])
@@ -204,7 +188,7 @@ def test_diffusion_is_that_of_diffusers(device: str, name: str) -> None:
     schedule = {"squaredcos_cap_v2": COSINE, "linear": NoiseSchedule.linear()}[name]
     x_0, eps, n, _, t = matrices(40, 9, torch.float64, device, junk=0.0)
     for table, tolerance in ((schedule.alpha_bar_tensor(device), 1e-4), (oracle.alphas_cumprod.to(device), 1e-6)):
-        x_t, target = diffusion_noising(x_0, t, table, n, noise=eps)
+        x_t, target = diffusion_noising(x_0, t, table, n, eps)
         torch.testing.assert_close(x_t, oracle.add_noise(x_0, eps, t), rtol=tolerance, atol=tolerance)
         assert torch.equal(target, eps)
 
@@ -212,22 +196,30 @@ def test_diffusion_is_that_of_diffusers(device: str, name: str) -> None:
 def test_diffusion_draws_eps(device: str) -> None:
     x_0, _, n, _, t = matrices(5, 9, torch.float64, device, junk=0.0)
     table = COSINE.alpha_bar_tensor(device)
-    x_t, eps = diffusion_noising(x_0, t, table, n, seed=12, offset=5)
-    expected = philox_normal(x_0.shape, 12, 5, dtype=torch.float64, device=device).masked_fill(padding(n, 9), 0)
+    x_t, eps = diffusion_noising(x_0, t, table, n, DRAWN)
+    expected = DRAWN.normal(Stream.SOURCE, x_0.shape, device, torch.float64).masked_fill(padding(n, 9), 0)
     assert torch.equal(eps, expected)
     bar = table[t][:, None, None]
     torch.testing.assert_close(x_t, bar.sqrt() * x_0 + (1 - bar).sqrt() * eps)
 
 
-def test_streams_reproduce_and_differ(device: str) -> None:
-    x, _, n, t, steps = matrices(3, 16, device=device)
-    live = ~padding(n, 16).expand_as(x)
+@pytest.mark.parametrize("L", [15, 16])
+def test_each_crystal_has_its_own_noise(device: str, L: int) -> None:
+    x, _, n, t, steps = matrices(5, L, device=device)
+    live = ~padding(n, L).expand_as(x)
     table = COSINE.alpha_bar_tensor(device)
-    for draw in (partial(flow_noising, x, t, n), partial(diffusion_noising, x, steps, table, n)):
-        _, first = draw(seed=1)
-        assert torch.equal(first, draw(seed=1, offset=0)[1])
-        for other in (draw(seed=2), draw(seed=1, offset=1), draw(seed=1, offset=counters_used(x.numel()))):
-            assert (first != other[1])[live].float().mean() > 0.99
+
+    def flow(rows: slice, noise: Noise) -> Tensor:
+        return flow_noising(x[rows], t[rows], n[rows], noise, lattice_noise="normal")[1]
+
+    def diffusion(rows: slice, noise: Noise) -> Tensor:
+        return diffusion_noising(x[rows], steps[rows], table, n[rows], noise)[1]
+
+    for draw in (flow, diffusion):
+        whole = draw(slice(None), Noise(1, 2))
+        assert torch.equal(draw(slice(2, 4), Noise(1, 2, 2)), whole[2:4])
+        for other in (Noise(2, 2), Noise(1, 1), Noise(1, 2, 5)):
+            assert (whole != draw(slice(None), other))[live].float().mean() > 0.99
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -236,9 +228,9 @@ def test_opcheck(device: str, dtype: torch.dtype, case: str) -> None:
     x, z, n, t, steps = matrices(3, 9, dtype, device, junk=0.0)
     table = COSINE.alpha_bar_tensor(device) if case == "diffusion" else None
     given_noise = z if case == "flow given" else None
-    uniform = case == "flow"
+    key = None if case == "flow given" else list(KEY)
     time = t if table is None else steps
-    torch.library.opcheck(_noising, (x, time, table, given_noise, n, uniform, False, 2.0, 0.5, 3, 4))
+    torch.library.opcheck(_noising, (x, time, table, given_noise, n, case == "flow", False, 2.0, 0.5, key))
 
 
 def test_compile(device: str) -> None:
@@ -246,8 +238,8 @@ def test_compile(device: str) -> None:
     table = COSINE.alpha_bar_tensor(device)
 
     def noise(x: Tensor) -> tuple[Tensor, ...]:
-        x_t, _ = flow_noising(x, t, n, lattice_noise="normal", seed=3, offset=4)
-        return *flow_noising(x_t, t, n, noise=z), *diffusion_noising(x_t, steps, table, n, seed=5)
+        x_t, _ = flow_noising(x, t, n, Noise(3, 4), lattice_noise="normal")
+        return *flow_noising(x_t, t, n, z), *diffusion_noising(x_t, steps, table, n, Noise(5))
 
     torch.testing.assert_close(torch.compile(noise, fullgraph=True)(x), noise(x))
 
@@ -268,16 +260,16 @@ def test_properties(B: int, L: int, data_seed: int, dtype: torch.dtype, drawn: b
     clean = x.masked_fill(pad, 0), z.masked_fill(pad, 0)
     both = []
     for x_, z_ in ((x, z), clean):
-        noise: dict[str, Any] = {"seed": 4} if drawn else {"noise": z_}
-        both.append((*flow_noising(x_, t, n, **noise), *diffusion_noising(x_, steps, table, n, **noise)))
+        noise = Noise(4) if drawn else z_
+        both.append((*flow_noising(x_, t, n, noise), *diffusion_noising(x_, steps, table, n, noise)))
     for v, w in zip(*both, strict=True):
         assert v.dtype == dtype
         assert not v[pad.expand_as(v)].any()  # padding is zero, whatever it held
         assert v.isfinite().all()
         assert torch.equal(v, w)  # and takes no part
-    at_data, _ = flow_noising(x, torch.ones_like(t), n, seed=4)
+    at_data, _ = flow_noising(x, torch.ones_like(t), n, Noise(4))
     assert torch.equal(at_data, clean[0])
-    at_noise, target = flow_noising(x, torch.zeros_like(t), n, noise=z)
+    at_noise, target = flow_noising(x, torch.zeros_like(t), n, z)
     assert torch.equal(at_noise, clean[1])
     torch.testing.assert_close(target, clean[0] - clean[1])
 
@@ -285,13 +277,13 @@ def test_properties(B: int, L: int, data_seed: int, dtype: torch.dtype, drawn: b
 def test_strides_and_types_do_not_matter(device: str) -> None:
     x, z, n, t, steps = matrices(4, 9, torch.float32, device)
     strided = [v.transpose(0, 1).contiguous().transpose(0, 1) for v in (x, z)]
-    outs = flow_noising(strided[0], t, n.int(), noise=strided[1])
-    for out, expected in zip(outs, flow_noising(x, t, n, noise=z), strict=True):
+    outs = flow_noising(strided[0], t, n.int(), strided[1])
+    for out, expected in zip(outs, flow_noising(x, t, n, z), strict=True):
         assert torch.equal(out, expected)
         assert out.is_contiguous()
     table = COSINE.alpha_bar_tensor(device)
-    outs = diffusion_noising(strided[0], steps.int(), table, n.int(), noise=strided[1])
-    for out, expected in zip(outs, diffusion_noising(x, steps, table, n, noise=z), strict=True):
+    outs = diffusion_noising(strided[0], steps.int(), table, n.int(), strided[1])
+    for out, expected in zip(outs, diffusion_noising(x, steps, table, n, z), strict=True):
         assert torch.equal(out, expected)
 
 
@@ -300,13 +292,13 @@ def test_no_gradient() -> None:
     table = COSINE.alpha_bar_tensor()
     z.requires_grad_()
     with pytest.raises(ValueError, match=r"^flow_noising has no gradient: call it under torch.no_grad\(\)"):
-        flow_noising(x, t, n, noise=z)
+        flow_noising(x, t, n, z)
     with pytest.raises(ValueError, match=r"^diffusion_noising has no gradient"):
-        diffusion_noising(x.requires_grad_(), steps, table, n, seed=1)
+        diffusion_noising(x.requires_grad_(), steps, table, n, Noise(1))
     with pytest.raises(ValueError, match=r"^diffusion_noising has no gradient"):
-        diffusion_noising(x.detach(), steps, table.requires_grad_(), n, seed=1)
+        diffusion_noising(x.detach(), steps, table.requires_grad_(), n, Noise(1))
     with torch.no_grad():
-        assert not flow_noising(x, t, n, noise=z)[0].requires_grad
+        assert not flow_noising(x, t, n, z)[0].requires_grad
 
 
 def test_errors_name_the_values() -> None:
@@ -315,34 +307,26 @@ def test_errors_name_the_values() -> None:
     flow: Any = partial(flow_noising, x)
     diffusion = partial(diffusion_noising, x)
     with pytest.raises(ValueError, match=r"x must have shape \(B, L, 3\) with L in 5\.\.8192, got \(2, 4, 3\)"):
-        flow_noising(x[:, :4], t, n, seed=1)
+        flow_noising(x[:, :4], t, n, Noise(1))
     with pytest.raises(
         ValueError, match=r"noise must be floating, of shape \(2, 9, 3\), got torch.float32 \(2, 8, 3\)"
     ):
-        flow(t, n, noise=z[:, 1:])
+        flow(t, n, z[:, 1:])
     with pytest.raises(ValueError, match=r"t must have shape \(2,\), got \(1,\)"):
-        flow(t[:1], n, seed=1)
+        flow(t[:1], n, Noise(1))
     with pytest.raises(ValueError, match=r"t must be floating, got torch.int64"):
-        flow(steps, n, seed=1)
+        flow(steps, n, Noise(1))
     with pytest.raises(ValueError, match=r"t must be integers, got torch.float32"):
-        diffusion(t, table, n, seed=1)
-    with pytest.raises(ValueError, match="noise must be uniform, normal or a tensor, got 'pink'"):
-        flow(t, n, noise="pink", seed=1)
+        diffusion(t, table, n, Noise(1))
+    with pytest.raises(ValueError, match="site_noise must be uniform or normal, got 'pink'"):
+        flow(t, n, Noise(1), site_noise="pink")
     with pytest.raises(ValueError, match="lattice_noise must be same or normal, got 'uniform'"):
-        flow(t, n, lattice_noise="uniform", seed=1)
-    with pytest.raises(ValueError, match="lattice_noise must be same where the noise is given, got 'normal'"):
-        flow(t, n, noise=z, lattice_noise="normal")
-    with pytest.raises(ValueError, match="flow_noising needs given noise or a seed, got neither"):
-        flow(t, n)
-    with pytest.raises(ValueError, match="diffusion_noising needs given noise or a seed, got both"):
-        diffusion(steps, table, n, noise=z, seed=1)
-    with pytest.raises(ValueError, match=r"seed must be in -2\^63\.\.2\^63-1, got 9223372036854775808"):
-        diffusion(steps, table, n, seed=2**63)
+        flow(t, n, Noise(1), lattice_noise="uniform")
     with pytest.raises(ValueError, match=r"alpha_bar must be .* of shape \(T,\), got torch.float64 \(1000, 1\)"):
-        diffusion(steps, table[:, None], n, seed=1)
+        diffusion(steps, table[:, None], n, Noise(1))
     for bad in (-1, 1000):
         with pytest.raises(ValueError, match=rf"t must be in 0\.\.999, got {bad} at index 1"):
-            diffusion(torch.tensor([5, bad]), table, n, seed=1)
+            diffusion(torch.tensor([5, bad]), table, n, Noise(1))
     for bad in (0, 6):
         with pytest.raises(ValueError, match=rf"num_sites must be in 1\.\.5, got {bad} at index 1"):
-            flow(t, torch.tensor([2, bad]), seed=1)
+            flow(t, torch.tensor([2, bad]), Noise(1))

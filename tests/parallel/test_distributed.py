@@ -7,12 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from fastcrystal.data.load import load_dataset
 from fastcrystal.parallel.distributed import DistributedContext
 from fastcrystal.training.logger import read_metrics
-from fastcrystal.utils import random as draws
 from tests.factories.tiny import TINY, run_command
 
 
@@ -56,27 +54,6 @@ def test_two_processes_generate_and_judge_as_one(runs: dict[str, Path]) -> None:
     results = [json.loads((runs[k] / "result.json").read_text()) for k in ("one", "two")]
     same = ("n_test", "match_rate_fit", "retrieval_fit", "chance_fit", "n_valid")
     assert [results[0][k] for k in same] == [results[1][k] for k in same]
-
-
-@pytest.mark.parametrize("world", [2, 3, 4])
-def test_shares_of_a_draw_are_the_whole_draw(world: int) -> None:
-    whole = torch.Generator().manual_seed(5)
-    parts = []
-    for rank in range(world):
-        own = draws.BatchGenerator()
-        own.rank, own.world = rank, world
-        own.manual_seed(5)
-        parts.append((draws.uniform((4, 2), own, torch.device("cpu")), draws.integers(9, 4, own, torch.device("cpu"))))
-    assert torch.equal(torch.cat([p[0] for p in parts]), torch.rand(4 * world, 2, generator=whole))
-    assert torch.equal(torch.cat([p[1] for p in parts]), torch.randint(9, (4 * world,), generator=whole))
-
-
-def test_seeds_of_steps_differ() -> None:
-    seeds = {draws.step_seed(a, b) for a in range(30) for b in range(30)}
-    seeds |= {draws.step_seed(1, 1, r) for r in range(1, 10)}
-    assert len(seeds) == 909
-    assert all(0 <= s < 2**63 for s in seeds)
-    assert draws.step_seed(42, 7) == draws.step_seed(42, 7)
 
 
 def test_parts_cover_everything() -> None:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from fastcrystal.model.scaling import LatticeScaling
+from fastcrystal.ops.philox import Noise
 from fastcrystal.process.regression import Regression
 from fastcrystal.testing import random_batch
 from tests.factories.sampled import made
@@ -18,7 +19,7 @@ REGRESSION = Regression(SCALE, OFFSET)
 
 
 def loss(prediction: Tensor, regression: Regression = REGRESSION) -> float:
-    return float(regression.loss(lambda x, t, c: prediction, X_1, N, None, initial=X_0))
+    return float(regression.loss(lambda x, t, c: prediction, X_1, N, None, Noise(0), initial=X_0))
 
 
 def test_loss_of_the_data_is_zero_at_any_turn_of_the_cell() -> None:
@@ -57,7 +58,7 @@ def test_one_call_at_time_zero(steps: int, device: str) -> None:
 
     x = made(REGRESSION, model, n, x_0, steps=steps)
     assert torch.equal(x, x_1)  # the structure itself, not a step from x_0
-    REGRESSION.loss(model, x_1, n, None, initial=x_0)
+    REGRESSION.loss(model, x_1, n, None, Noise(0), initial=x_0)
     assert [t.tolist() for t in calls] == [[0] * 8] * 2
 
 
@@ -67,16 +68,16 @@ def test_half_precision_becomes_that_of_the_data() -> None:
         return X_1.half()
 
     assert torch.equal(made(REGRESSION, model, N, X_0), X_1.half().double())
-    assert REGRESSION.loss(model, X_1.half().double(), N, None, initial=X_0.float()) == 0
+    assert REGRESSION.loss(model, X_1.half().double(), N, None, Noise(0), initial=X_0.float()) == 0
 
 
 def test_errors_name_the_values() -> None:
     fix = r"regression modifies a given structure: pass initial \(B, L, 3\), got None"
     with pytest.raises(ValueError, match=fix):
-        REGRESSION.loss(lambda x, t, c: x, X_1, N, None)
+        REGRESSION.loss(lambda x, t, c: x, X_1, N, None, Noise(0))
     with pytest.raises(ValueError, match=fix):
-        REGRESSION.start(N, 16)
+        REGRESSION.start(N, 16, Noise(0))
     with pytest.raises(ValueError, match=r"the network's x_1 must be floating, of shape \(8, 16, 3\), got"):
         made(REGRESSION, lambda x, t: x[:, 1:], N, X_0)
     with pytest.raises(ValueError, match=r"share a shape"):
-        REGRESSION.loss(lambda x, t, c: x[:, 1:], X_1, N, None, initial=X_0)
+        REGRESSION.loss(lambda x, t, c: x[:, 1:], X_1, N, None, Noise(0), initial=X_0)

@@ -33,14 +33,10 @@ def test_one_graph_for_every_step_and_batch(
     compiled = model.sample(few, compile=True, **how)
     # their last step is another function
     assert counter.frame_count == (2 if sampler in ("heun", "rk4") else 1)
-    full, plain = conditions[torch.arange(14)], model.sample(few, **how)
-    want = model.sample(full, **how)
-    for name in ("frac", "lattice"):
-        # the last batch is filled up, and draws other noise; the whole ones are the same crystals
-        torch.testing.assert_close(getattr(compiled, name)[:14], getattr(plain, name)[:14], rtol=1e-4, atol=1e-4)
-        assert torch.equal(getattr(want, name), getattr(plain, name)[:14])
+    want = model.sample(few, **how)
+    for name in ("frac", "lattice"):  # of the last batch, which is filled up, too
+        torch.testing.assert_close(getattr(compiled, name), getattr(want, name), rtol=1e-4, atol=1e-4)
     assert len(compiled) == 17
-    assert compiled.frac.isfinite().all()
 
 
 @pytest.mark.slow

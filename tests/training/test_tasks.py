@@ -12,6 +12,7 @@ import torch
 
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.model.scaling import LatticeScaling
+from fastcrystal.ops.philox import Noise
 from fastcrystal.training.config import ALGORITHMS, NOISES_OF, TASKS, TrainConfig
 from fastcrystal.training.tasks import GenerateTask, ModifyTask, draw_test_set, make_splits
 from fastcrystal.training.trainer import Trainer
@@ -92,7 +93,7 @@ def test_settings_that_contradict(changes: dict[str, Any], line: str) -> None:
 
 def test_generation_draws_training_crystals(tiny_npz: Path) -> None:
     task, config = task_of(tiny_npz)
-    example = task.batch(0, torch.Generator().manual_seed(1))
+    example = task.batch(Noise(1, 1))
     assert example.initial is None
     assert len(example.crystals) == config.batch_size
     assert torch.equal(task.scaling.encode(example.crystals, 8), example.x_1)
@@ -106,9 +107,9 @@ def test_generation_draws_training_crystals(tiny_npz: Path) -> None:
 def test_augmented_batches_are_the_same_crystals(rich_npz: Path, changes: dict[str, Any]) -> None:
     plain, _ = task_of(rich_npz)
     task, _ = task_of(rich_npz, **changes)
-    example = task.batch(0, torch.Generator().manual_seed(1))
+    example = task.batch(Noise(1, 1))
     assert torch.equal(task.scaling.encode(example.crystals, 8), example.x_1)
-    batch = plain.batch(0, torch.Generator().manual_seed(1))
+    batch = plain.batch(Noise(1, 1))
     assert torch.equal(batch.crystals.species, example.crystals.species)
     if "origin_shifts" in changes:  # the same differences between sites
         assert not torch.equal(batch.crystals.frac, example.crystals.frac)
@@ -121,8 +122,7 @@ def test_augmented_batches_are_the_same_crystals(rich_npz: Path, changes: dict[s
 @pytest.mark.parametrize("pairing", ["listed", "nearest"])
 def test_modification_learns_from_less_to_more_stable(rich_npz: Path, pairing: str) -> None:
     task, config = task_of(rich_npz, task="modify", pairing=pairing)
-    generator = torch.Generator().manual_seed(1)
-    a, again, other = (task.batch(step, generator) for step in (3, 3, 4))
+    a, again, other = (task.batch(Noise(1, step)) for step in (3, 3, 4))
     assert torch.equal(a.x_1, again.x_1)  # a pure function of the step
     assert not torch.equal(a.initial, other.initial)
     assert (a.crystals.energy <= 0).all()
@@ -172,7 +172,7 @@ def test_other_orders_of_species_need_nearest_pairs(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="list their species in different orders: --pairing nearest"):
         task_of(path, task="modify")
     task, _ = task_of(path, task="modify", pairing="nearest")
-    example = task.batch(0, torch.Generator())
+    example = task.batch(Noise(0, 1))
     assert torch.equal(task.scaling.encode(example.crystals, 8), example.x_1)
 
 
@@ -192,7 +192,7 @@ def test_random_order_shuffles_equal_sites_of_both_structures_alike(tmp_path: Pa
     for task, pairing in (("generate", "listed"), ("modify", "listed"), ("modify", "nearest")):
         changes = {"task": task, **({"pairing": pairing} if task == "modify" else {})}
         plain, shuffled = (task_of(path, site_order=o, **changes)[0] for o in ("canonical", "random"))
-        a, b = (t.batch(2, torch.Generator().manual_seed(3)) for t in (plain, shuffled))
+        a, b = (t.batch(Noise(3, 2)) for t in (plain, shuffled))
         assert torch.equal(b.x_1, shuffled.scaling.encode(b.crystals, 8))
         assert torch.equal(a.crystals.species, b.crystals.species)
         assert not torch.equal(a.crystals.frac, b.crystals.frac)
@@ -210,7 +210,7 @@ def test_a_row_without_initial_structure_is_told_the_formation_energy(
     shrink_networks(monkeypatch)
     config = tiny_config(rich_npz, task="modify", algo="ddpm", condition_dropout=rate, energy_noise=0.0)
     trainer = Trainer(config, tmp_path)
-    example = trainer.task.batch(0, trainer.generator)
+    example = trainer.task.batch(Noise(config.seed, 1))
     told: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     class Listener:
@@ -221,7 +221,7 @@ def test_a_row_without_initial_structure_is_told_the_formation_energy(
         def __call__(self, *args: Any) -> Any:
             return trainer.model(*args)
 
-    trainer.objective(Listener(), example, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    trainer.objective(Listener(), example, Noise(0))  # type: ignore[arg-type]
     ((energy, has_initial),) = told
     assert example.initial_energy is not None
     known = energy.isfinite()
@@ -246,7 +246,7 @@ def test_unmasked_padding_is_noised_and_learned(
     for mask in (True, False):
         config = tiny_config(tiny_npz, mask_padding=mask, length=16)
         trainer = Trainer(config, tmp_path)
-        example = trainer.task.batch(0, trainer.generator)
+        example = trainer.task.batch(Noise(config.seed, 1))
         seen = []
 
         class Listener:
@@ -257,6 +257,6 @@ def test_unmasked_padding_is_noised_and_learned(
                 seen.append(x)  # noqa: B023
                 return torch.zeros_like(x)
 
-        trainer.objective(Listener(), example, torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+        trainer.objective(Listener(), example, Noise(0))  # type: ignore[arg-type]
         assert seen[0][:, 2:12].any() != mask  # rows 2 to 11 are padding of crystals of two sites
         assert seen[0][:, :2].all()

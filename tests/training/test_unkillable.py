@@ -21,6 +21,7 @@ import torch
 
 from fastcrystal.cli.app import run_guarded
 from fastcrystal.ops import paths
+from fastcrystal.ops.philox import Noise
 from fastcrystal.training.checkpoint import (
     best_checkpoint,
     latest_checkpoint,
@@ -189,9 +190,9 @@ def bad_at(trainer: Trainer, steps: set[int]) -> None:
     """Let the batches of some steps hold NaN."""
     batch = trainer.task.batch
 
-    def spoiled(step: int, generator: torch.Generator) -> TrainingBatch:
-        example = batch(step, generator)
-        return replace(example, x_1=example.x_1 * torch.nan) if step + 1 in steps else example
+    def spoiled(noise: Noise) -> TrainingBatch:
+        example = batch(noise)
+        return replace(example, x_1=example.x_1 * torch.nan) if noise.step in steps else example
 
     trainer.task.batch = spoiled  # type: ignore[method-assign]
 
