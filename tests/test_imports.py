@@ -59,7 +59,7 @@ MODULES = [
     "fastcrystal.training.trainer",
 ]
 HEAVY = [
-    *("ase", "dask", "distributed", "joblib", "matcalc", "matplotlib", "mendeleev", "numba", "pandas"),
+    *("ase", "dask", "distributed", "joblib", "loky", "matcalc", "matplotlib", "mendeleev", "numba", "pandas"),
     *("chgnet", "matgl", "mattersim", "optimade", "plotly", "pyarrow", "requests", "smact", "filelock", "tabulate"),
     *("pymatgen", "ray", "scipy", "sevenn", "spglib", "tensorboard", "triton"),
 ]

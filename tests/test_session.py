@@ -16,7 +16,7 @@ from tests.factories.tiny import run_command
 SESSION = """
 import importlib, json, logging, os, pkgutil, random, signal, sys, tempfile, warnings
 from pathlib import Path
-import ase.io, joblib, numba, numpy, pyarrow.parquet, requests, scipy.optimize, spglib, sympy, torch
+import ase.io, loky, numba, numpy, pyarrow.parquet, requests, scipy.optimize, spglib, sympy, torch
 import torch._inductor.codecache, torch.utils.tensorboard
 import pymatgen.analysis.structure_matcher, pymatgen.core
 import matplotlib

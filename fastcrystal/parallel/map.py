@@ -1,4 +1,4 @@
-"""CPU work in many processes: of this machine, or of a Dask or Ray cluster that is running already.
+"""Parallel map of CPU work: processes of this machine, or a Dask or Ray cluster that is running already.
 
 Canonical forms, shifts of the origin, relaxation and matching all go through `map_parallel`. Where it works is one
 setting for everything inside a `with`, rather than an argument of every function on the way:
@@ -12,14 +12,14 @@ does not see it, and two threads may use two backends.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import logging
 import os
 import socket
 import traceback
-import warnings
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -34,8 +34,18 @@ BACKENDS = "loky (processes of this machine), dask, dask:tcp://HOST:8786, ray or
 CONNECT_LIMIT = 10.0
 #: seconds for the first worker to join it: a cluster that grows with its load starts one when it gets a task
 WORKER_LIMIT = 60.0
-#: chunks per worker that are read ahead from a stream of unknown length
+#: chunks per worker that are under way at a time
 AHEAD = 8
+#: seconds after which a process of this machine that has nothing to do ends
+IDLE_LIMIT = 300
+#: for the environment of worker processes, of which there is one a core
+ONE_THREAD = dict.fromkeys(
+    (
+        *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "BLIS_NUM_THREADS"),
+        *("VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS", "NUMEXPR_NUM_THREADS"),
+    ),
+    "1",
+)
 #: errors that a user can mend keep their type, so that the command line makes them one line
 _MENDABLE = (ValueError, OSError, ImportError)
 
@@ -63,8 +73,6 @@ class _Failure:
 _Part = tuple[int, list[T]]
 #: the results of a chunk, and what stopped it
 _Answer = tuple[list[R], _Failure | None]
-#: starts chunks
-_Run = Callable[[list[_Part[T]]], Iterator[_Answer[R]]]
 
 _HERE = _Place()
 _place: ContextVar[_Place] = ContextVar("fastcrystal.parallel.map", default=_HERE)
@@ -138,7 +146,6 @@ def _dask(address: str) -> Iterator[_Place]:
 def _ray(address: str) -> Iterator[_Place]:
     try:
         import ray
-        from ray.util.joblib import register_ray
     except ImportError:
         raise ImportError("backend ray needs Ray: pip install 'fastcrystal[ray]'") from None
     own = not ray.is_initialized()
@@ -152,7 +159,6 @@ def _ray(address: str) -> Iterator[_Place]:
         except (OSError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise ConnectionError(f"no Ray cluster answers at {address or 'this machine'}: {reason}") from None
-    register_ray()
     try:
         yield _Place("ray", address)
     finally:
@@ -176,7 +182,7 @@ def workers(jobs: int | None = None) -> int:
     Raises
     ------
     ValueError
-        If `jobs` is less than 1, or with Ray if fewer than 2 would run: joblib would do the work here instead.
+        If `jobs` is less than 1.
     TimeoutError
         If no worker joins the Dask scheduler.
     """
@@ -186,10 +192,7 @@ def workers(jobs: int | None = None) -> int:
     if place.kind == "loky":
         return available_cores() if jobs is None else jobs
     cores = _dask_cores(place) if place.kind == "dask" else _ray_cores()
-    count = cores if jobs is None else min(jobs, cores)
-    if place.kind == "ray" and count < 2:
-        raise ValueError(f"backend ray needs at least 2 jobs and 2 cores, got jobs {jobs} and {cores} cores")
-    return count
+    return cores if jobs is None else min(jobs, cores)
 
 
 def _dask_cores(place: _Place) -> int:
@@ -221,12 +224,11 @@ def map_parallel(
     ordered: bool = True,
     label: str = "item",
 ) -> Iterator[R]:
-    """`map(function, items)` in processes, by joblib, where `backend` says; one thread in each process of this machine.
+    """`map(function, items)` in processes, where `backend` says; one thread in each process of this machine.
 
-    A sequence is handed over at once. Of any other iterable a few chunks per worker are read ahead, in the caller's
-    thread and while the workers are busy, so that an endless stream stays in bounded memory. (With Ray they are not
-    busy then, and results arrive a window at a time: joblib cannot stream from it.) What fits one chunk, and everything
-    with one job on this machine, is done in the caller's process.
+    A few chunks per worker are read ahead, in the caller's thread and while the workers are busy, so that an endless
+    stream stays in bounded memory. What fits one chunk, and everything with one job on this machine, is done in the
+    caller's process. A caller that stops early drops what has not begun, and waits for what has on this machine.
 
     Parameters
     ----------
@@ -240,7 +242,7 @@ def map_parallel(
     ordered : bool
         False: results in the order in which they are ready, so that none waits for a slow one before it.
     label : str
-        What an item is, for error messages.
+        Name of an item, for error messages.
 
     Returns
     -------
@@ -260,13 +262,30 @@ def map_parallel(
     if chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
     place, count = _place.get(), workers(jobs)
-    work = functools.partial(_work, function)
     if place.kind == "loky" and count == 1:
-        return _results(nullcontext(functools.partial(map, work)), _windows(items, 1, 1), label)
-    # a sequence is in memory anyway, and one window is never short of chunks at its end; but Ray answers by the window
-    whole = isinstance(items, Sequence) and place.kind != "ray"
-    windows = _windows(items, chunk, None if whole else AHEAD * count)
-    return _results(_joblib(place, work, count, jobs, ordered), windows, label)
+        return _results((_work(function, part) for part in _numbered(items, 1)), label)
+    # on a cluster only the number of chunks under way keeps other cores out
+    ahead = jobs if jobs is not None and place.kind != "loky" else AHEAD * count
+    return _results(_answers(place, count, ahead, function, _numbered(items, chunk), ordered), label)
+
+
+def _results(answers: Iterator[_Answer[R]], label: str) -> Iterator[R]:
+    """The results of chunks, and then the exception of one that failed."""
+    for done, failure in answers:
+        yield from done
+        if failure is not None:
+            remote = RuntimeError(f"in a worker:\n{failure.trace}")
+            raise failure.kind(f"{label} {failure.index}: {failure.reason}") from remote
+
+
+def _numbered(items: Iterable[T], chunk: int) -> Iterator[_Part[T]]:
+    """The items in chunks, with the number of their first."""
+    source = iter(items)
+    for first in itertools.count(0, chunk):
+        part = list(itertools.islice(source, chunk))
+        if not part:
+            return
+        yield first, part
 
 
 def _work(function: Callable[[T], R], part: _Part[T]) -> _Answer[R]:
@@ -283,97 +302,62 @@ def _work(function: Callable[[T], R], part: _Part[T]) -> _Answer[R]:
     return done, None
 
 
-def _windows(items: Iterable[T], chunk: int, ahead: int | None) -> Iterator[list[_Part[T]]]:
-    """The items in chunks with the number of their first, `ahead` chunks at a time (None: all)."""
-    source, first = iter(items), 0
-    parts = iter(lambda: list(itertools.islice(source, chunk)), [])
-    while window := list(itertools.islice(parts, ahead)):
-        numbered = []
-        for part in window:
-            numbered.append((first, part))
-            first += len(part)
-        yield numbered
+def _answers(
+    place: _Place, count: int, ahead: int, function: Callable[[T], R], parts: Iterator[_Part[T]], ordered: bool
+) -> Iterator[_Answer[R]]:
+    """Answers of chunks that are worked on elsewhere, `ahead` of them at a time."""
+    first = list(itertools.islice(parts, 2))
+    if place.kind == "loky" and len(first) < 2:  # not worth a process
+        yield from (_work(function, part) for part in first)
+        return
+    submit, cancel = _executor(place, count)
+    started: deque[Future[_Answer[R]]] = deque()
+
+    def next_answer() -> _Answer[R]:
+        future = started[0] if ordered else wait(started, return_when=FIRST_COMPLETED).done.pop()
+        answer = future.result()
+        started.remove(future)
+        return answer
+
+    try:
+        for part in itertools.chain(first, parts):
+            started.append(submit(_work, function, part))
+            if len(started) >= ahead:
+                yield next_answer()
+        while started:
+            yield next_answer()
+    except Exception as error:
+        if place.client is not None and place.client.status != "running":
+            raise ConnectionError(f"the Dask scheduler at {place.address} was lost at work") from error
+        raise
+    finally:
+        begun = [future for future in started if not cancel(future)]
+        if place.kind == "loky":
+            wait(begun)
 
 
-@contextmanager
-def _joblib(
-    place: _Place, work: Callable[[_Part[T]], _Answer[R]], count: int, jobs: int | None, ordered: bool
-) -> Iterator[_Run[T, R]]:
-    """A function that starts a window of chunks at once and returns an iterator that waits for the answers."""
-    import joblib
-
-    return_as = "generator" if ordered else "generator_unordered"
-    options: dict[str, Any] = {"backend": place.kind}
+def _executor(place: _Place, count: int) -> tuple[Callable[..., Future[Any]], Callable[[Future[Any]], bool]]:
+    """Functions that start a task, and that drop one unless it has begun, which they tell."""
     if place.kind == "loky":
-        options["inner_max_num_threads"] = 1
-    elif place.kind == "dask":
-        options["client"] = place.client
-    else:
-        return_as = "list"  # joblib has no more for backends made of a multiprocessing.Pool, as Ray's is
-    # only to make `pool`: the callers between two results shall not find themselves inside of it
-    with joblib.parallel_config(n_jobs=count, **options) as config:
-        if place.kind == "dask":
-            # joblib's own ignores the number of jobs, and on a cluster of one core it would work in this process
-            config["backend"].effective_n_jobs = lambda _: max(2, count)
-        pool = joblib.Parallel(
-            n_jobs=count,
-            batch_size=1,  # of chunks
-            pre_dispatch=2 * count if jobs is None or place.kind != "dask" else count,
-            return_as=return_as,
-        )
+        from loky import get_reusable_executor
 
-    stopped = False
-    started: Iterator[_Answer[R]] = iter(())
+        return get_reusable_executor(count, timeout=IDLE_LIMIT, env=ONE_THREAD).submit, Future.cancel
+    if place.kind == "dask":
+        return place.client.get_executor(pure=False).submit, Future.cancel
+    import ray
 
-    def run(window: list[_Part[T]]) -> Iterator[_Answer[R]]:
-        nonlocal started
-        if place.kind == "loky" and len(window) == 1:  # not worth a process
-            return map(work, window)
-        wanted = itertools.takewhile(lambda _: not stopped, window)
-        started = iter(pool(joblib.delayed(work)(part) for part in wanted))
-        return started
+    remote, tasks = ray.remote(_work), {}
 
-    with pool:
-        try:
-            yield run
-        except Exception as error:
-            if place.client is not None and place.client.status != "running":
-                raise ConnectionError(f"the Dask scheduler at {place.address} was lost at work") from error
-            raise
-        finally:
-            stopped = True
-            _leave(started, finish=place.kind == "loky")
+    def submit(_: Any, *arguments: Any) -> Future[Any]:
+        task = remote.remote(*arguments)
+        future: Future[Any] = task.future()
+        tasks[future] = task
+        future.add_done_callback(lambda done: tasks.pop(done, None))  # whose result Ray would keep
+        return future
 
+    def cancel(future: Future[Any]) -> bool:
+        if task := tasks.pop(future, None):
+            ray.cancel(task)
+        return True
 
-def _leave(started: Iterator[Any], finish: bool) -> None:
-    """Give up what was started: nothing is left of it unless an error or the caller ended the work early.
-
-    Processes of this machine `finish` the few chunks that they have begun: joblib would kill them, and loky's thread
-    now and then dies of that with a traceback. A cluster is told to drop them.
-    """
-    if finish:
-        for _ in started:
-            pass
-    elif isinstance(started, Generator):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # joblib's, that nobody waits for them
-            started.close()
-
-
-def _results(opened: AbstractContextManager[_Run[T, R]], windows: Iterator[list[_Part[T]]], label: str) -> Iterator[R]:
-    """The results of every window; the next one is read while one is at work."""
-    with opened as run:
-        running: Iterator[_Answer[R]] = iter(())
-        for window in windows:
-            yield from _checked(running, label)
-            running = run(window)
-        yield from _checked(running, label)
-
-
-def _checked(answers: Iterator[_Answer[R]], label: str) -> Iterator[R]:
-    """The results of chunks, and then the exception of one that failed."""
-    for done, failure in answers:
-        yield from done
-        if failure is not None:
-            remote = RuntimeError(f"in a worker:\n{failure.trace}")
-            raise failure.kind(f"{label} {failure.index}: {failure.reason}") from remote
+    return submit, cancel

@@ -65,7 +65,7 @@ def test_a_slow_structure_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_clock_holds_in_a_worker(tmp_path: Path) -> None:
-    """A worker of joblib does its work in its main thread, where signals arrive."""
+    """A worker of loky does its work in its main thread, where signals arrive."""
     from fastcrystal.parallel.map import map_parallel
 
     assert list(map_parallel(_sleep_with_limit, range(4), jobs=2)) == ["stopped"] * 4

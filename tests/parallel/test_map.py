@@ -228,7 +228,7 @@ def test_a_ray_cluster_that_is_not_there_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
-    monkeypatch.setitem(sys.modules, "ray.util.joblib", SimpleNamespace(register_ray=None))
+
     assert "no Ray cluster answers at 127.0.0.1:1" in refused(capsys, "ray:127.0.0.1:1")
     assert "no Ray cluster answers at ray://nonsense" in refused(capsys, "ray:ray://nonsense")
 
@@ -240,8 +240,12 @@ def test_ray_works_elsewhere_in_order() -> None:
         with backend("ray"):
             assert list(map_parallel(power, iter(range(60)), chunk=3)) == [2**n for n in range(60)]
             assert os.getpid() not in set(map_parallel(lambda _: os.getpid(), range(4), ordered=False))
-            with pytest.raises(ValueError, match="at least 2 jobs and 2 cores, got jobs 1 and 2 cores"):
-                workers(1)
+            assert (workers(), workers(1), workers(9)) == (2, 1, 2)
+            endless = map_parallel(power, itertools.count(), 1)
+            assert list(itertools.islice(endless, 20)) == [2**n for n in range(20)]
+            endless.close()  # type: ignore[attr-defined]
+            with pytest.raises(RuntimeError, match=r"^item 3: ZeroDivisionError"):
+                list(map_parallel(functools.partial(operator.truediv, 1), [4, 2, 1, 0], chunk=2))
     finally:
         ray.shutdown()
 
