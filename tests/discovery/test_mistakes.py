@@ -22,6 +22,7 @@ from fastcrystal.sampling.generator import Generator
 from fastcrystal.stability.references import _is_final
 from fastcrystal.utils.files import alone_in
 from tests.factories.candidates import crystal, made
+from tests.factories.text import unpadded
 
 SPHERES = "tests.factories.calculators:spheres"
 EMT = "ase.calculators.emt:EMT"
@@ -127,7 +128,7 @@ def test_hull_sees_what_was_relaxed_since(tmp_path: Path, capsys: pytest.Capture
         load_candidates(out)
     capsys.readouterr()
     assert main(place) == 0
-    assert "| Au |" in capsys.readouterr().out
+    assert "| Au |" in unpadded(capsys.readouterr().out)
     assert {c.id for c in load_candidates(out)[0]} == {"cu", "au"}
 
 

@@ -228,7 +228,6 @@ def test_a_ray_cluster_that_is_not_there_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(is_initialized=lambda: False))
-
     assert "no Ray cluster answers at 127.0.0.1:1" in refused(capsys, "ray:127.0.0.1:1")
     assert "no Ray cluster answers at ray://nonsense" in refused(capsys, "ray:ray://nonsense")
 
