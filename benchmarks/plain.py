@@ -192,7 +192,7 @@ class PlainTrainer:
         if self.config.name_dropout:
             nameless = (noise.uniform(Stream.ELEMENT_DROPOUT, (b,)) < self.config.name_dropout).to(self.device)
         t = noise.uniform(Stream.TIME, (b,), dtype=dtype).to(self.device)
-        x_0 = self.flow.source(batch.num_sites, self.length, noise, dtype)
+        x_0 = self.flow.start(batch.num_sites, self.length, noise, dtype=dtype)
         loss = flow_loss(self.model, self.flow, batch, t, x_0, nameless)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
@@ -225,7 +225,7 @@ class PlainTrainer:
             chunk = slice(start, start + batch_size)
             data = DenseCrystals(conditions[chunk], self.scaling, self.length)
             batch = next(iter(DataLoader(data, batch_size=len(data)))).to(self.device)
-            x_0 = self.flow.source(batch.num_sites, self.length, Noise(0, first=start))
+            x_0 = self.flow.start(batch.num_sites, self.length, Noise(0, first=start))
             x = sample(self.average, self.flow, batch, x_0, steps)
             frac, lattice = self.scaling.decode(x, batch.species, batch.num_sites)
             parts.append((frac.cpu(), lattice.cpu()))

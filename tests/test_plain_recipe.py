@@ -102,7 +102,7 @@ def test_loss_and_gradients(name: str, predict: str, dtype: torch.dtype) -> None
     cond = fast.condition(batch.species, batch.num_sites, batch.space_group, batch.energy, None, None, nameless)
     wanted = flow.loss(fast, dense.x_1, batch.num_sites, cond, Noise(1))
     t = Noise(1).uniform(Stream.TIME, (len(batch),), dtype=dtype)
-    x_0 = flow.source(batch.num_sites, config.length, Noise(1), dtype)
+    x_0 = flow.start(batch.num_sites, config.length, Noise(1), dtype=dtype)
     got = plain.flow_loss(slow, flow, dense, t, x_0, nameless)
     assert_equal_to_rounding(got, wanted)
 
@@ -124,7 +124,7 @@ def test_sampling(predict: str) -> None:
     config, flow = NETWORKS["tiny, all channels"], FLOWS[predict]
     fast, slow = networks(config, torch.float64)
     batch, dense = crystals(config, torch.float64)
-    x_0 = flow.source(batch.num_sites, config.length, Noise(2), torch.float64)
+    x_0 = flow.start(batch.num_sites, config.length, Noise(2), dtype=torch.float64)
     with torch.no_grad():
         cond = fast.condition(batch.species, batch.num_sites, batch.space_group, batch.energy)
         wanted = made(flow, lambda x, t: fast(x, t, cond), batch.num_sites, x_0, steps=5)

@@ -43,7 +43,7 @@ class Process(Protocol):
         x_1 : Tensor, shape (B, L, 3), floating
             Data: encoded structures, the targets of a modification.
         num_sites : Tensor, shape (B,), int64
-            Number of real sites, 1..L-4; padding rows take no part, whatever they hold.
+            Number of real sites, 1..L-4; padding takes no part, whatever it holds.
         cond : object
             Handed to `model_fn` as it is.
         noise : Noise
@@ -59,11 +59,19 @@ class Process(Protocol):
         Raises
         ------
         ValueError
-            If shapes, dtypes or devices disagree, or a needed `initial` is missing.
+            If shapes, dtypes or devices disagree, a needed `initial` is missing, or, on a CPU, `num_sites` is not in
+            1..L-4.
         """
 
-    def start(self, num_sites: Tensor, length: int, noise: Noise, initial: Tensor | None = None) -> Tensor:
-        """Where sampling begins: noise, or the initial structure of a modification.
+    def start(
+        self,
+        num_sites: Tensor,
+        length: int,
+        noise: Noise,
+        initial: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """Start of sampling: noise, or the initial structure of a modification.
 
         Parameters
         ----------
@@ -73,21 +81,29 @@ class Process(Protocol):
         noise : Noise
         initial : Tensor, shape (B, L, 3), floating, optional
             As in `loss`.
+        dtype : torch.dtype
+            Of noise, float32 or float64; an initial structure keeps its own.
 
         Returns
         -------
-        Tensor, shape (B, L, 3), dtype of `initial`, or float32
-            On the device of `num_sites`; padding is exactly zero.
+        Tensor, shape (B, L, 3), on the device of `num_sites`
+            Padding is exactly zero.
 
         Raises
         ------
         ValueError
-            If shapes, dtypes or devices disagree, or a needed `initial` is missing.
+            If shapes, dtypes or devices disagree, L leaves no sites, or a needed `initial` is missing.
         """
 
 
+def check_length(length: int) -> None:
+    """ValueError if a crystal matrix of that length has no sites."""
+    if length <= EXTRA_ROWS:
+        raise ValueError(f"length must be more than {EXTRA_ROWS}, got {length}")
+
+
 def padding(num_sites: Tensor, length: int) -> Tensor:
-    """True on padding rows of a crystal matrix, shape (B, L, 1), bool."""
+    """True on the padding of a crystal matrix, shape (B, L, 1), bool."""
     row = torch.arange(length, device=num_sites.device)
     return ((row >= num_sites[:, None]) & (row < length - 3))[..., None]
 
@@ -126,7 +142,7 @@ def data_loss(pred: Tensor, x_1: Tensor, num_sites: Tensor, site_scale: float, l
         Encoded structures, as the network gives them and as they are.
     num_sites : Tensor, shape (B,), int64
     site_scale : float
-        P, the period of the site rows.
+        P, the period of the sites.
     lattice_weight : float
 
     Returns

@@ -19,11 +19,10 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
-from fastcrystal.crystal import EXTRA_ROWS
 from fastcrystal.loss import crystal_l1_loss
 from fastcrystal.ops.noising import diffusion_noising
 from fastcrystal.ops.philox import Noise, Stream
-from fastcrystal.process import Network, check_settings, padding
+from fastcrystal.process import Network, check_length, check_settings, padding
 from fastcrystal.process.schedule import SCHEDULES, TRAINING_STEPS, NoiseSchedule, noise_schedule
 
 C = TypeVar("C")
@@ -38,7 +37,7 @@ class Diffusion:
     training_steps: int = TRAINING_STEPS
     """T."""
     lattice_weight: float = 1.0
-    """Weight of the lattice rows in the loss."""
+    """Weight of the lattice in the loss."""
     predict: Literal["noise", "data"] = "noise"
     """What the network gives: eps (the paper's), or the data, from which eps = (x_t - signal data) / sigma."""
 
@@ -56,31 +55,6 @@ class Diffusion:
         """The tables of `schedule`, in double precision."""
         return noise_schedule(self.schedule, self.training_steps)
 
-    def source(self, num_sites: Tensor, length: int, noise: Noise, dtype: torch.dtype = torch.float32) -> Tensor:
-        """x_T: standard normal on site and lattice rows, zero on padding.
-
-        Parameters
-        ----------
-        num_sites : Tensor, shape (B,), int64
-        length : int
-            L.
-        noise : Noise
-        dtype : torch.dtype
-
-        Returns
-        -------
-        Tensor, shape (B, L, 3), on the device of `num_sites`
-
-        Raises
-        ------
-        ValueError
-            If L leaves no site rows.
-        """
-        if length <= EXTRA_ROWS:
-            raise ValueError(f"length must be more than {EXTRA_ROWS}, got {length}")
-        x = noise.normal(Stream.SOURCE, (len(num_sites), length, 3), num_sites.device, dtype)
-        return x.masked_fill(padding(num_sites, length), 0)
-
     def loss(
         self,
         model_fn: Callable[[Tensor, Tensor, C], Tensor],
@@ -94,27 +68,7 @@ class Diffusion:
 
         Algorithm 9 of the paper; Algorithm 7 where `cond` holds an initial structure.
 
-        Parameters
-        ----------
-        model_fn : callable
-            (x_t, t / T, cond) -> what `predict` says, (B, L, 3); t / T in [0, 1).
-        x_1 : Tensor, shape (B, L, 3), floating
-            Data.
-        num_sites : Tensor, shape (B,), int64
-        cond : object
-            Handed to `model_fn` as it is; in modification it holds the initial structure.
-        noise : Noise
-        initial : Tensor, optional
-            Not used: the network knows the initial structure from `cond`.
-
-        Returns
-        -------
-        Tensor, shape ()
-
-        Raises
-        ------
-        ValueError
-            If shapes, dtypes or devices disagree, or, on a CPU, `num_sites` is not in 1..L-4.
+        Parameters as of `Process.loss`; `initial` is not used, the network knows it from `cond`, and sees t / T.
         """
         t = noise.integers(Stream.TIME, self.training_steps, len(x_1), x_1.device)
         alpha_bar = _alpha_bar(self.schedule, self.training_steps, x_1.device)
@@ -123,9 +77,18 @@ class Diffusion:
         target = eps if self.predict == "noise" else x_1
         return crystal_l1_loss(pred, target, num_sites, self.lattice_weight, reduction="mean")
 
-    def start(self, num_sites: Tensor, length: int, noise: Noise, initial: Tensor | None = None) -> Tensor:
-        """x_T: noise; the network knows an initial structure from its conditions. See `Process.start`."""
-        return self.source(num_sites, length, noise)
+    def start(
+        self,
+        num_sites: Tensor,
+        length: int,
+        noise: Noise,
+        initial: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """x_T: standard normal noise. Parameters as of `Process.start`; `initial` is not used."""
+        check_length(length)
+        x = noise.normal(Stream.SOURCE, (len(num_sites), length, 3), num_sites.device, dtype)
+        return x.masked_fill(padding(num_sites, length), 0)
 
     def predicted(self, network: Network, x: Tensor, t: int, clip: float = 0.0) -> tuple[Tensor, Tensor]:
         """Data and noise that the network predicts at x_t = x, both (B, L, 3); data clamped to [-clip, clip]."""

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from fastcrystal.ops.philox import Noise
@@ -26,11 +27,11 @@ class Regression:
     """Scale of the sites and weight of the lattice."""
 
     site_scale: float = 1.0
-    """Period of the site rows: x = (frac - site_offset) * site_scale, as in `LatticeScaling`."""
+    """Period of the sites: x = (frac - site_offset) * site_scale, as in `LatticeScaling`."""
     site_offset: float = 0.0
     """See `site_scale`. The loss takes differences of sites, so it does not depend on it."""
     lattice_weight: float = 1.0
-    """Weight of the lattice rows in the loss."""
+    """Weight of the lattice in the loss."""
 
     def __post_init__(self) -> None:
         """Refuse unusable numbers."""
@@ -45,41 +46,26 @@ class Regression:
         noise: Noise,
         initial: Tensor | None = None,
     ) -> Tensor:
-        """Distance of predicted and true structure under periodic boundaries, averaged over the batch (Algorithm 1).
+        """Distance of predicted and true structure under periodic boundaries, averaged over the batch.
 
-        Parameters
-        ----------
-        model_fn : callable
-            (x_0, t = 0, cond) -> x_1 (B, L, 3).
-        x_1 : Tensor, shape (B, L, 3), floating
-            Targets.
-        num_sites : Tensor, shape (B,), int64
-        cond : object
-            Handed to `model_fn` as it is.
-        noise : Noise
-            Not used: nothing is random.
-        initial : Tensor, shape (B, L, 3), floating
-            x_0, encoded initial structures.
-
-        Returns
-        -------
-        Tensor, shape ()
-
-        Raises
-        ------
-        ValueError
-            If `initial` is missing, shapes, dtypes or devices disagree, or, on a CPU, `num_sites` is not in 1..L-4.
+        Algorithm 1 of the paper. Parameters as of `Process.loss`; `initial` is needed, and nothing is random.
         """
-        x_0 = _checked_initial(initial, num_sites, x_1.shape[1]).to(x_1.dtype)
+        x_0 = self._checked(initial, num_sites, x_1.shape[1]).to(x_1.dtype)
         pred = model_fn(x_0, x_0.new_zeros(len(x_0)), cond).to(x_1.dtype)
         return data_loss(pred, x_1, num_sites, self.site_scale, self.lattice_weight)
 
-    def start(self, num_sites: Tensor, length: int, noise: Noise, initial: Tensor | None = None) -> Tensor:
-        """x_0: the initial structure, which must be given; see `Process.start`."""
-        return _checked_initial(initial, num_sites, length)
+    def start(
+        self,
+        num_sites: Tensor,
+        length: int,
+        noise: Noise,
+        initial: Tensor | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> Tensor:
+        """x_0: the initial structure, which must be given; parameters as of `Process.start`."""
+        return self._checked(initial, num_sites, length)
 
-
-def _checked_initial(initial: Tensor | None, num_sites: Tensor, length: int) -> Tensor:
-    if initial is None:
-        raise ValueError("regression modifies a given structure: pass initial (B, L, 3), got None")
-    return checked_matrix("initial", initial, num_sites, length)
+    def _checked(self, initial: Tensor | None, num_sites: Tensor, length: int) -> Tensor:
+        if initial is None:
+            raise ValueError("regression modifies a given structure: pass initial (B, L, 3), got None")
+        return checked_matrix("initial", initial, num_sites, length)

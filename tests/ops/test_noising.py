@@ -175,7 +175,7 @@ def test_flow_is_its_equation(
     torch.testing.assert_close(x_t, x_0 + time * (x_1 - x_0))
     torch.testing.assert_close(target, x_1 - x_0)
     flow = FlowMatching(noise=noise, lattice_noise=lattice_noise, site_scale=2.0, site_offset=0.5)
-    torch.testing.assert_close(flow.source(n, 12, DRAWN, torch.float64), x_0)
+    torch.testing.assert_close(flow.start(n, 12, DRAWN, dtype=torch.float64), x_0)
     for theirs in (flow.corrupt(x_1, n, t, DRAWN), flow.corrupt(x_1, n, t, Noise(0), x_0)):
         torch.testing.assert_close((x_t, target), theirs)
     torch.testing.assert_close(flow_noising(x_1, t, n, x_0), theirs)

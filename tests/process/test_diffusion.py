@@ -21,7 +21,7 @@ each_schedule = pytest.mark.parametrize("schedule", ["squaredcos_cap_v2", "linea
 
 def x_T(seed: int = 0) -> Tensor:
     """Noise in float64."""
-    return Diffusion().source(N, 16, Noise(seed), torch.float64)
+    return Diffusion().start(N, 16, Noise(seed), dtype=torch.float64)
 
 
 def alpha_bar_at(diffusion: Diffusion, t: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def test_initial_is_not_looked_at() -> None:
 
 def test_errors_name_the_values() -> None:
     with pytest.raises(ValueError, match="length must be more than 4, got 4"):
-        Diffusion().source(N, 4, Noise(0))
+        Diffusion().start(N, 4, Noise(0))
     with pytest.raises(ValueError, match=r"num_sites must be in 1\.\.12, got 13 at index 1"):
         Diffusion().loss(lambda x, t, c: x, X_1[:2], torch.tensor([12, 13]), None, Noise(0))
     wrong: list[tuple[dict[str, Any], str]] = [

@@ -26,7 +26,7 @@ FLOWS = [
 @pytest.mark.parametrize("task", ["generate", "modify"])
 def test_path_and_velocity(flow: FlowMatching, task: str) -> None:
     t = torch.rand(16, dtype=torch.float64)
-    x_0 = X_0 if task == "modify" else flow.source(N, 16, Noise(0), torch.float64)
+    x_0 = X_0 if task == "modify" else flow.start(N, 16, Noise(0), dtype=torch.float64)
     x_t, target = flow.corrupt(X_1, N, t, Noise(0), X_0 if task == "modify" else None)
     torch.testing.assert_close(x_t, x_0 + t[:, None, None] * target)  # a straight line from the noise
     end, gap = x_0 + target, x_0 + target - X_1  # that ends at the data, or at a copy of it in another cell
@@ -46,30 +46,30 @@ def test_path_and_velocity(flow: FlowMatching, task: str) -> None:
 
 def test_source_distributions() -> None:
     n = torch.full((4000,), 4)
-    uniform = FlowMatching(site_scale=2.0, site_offset=0.5, lattice_noise="normal").source(n, 8, Noise(0))
+    uniform = FlowMatching(site_scale=2.0, site_offset=0.5, lattice_noise="normal").start(n, 8, Noise(0))
     assert uniform[:, :4].min() >= -1
     assert uniform[:, :4].max() <= 1
     assert uniform[:, :4].std().item() == pytest.approx(2 / 12**0.5, rel=0.02)
     assert uniform[:, -3:].std().item() == pytest.approx(1, rel=0.02)
     assert uniform[:, -3:].min() < -2
-    same = FlowMatching().source(n, 8, Noise(0))
+    same = FlowMatching().start(n, 8, Noise(0))
     assert same[:, -3:].min() >= 0
     assert same[:, -3:].max() < 1
-    assert FlowMatching(noise="normal").source(n, 8, Noise(0)).std().item() == pytest.approx((7 / 8) ** 0.5, rel=0.02)
+    assert FlowMatching(noise="normal").start(n, 8, Noise(0)).std().item() == pytest.approx((7 / 8) ** 0.5, rel=0.02)
 
 
 def test_same_seed_same_noise(device: str) -> None:
     n = N.to(device)
-    first, again = (FlowMatching().source(n, 16, Noise(5)) for _ in range(2))
+    first, again = (FlowMatching().start(n, 16, Noise(5)) for _ in range(2))
     assert torch.equal(first, again)
-    assert not torch.equal(first, FlowMatching().source(n, 16, Noise(6)))
-    on_host = FlowMatching().source(N, 16, Noise(5))  # the same on any device
+    assert not torch.equal(first, FlowMatching().start(n, 16, Noise(6)))
+    on_host = FlowMatching().start(N, 16, Noise(5))  # the same on any device
     torch.testing.assert_close(first.cpu(), on_host)
 
 
 def test_loss_of_the_true_velocity_is_zero_and_of_none_is_not() -> None:
     flow = FlowMatching()
-    x_0 = flow.source(N, 16, Noise(0), torch.float64)
+    x_0 = flow.start(N, 16, Noise(0), dtype=torch.float64)
 
     def truth(x_t: torch.Tensor, t: torch.Tensor, cond: torch.Tensor) -> torch.Tensor:
         torch.testing.assert_close(x_t, x_0 + t[:, None, None] * (cond - x_0))
@@ -97,7 +97,7 @@ def test_errors_name_the_values() -> None:
         FlowMatching(noise="pink")  # type: ignore[arg-type]
     flow = FlowMatching()
     with pytest.raises(ValueError, match="length must be more than 4, got 4"):
-        flow.source(N, 4, Noise(0))
+        flow.start(N, 4, Noise(0))
     with pytest.raises(ValueError, match=r"num_sites must be in 1\.\.12, got 13 at index 2"):
         flow.loss(lambda x, t, c: x, X_1[:3], torch.tensor([1, 12, 13]), None, Noise(0))
 
@@ -126,7 +126,7 @@ def test_on_the_torus_no_turn_of_a_site_matters() -> None:
     live = ~padding(n, 16)
     turns = torch.randint(-3, 4, data.shape, generator=torch.Generator().manual_seed(5)).double() * 2.0
     turns[:, -3:] = 0
-    start = flow.source(n, 16, Noise(0), torch.float64)
+    start = flow.start(n, 16, Noise(0), dtype=torch.float64)
     seen: list[torch.Tensor] = []
 
     def network(x: torch.Tensor, t: torch.Tensor, *rest: object) -> torch.Tensor:

@@ -37,14 +37,14 @@ each_diffusion_sampler = pytest.mark.parametrize("settings", DIFFUSION, ids=str)
 
 def x_T(seed: int = 0) -> Tensor:
     """Noise in float64."""
-    return Diffusion().source(N, 16, Noise(seed), torch.float64)
+    return Diffusion().start(N, 16, Noise(seed), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("sampler", FLOW)
 @pytest.mark.parametrize("steps", [1, 7, 100])
 def test_true_velocity_leads_to_the_data(sampler: str, steps: int, device: str) -> None:
     n, x_1 = N.to(device), X_1.to(device)
-    for x_0 in (FlowMatching().source(n, 16, Noise(0), torch.float64), X_0.to(device)):
+    for x_0 in (FlowMatching().start(n, 16, Noise(0), dtype=torch.float64), X_0.to(device)):
         x = made(FlowMatching(), lambda x, t, u=x_1 - x_0: u, n, x_0, sampler=sampler, steps=steps)  # type: ignore[misc]
         # one step of a straight path is exact, to rounding
         torch.testing.assert_close(x, x_1, rtol=0, atol=4e-15 if steps == 1 else 1e-12)
