@@ -19,10 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from benchmarks.plain_unet import Dense, PlainUNet
-from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
+from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch, padding_mask
 from fastcrystal.features.elements import element_features
 from fastcrystal.features.space_groups import space_group_table
-from fastcrystal.model.channels import row_mask
 from fastcrystal.model.config import UNetConfig
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.ops.philox import Noise, Stream
@@ -109,7 +108,7 @@ def flow_loss(
     time = t[:, None, None]
     pred = model((1 - time) * x_0 + time * batch.x_1, t, batch, nameless)
     target = batch.x_1 - x_0 if flow.predict == "velocity" else batch.x_1
-    gap = (pred - target).abs() * row_mask(batch.num_sites, pred.shape[1])[..., None]
+    gap = (pred - target).abs() * (~padding_mask(batch.num_sites, pred.shape[1]))
     sites = gap[:, :-EXTRA_ROWS].sum(dim=(1, 2)) / batch.num_sites
     loss: Tensor = (sites + flow.lattice_weight * gap[:, -3:].sum(dim=(1, 2)) / 3).mean()
     return loss
@@ -124,7 +123,7 @@ def sample(model: PlainUNet, flow: FlowMatching, batch: Dense, x_0: Tensor, step
         v = model(x, t, batch)
         if flow.predict == "data":
             v = (v - x) / (1 - t[:, None, None])
-        x = (x + v / steps) * row_mask(batch.num_sites, x.shape[1])[..., None]
+        x = (x + v / steps) * (~padding_mask(batch.num_sites, x.shape[1]))
     return x
 
 

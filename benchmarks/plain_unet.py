@@ -15,13 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcrystal.crystal import EXTRA_ROWS
+from fastcrystal.crystal import EXTRA_ROWS, padding_mask
 from fastcrystal.model.channels import (
     ELEMENT_FEATURES,
     MAX_KINDS,
     NAMES,
     PLACE_CHANNELS,
-    row_mask,
     site_waves,
     species_places,
     stoichiometry,
@@ -329,7 +328,7 @@ class PlainUNet(nn.Module):
             elements = batch.elements.clone()
             elements[nameless, :, :NAMES] = 0
             batch = batch._replace(elements=elements)
-        real = row_mask(batch.num_sites, length)[..., None]
+        real = ~padding_mask(batch.num_sites, length)
         x = x * real
         rows = [x]
         if self.config.site_waves:

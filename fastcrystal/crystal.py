@@ -33,6 +33,12 @@ MAX_SITES = PAPER_LENGTH - EXTRA_ROWS
 MAX_ATOMIC_NUMBER = 103
 
 
+def padding_mask(num_sites: Tensor, length: int) -> Tensor:
+    """True on the padding of crystal matrices, False on sites and lattice rows; shape (B, L, 1), bool."""
+    row = torch.arange(length, device=num_sites.device)
+    return ((row >= num_sites[:, None]) & (row < length - 3))[..., None]
+
+
 def matrix_length(max_sites: int) -> int:
     """Length L of the shortest crystal matrix for cells of up to `max_sites` sites: a multiple of 8, at most 64.
 

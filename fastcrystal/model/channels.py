@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcrystal.crystal import EXTRA_ROWS, MAX_ATOMIC_NUMBER
+from fastcrystal.crystal import EXTRA_ROWS, MAX_ATOMIC_NUMBER, padding_mask
 
 #: one-hot species and 22 properties (paper, section 2.1)
 ELEMENT_FEATURES = 125
@@ -18,12 +18,6 @@ NAMES = MAX_ATOMIC_NUMBER
 PLACE_CHANNELS = 16
 #: kinds of species in a cell that `stoichiometry` tells apart; the rest count together
 MAX_KINDS = 8
-
-
-def row_mask(num_sites: Tensor, length: int) -> Tensor:
-    """True on site and lattice rows of a crystal matrix, False on padding; shape (B, L), bool."""
-    row = torch.arange(length, device=num_sites.device)
-    return (row < num_sites[:, None]) | (row >= length - 3)
 
 
 class SiteChannels(nn.Module):
@@ -168,7 +162,7 @@ def initial_channels(initial: Tensor, num_sites: Tensor, has_initial: Tensor | N
     """
     if initial.ndim != 3 or initial.shape[::2] != (len(num_sites), 3):
         raise ValueError(f"initial must be ({len(num_sites)}, L, 3), got {tuple(initial.shape)}")
-    rows = row_mask(num_sites, initial.shape[1])[..., None]
+    rows = ~padding_mask(num_sites, initial.shape[1])
     if has_initial is not None:
         if has_initial.shape != num_sites.shape or has_initial.dtype != torch.bool:
             raise ValueError(

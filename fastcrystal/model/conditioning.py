@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastcrystal.crystal import EXTRA_ROWS, MAX_ATOMIC_NUMBER
-from fastcrystal.model.channels import ELEMENT_FEATURES, MAX_KINDS, row_mask, stoichiometry, without_names
+from fastcrystal.crystal import EXTRA_ROWS, MAX_ATOMIC_NUMBER, padding_mask
+from fastcrystal.model.channels import ELEMENT_FEATURES, MAX_KINDS, stoichiometry, without_names
 from fastcrystal.model.layers import ChannelsLastConv1d
 
 #: numbers of the space groups, 0 (unknown) included
@@ -189,7 +189,7 @@ class InitialCNN(nn.Module):
         return h.flatten(1)
 
     def _pooled(self, matrix: Tensor, num_sites: Tensor) -> Tensor:
-        mask = row_mask(num_sites, matrix.shape[1])[:, None, :].to(matrix.dtype)
+        mask = (~padding_mask(num_sites, matrix.shape[1])).mT.to(matrix.dtype)
         h = matrix.transpose(1, 2)
         for conv in self.convs:
             h = F.gelu(conv(h)) * mask

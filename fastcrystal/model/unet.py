@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from fastcrystal.crystal import padding_mask
 from fastcrystal.model.channels import (
     PLACE_CHANNELS,
     SiteChannels,
     SitePositionEmbedding,
     initial_channels,
-    row_mask,
     site_waves,
 )
 from fastcrystal.model.conditioning import ConditionBlock, TimeEmbedding
@@ -315,7 +315,7 @@ class CrystalUNet(nn.Module):
             )
         if (self.config.identity_embedding or self.config.place_channels) and x.shape[1] > self.config.length:
             raise ValueError(f"this network knows matrices of up to {self.config.length} rows, got {x.shape[1]}")
-        real = row_mask(cond.num_sites, x.shape[1])[..., None]
+        real = ~padding_mask(cond.num_sites, x.shape[1])
         rows = [x.masked_fill(~real, 0)]
         if self.config.site_waves:
             rows.append(site_waves(rows[0], self.config.site_period).masked_fill(~real, 0))

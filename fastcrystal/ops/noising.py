@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastcrystal.crystal import EXTRA_ROWS
+from fastcrystal.crystal import EXTRA_ROWS, padding_mask
 from fastcrystal.ops.masked_l1 import check_counts
 from fastcrystal.ops.philox import Key, Noise, Stream, box_muller, quads, shaped, unit
-from fastcrystal.ops.update_step import check_like, check_matrix, given_or_key, refuse_gradient, row_kinds
+from fastcrystal.ops.update_step import check_like, check_matrix, given_or_key, refuse_gradient
 
 
 def flow_source(
@@ -57,8 +57,8 @@ def diffusion_noising_reference(
 
 
 def _masked(values: tuple[Tensor, Tensor], num_sites: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-    site, lattice = row_kinds(num_sites, like.shape[1])
-    x_t, target = (v.masked_fill(~(site | lattice), 0).to(like.dtype).contiguous() for v in values)
+    padding = padding_mask(num_sites, like.shape[1])
+    x_t, target = (v.masked_fill(padding, 0).to(like.dtype).contiguous() for v in values)
     return x_t, target
 
 

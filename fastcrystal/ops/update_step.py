@@ -9,19 +9,12 @@ One launch, no gradient.
 import torch
 from torch import Tensor
 
-from fastcrystal.crystal import EXTRA_ROWS
+from fastcrystal.crystal import EXTRA_ROWS, padding_mask
 from fastcrystal.ops.masked_l1 import check_counts
 from fastcrystal.ops.philox import Noise, Stream, box_muller, quads, refuse_capture, shaped
 
 #: longest crystal matrix: the kernels divide by its width in 32 bits
 MAX_LENGTH = 8192
-
-
-def row_kinds(num_sites: Tensor, length: int) -> tuple[Tensor, Tensor]:
-    """True on sites and on lattice rows of a crystal matrix, each shape (B, L, 1), bool; the rest is padding."""
-    row = torch.arange(length, device=num_sites.device)
-    lattice = (row >= length - 3).expand(len(num_sites), length)
-    return ((row < num_sites[:, None]) & ~lattice)[..., None], lattice[..., None]
 
 
 def update_step_reference(
@@ -35,8 +28,7 @@ def update_step_reference(
     value = a * x.to(acc) + b * y.to(acc)
     if z is not None:
         value = value + c * z.to(acc)
-    site, lattice = row_kinds(num_sites, x.shape[1])
-    return value.masked_fill(~(site | lattice), 0).to(x.dtype)
+    return value.masked_fill(padding_mask(num_sites, x.shape[1]), 0).to(x.dtype)
 
 
 def update_step(

@@ -13,7 +13,7 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from fastcrystal.crystal import EXTRA_ROWS
+from fastcrystal.crystal import EXTRA_ROWS, padding_mask
 from fastcrystal.loss import l1_loss, pbc_loss
 from fastcrystal.ops.philox import Noise
 
@@ -102,12 +102,6 @@ def check_length(length: int) -> None:
         raise ValueError(f"length must be more than {EXTRA_ROWS}, got {length}")
 
 
-def padding(num_sites: Tensor, length: int) -> Tensor:
-    """True on the padding of a crystal matrix, shape (B, L, 1), bool."""
-    row = torch.arange(length, device=num_sites.device)
-    return ((row >= num_sites[:, None]) & (row < length - 3))[..., None]
-
-
 def checked_matrix(name: str, x: Tensor, num_sites: Tensor, length: int) -> Tensor:
     """Crystal matrices x with zero padding; ValueError unless they are floating (B, L, 3), beside `num_sites`."""
     shape = (len(num_sites), length, 3)
@@ -115,7 +109,7 @@ def checked_matrix(name: str, x: Tensor, num_sites: Tensor, length: int) -> Tens
         raise ValueError(f"{name} must be floating, of shape {shape}, got {x.dtype} {tuple(x.shape)}")
     if x.device != num_sites.device:
         raise ValueError(f"{name} must be on {num_sites.device}, got {x.device}")
-    return x.masked_fill(padding(num_sites, length), 0)
+    return x.masked_fill(padding_mask(num_sites, length), 0)
 
 
 def check_settings(

@@ -19,10 +19,11 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
+from fastcrystal.crystal import padding_mask
 from fastcrystal.loss import crystal_l1_loss
 from fastcrystal.ops.noising import diffusion_noising
 from fastcrystal.ops.philox import Noise, Stream
-from fastcrystal.process import Network, check_length, check_settings, padding
+from fastcrystal.process import Network, check_length, check_settings
 from fastcrystal.process.schedule import SCHEDULES, TRAINING_STEPS, NoiseSchedule, noise_schedule
 
 C = TypeVar("C")
@@ -88,7 +89,7 @@ class Diffusion:
         """x_T: standard normal noise. Parameters as of `Process.start`; `initial` is not used."""
         check_length(length)
         x = noise.normal(Stream.SOURCE, (len(num_sites), length, 3), num_sites.device, dtype)
-        return x.masked_fill(padding(num_sites, length), 0)
+        return x.masked_fill(padding_mask(num_sites, length), 0)
 
     def predicted(self, network: Network, x: Tensor, t: int, clip: float = 0.0) -> tuple[Tensor, Tensor]:
         """Data and noise that the network predicts at x_t = x, both (B, L, 3); data clamped to [-clip, clip]."""

@@ -17,10 +17,11 @@ from typing import Literal, TypeVar
 import torch
 from torch import Tensor
 
+from fastcrystal.crystal import padding_mask
 from fastcrystal.loss import crystal_l1_loss
 from fastcrystal.ops.noising import flow_noising, flow_source
 from fastcrystal.ops.philox import Noise, Stream
-from fastcrystal.process import Network, check_length, check_settings, checked_matrix, data_loss, padding
+from fastcrystal.process import Network, check_length, check_settings, checked_matrix, data_loss
 
 C = TypeVar("C")
 
@@ -87,7 +88,7 @@ class FlowMatching:
         length, t = x_1.shape[1], t.to(x_1.dtype)
         if self.torus:
             x_0 = self.start(num_sites, length, noise, initial, x_1.dtype).to(x_1.dtype)
-            u = self._short_way(x_1.masked_fill(padding(num_sites, length), 0) - x_0)
+            u = self._short_way(x_1.masked_fill(padding_mask(num_sites, length), 0) - x_0)
             return x_0 + t[:, None, None] * u, u
         return flow_noising(
             x_1,
@@ -138,14 +139,14 @@ class FlowMatching:
         key, shape = noise.key(Stream.SOURCE), (len(num_sites), length, 3)
         uniform = self.noise == "uniform", self.noise == "uniform" and self.lattice_noise == "same"
         x = flow_source(key, shape, num_sites.device, dtype, uniform, self.site_scale, self.site_offset)
-        return x.masked_fill(padding(num_sites, length), 0)
+        return x.masked_fill(padding_mask(num_sites, length), 0)
 
     def velocity(self, network: Network, num_sites: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """dx / dt of a network, (x (B, L, 3), (t, 1 - t), shape (2,)) -> (B, L, 3); zero on padding."""
 
         def v(x: Tensor, t: Tensor) -> Tensor:
             out = network(self._seen(x), t[0].expand(len(x))).to(x.dtype)
-            out = out.masked_fill(padding(num_sites, x.shape[1]), 0)
+            out = out.masked_fill(padding_mask(num_sites, x.shape[1]), 0)
             return out if self.predict == "velocity" else self._short_way(out - x) / t[1]
 
         return v

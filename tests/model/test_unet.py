@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastcrystal.crystal import CrystalBatch
-from fastcrystal.model.channels import row_mask, site_waves, species_places, stoichiometry
+from fastcrystal.crystal import CrystalBatch, padding_mask
+from fastcrystal.model.channels import site_waves, species_places, stoichiometry
 from fastcrystal.model.config import PRESETS, UNetConfig
 from fastcrystal.model.unet import Condition, CrystalUNet
 from fastcrystal.testing import fill_zero_layers, heavy_imports, random_batch, random_tables
@@ -50,7 +50,7 @@ def before(batch: CrystalBatch, length: int = 24) -> torch.Tensor:
 
 
 def padding(batch: CrystalBatch, length: int = 24) -> torch.Tensor:
-    return ~row_mask(batch.num_sites, length)[..., None]
+    return padding_mask(batch.num_sites, length)
 
 
 @CONFIGS
@@ -60,7 +60,7 @@ def test_shape_and_zero_padding(config: UNetConfig, length: int, device: str) ->
     model = build(replace(config, length=length)).to(device)
     out = model(batch.matrix(length), torch.rand(5, device=device), condition(model, batch))
     assert out.shape == (5, length, 3)
-    pad = ~row_mask(batch.num_sites, length)
+    pad = padding(batch, length)[..., 0]
     assert (out[pad] == 0).all()
     assert (out[~pad] != 0).all()
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastcrystal.crystal import padding_mask
 from fastcrystal.ops.philox import Noise
-from fastcrystal.process import padding
 from fastcrystal.process.diffusion import Diffusion
 from fastcrystal.process.schedule import noise_schedule
 from fastcrystal.testing import random_batch
@@ -47,7 +47,7 @@ def test_loss_of_the_true_noise_is_zero_and_of_none_is_not(schedule: Any, device
     diffusion, n, x_1 = Diffusion(schedule=schedule), N.to(device), X_1.to(device)
 
     def truth(x: Tensor, t: Tensor, cond: Tensor) -> Tensor:
-        return true_noise(diffusion, cond)(x, t).masked_fill(padding(n, 16), 0)
+        return true_noise(diffusion, cond)(x, t).masked_fill(padding_mask(n, 16), 0)
 
     assert diffusion.loss(truth, x_1, n, x_1, Noise(0)).item() == pytest.approx(0, abs=1e-10)
     many, n = X_1.repeat(100, 1, 1), N.repeat(100)

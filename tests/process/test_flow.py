@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from fastcrystal.crystal import padding_mask
 from fastcrystal.ops.philox import Noise
-from fastcrystal.process import padding
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.testing import random_batch
 from tests.factories.sampled import made
@@ -12,7 +12,7 @@ from tests.factories.sampled import made
 BATCH = random_batch(16, 12, dtype=torch.float64)
 X_1, N = BATCH.matrix(16), BATCH.num_sites
 #: initial structures with these counts of sites
-X_0 = random_batch(16, 12, seed=1, dtype=torch.float64).matrix(16).masked_fill(padding(N, 16), 0)
+X_0 = random_batch(16, 12, seed=1, dtype=torch.float64).matrix(16).masked_fill(padding_mask(N, 16), 0)
 FLOWS = [
     FlowMatching(),
     FlowMatching(noise="normal"),
@@ -39,7 +39,7 @@ def test_path_and_velocity(flow: FlowMatching, task: str) -> None:
         assert turns.abs().max() == (0 if task == "modify" and flow.site_scale == 2 else 1)
     else:
         torch.testing.assert_close(end, X_1)
-    pad = padding(N, 16)[..., 0]
+    pad = padding_mask(N, 16)[..., 0]
     assert not x_t[pad].any()
     assert not target[pad].any()
 
@@ -84,7 +84,7 @@ def test_loss_of_the_true_velocity_is_zero_and_of_none_is_not() -> None:
 def test_short_way_from_a_given_structure() -> None:
     """From 0.9 to 0.2 the short way goes up, through 1."""
     n, t = torch.tensor([1]), torch.tensor([0.5], dtype=torch.float64)
-    x_0, x_1 = (torch.full((1, 5, 3), v, dtype=torch.float64).masked_fill(padding(n, 5), 0) for v in (0.9, 0.2))
+    x_0, x_1 = (torch.full((1, 5, 3), v, dtype=torch.float64).masked_fill(padding_mask(n, 5), 0) for v in (0.9, 0.2))
     x_t, u = FlowMatching(torus=True).corrupt(x_1, n, t, Noise(0), x_0)
     assert x_t[0, :, 0].tolist() == pytest.approx([1.05, 0, 0.55, 0.55, 0.55])
     assert u[0, :, 0].tolist() == pytest.approx([0.3, 0, -0.7, -0.7, -0.7])
@@ -123,7 +123,7 @@ def test_on_the_torus_no_turn_of_a_site_matters() -> None:
     flow = FlowMatching(predict="data", torus=True, site_scale=2.0, site_offset=0.5)
     data, n = random_batch(6, 12, dtype=torch.float64).matrix(16), random_batch(6, 12).num_sites
     data[:, :-4] = 2 * (data[:, :-4] - 0.5)
-    live = ~padding(n, 16)
+    live = ~padding_mask(n, 16)
     turns = torch.randint(-3, 4, data.shape, generator=torch.Generator().manual_seed(5)).double() * 2.0
     turns[:, -3:] = 0
     start = flow.start(n, 16, Noise(0), dtype=torch.float64)

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastcrystal.crystal import padding_mask
 from fastcrystal.ops.philox import Noise
-from fastcrystal.process import Process, padding
+from fastcrystal.process import Process
 from fastcrystal.process.diffusion import Diffusion
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.process.regression import Regression
@@ -43,7 +44,7 @@ each_sampler = pytest.mark.parametrize(("process", "config"), SAMPLED, ids=str)
 
 def spoilt(x: Tensor, num_sites: Tensor) -> Tensor:
     """NaN on padding."""
-    return x.masked_fill(padding(num_sites, x.shape[1]), math.nan)
+    return x.masked_fill(padding_mask(num_sites, x.shape[1]), math.nan)
 
 
 def network(n: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
@@ -51,7 +52,7 @@ def network(n: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
 
     def call(x: Tensor, t: Tensor) -> Tensor:
         assert x.shape == (len(n), 16, 3)
-        assert not x.masked_select(padding(n, 16)).any()
+        assert not x.masked_select(padding_mask(n, 16)).any()
         assert t.shape == (len(n),)
         assert t.is_floating_point()
         assert t.min() >= 0
@@ -67,7 +68,7 @@ def test_padding_is_zero_whatever_it_held(process: Process, config: SamplingConf
     x = sample(Problem(process, network(n), n, Noise(0)), 16, config, spoilt(x_0, n))
     assert x.shape == (8, 16, 3)
     assert x.isfinite().all()
-    pad = padding(n, 16)
+    pad = padding_mask(n, 16)
     assert not x.masked_select(pad).any()
     assert x.masked_select(~pad).count_nonzero() == 3 * (N.sum() + 8 * 3)
 
@@ -75,7 +76,7 @@ def test_padding_is_zero_whatever_it_held(process: Process, config: SamplingConf
 @each_process
 def test_loss_is_blind_to_padding(process: Process, device: str) -> None:
     n, x_1, x_0 = N.to(device), X_1.to(device), X_0.to(device)
-    x_0 = x_0.masked_fill(padding(n, 16), 0)
+    x_0 = x_0.masked_fill(padding_mask(n, 16), 0)
 
     def clean(x: Tensor, t: Tensor, cond: None) -> Tensor:
         return network(n)(x, t).nan_to_num(0)

@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastcrystal.crystal import padding_mask
 from fastcrystal.ops.philox import Noise, Stream
-from fastcrystal.process import Process, padding
+from fastcrystal.process import Process
 from fastcrystal.process.diffusion import Diffusion
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.process.regression import Regression
@@ -22,7 +23,7 @@ from tests.factories.sampled import made
 BATCH = random_batch(8, 12, dtype=torch.float64)
 X_1, N = BATCH.matrix(16), BATCH.num_sites
 #: initial structures with these counts of sites
-X_0 = random_batch(8, 12, seed=1, dtype=torch.float64).matrix(16).masked_fill(padding(N, 16), 0)
+X_0 = random_batch(8, 12, seed=1, dtype=torch.float64).matrix(16).masked_fill(padding_mask(N, 16), 0)
 FLOW = ("euler", "midpoint", "heun", "rk4")
 DIFFUSION: list[dict[str, Any]] = [
     {"sampler": "ddpm"},
@@ -77,12 +78,12 @@ def test_times_of_a_flow_and_padding_that_stays_zero(sampler: str, times: list[f
     def velocity(x: Tensor, t: Tensor) -> Tensor:
         seen.append(t[0].item())
         assert t.shape == (8,)
-        assert not x[padding(N, 16)[..., 0]].any()
+        assert not x[padding_mask(N, 16)[..., 0]].any()
         return torch.ones_like(x)
 
     x = sample(Problem(FlowMatching(), velocity, N, Noise(0)), 16, SamplingConfig(sampler, 2))  # type: ignore[arg-type]
     assert seen == times
-    assert not x[padding(N, 16)[..., 0]].any()
+    assert not x[padding_mask(N, 16)[..., 0]].any()
 
 
 @pytest.mark.parametrize("sampler", FLOW)
@@ -147,7 +148,7 @@ def test_which_samplers_draw_noise() -> None:
 @each_schedule
 def test_variance_of_a_step_is_the_posteriors(schedule: Any) -> None:
     """beta_tilde_t = (1 - alpha_bar_prev) / (1 - alpha_bar_t) beta_t, on numbers that a step made."""
-    n, live = torch.full((400,), 60), ~padding(torch.full((400,), 60), 64)
+    n, live = torch.full((400,), 60), ~padding_mask(torch.full((400,), 60), 64)
     # two steps, t = 1 and 0; the first adds noise, and the second, which predicts no noise, only scales it
     beta = noise_schedule(schedule, 2).beta
     bar, bar_prev = (1 - beta[0]) * (1 - beta[1]), 1 - beta[0]
@@ -190,7 +191,7 @@ def test_gaussian_data_are_recovered(settings: dict[str, Any], device: str) -> N
     """For data N(mu, s^2) the best predictor leads to N(mu, s^2)."""
     mu, s, n = 1.5, 0.4, torch.full((24,), 60, device=device)
     problem = Problem(Diffusion(), gaussian(Diffusion(), mu, s), n, Noise(0))
-    values = sample(problem, 64, SamplingConfig(**settings)).masked_select(~padding(n, 64))
+    values = sample(problem, 64, SamplingConfig(**settings)).masked_select(~padding_mask(n, 64))
     assert len(values) == 24 * 63 * 3
     error = s / math.sqrt(len(values))
     assert values.mean().item() == pytest.approx(mu, abs=4 * error)
@@ -221,7 +222,7 @@ def test_order_of_convergence_to_the_probability_flow(schedule: Any, monkeypatch
         eps = best(x_t, torch.tensor([last / 40000], dtype=torch.float64))
         exact = (x_t - (1 - bars[last]).sqrt() * eps) / bars[last].sqrt()
         got = made(diffusion, best, n, x, sampler=sampler, steps=steps)
-        return float((got - exact).masked_select(~padding(n, 16)).abs().max())
+        return float((got - exact).masked_select(~padding_mask(n, 16)).abs().max())
 
     monkeypatch.setattr(NoiseSchedule, "timesteps", times)
     for sampler, order in (("ddim", 1), ("dpmpp_2m", 2)):
@@ -249,7 +250,7 @@ def test_loop_is_that_of_diffusers(
     oracle.alphas_cumprod = diffusion.noise_schedule.alpha_bar_tensor()  # its own are float32
     oracle.set_timesteps(steps)
     n, start = N.to(device), x_T().to(device)
-    live = ~padding(n, 16)
+    live = ~padding_mask(n, 16)
 
     def predicted(x: Tensor, t: Tensor) -> Tensor:
         return torch.sin(3 * x) * live + 0.2 * x.flip(1) + t[:, None, None]
