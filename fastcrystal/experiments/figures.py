@@ -1,8 +1,8 @@
-"""The paper's figures 3 and 4: where the atoms of generated crystals lie, and two views of one crystal.
+"""Figures 3 and 4 of the paper: distributions of fractional coordinates, and two descriptions of one crystal.
 
-Figure 3 compares distributions of fractional coordinates. Atoms prefer special positions (0, 1/4, 1/3, ...), and a
-model that has learned them shows the same peaks. Figure 4 is the reason for the loss under periodic boundaries: one
-crystal written down twice, a hair's breadth apart, which a plain loss takes for two very different crystals.
+Figure 3: atoms prefer special positions (0, 1/4, 1/3, ...), and a model that has learned them shows the same peaks.
+Figure 4: the reason for the loss under periodic boundaries. A plain loss takes two descriptions of one crystal, shifted
+a little against each other, for two very different crystals.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,6 +23,9 @@ from fastcrystal.evaluation.coordinates import AXES, BINS, coordinate_density, c
 from fastcrystal.loss import l1_loss, pbc_loss
 from fastcrystal.structure.lattice import wrap
 from fastcrystal.utils.plotting import draw_cell
+
+if TYPE_CHECKING:
+    from pymatgen.core import Structure
 
 #: coordinates that symmetry prefers, and how they are written
 SPECIAL = {"0": 0.0, "1/4": 1 / 4, "1/3": 1 / 3, "1/2": 1 / 2, "2/3": 2 / 3, "3/4": 3 / 4}
@@ -41,13 +44,11 @@ class TwoViews:
     first, second : CrystalBatch
         Batches of one crystal, coordinates in [0, 1), the sites in the same order.
     displacement : float
-        How far every site is moved along each lattice vector from the first to the second, as a fraction of the cell.
+        Shift of every site along each lattice vector from the first to the second, as a fraction of the cell.
     crossed : int
-        Sites that the displacement takes through a face of the cell.
-    plain : float
-        `fastcrystal.loss.l1_loss` of the second against the first.
-    pbc : float
-        `fastcrystal.loss.pbc_loss` of the second against the first.
+        Number of sites that the shift takes through a face of the cell.
+    plain, pbc : float
+        `fastcrystal.loss.l1_loss` and `pbc_loss` of the second against the first.
     """
 
     first: CrystalBatch
@@ -60,12 +61,11 @@ class TwoViews:
 
 @dataclass(frozen=True)
 class Figures:
-    """What `make_figures` made.
+    """PNGs, and the numbers in them.
 
     Attributes
     ----------
     paths : list of Path
-        The PNGs.
     distances : dict of str to dict
         For each run, `fastcrystal.evaluation.coordinates.coordinate_distances` of its crystals from the data.
     views : TwoViews
@@ -77,17 +77,14 @@ class Figures:
     views: TwoViews
 
     def __str__(self) -> str:
-        lines = []
-        for name, axes in self.distances.items():
-            for axis, d in axes.items():
-                lines.append(
-                    f"{name}, {axis}: distance from the data {d['wasserstein']:.4f} of the cell (Wasserstein), "
-                    f"{d['total_variation']:.3f} in total variation"
-                )
-        lines.append(
-            f"two views of {_formula(self.views.first)}: plain L1 loss {self.views.plain:.4f}, "
-            f"PBC loss {self.views.pbc:.4f}"
-        )
+        lines = [
+            f"{name}, {axis}: distance from the data {d['wasserstein']:.4f} of the cell (Wasserstein), "
+            f"{d['total_variation']:.3f} in total variation"
+            for name, axes in self.distances.items()
+            for axis, d in axes.items()
+        ]
+        losses = f"plain L1 loss {self.views.plain:.4f}, PBC loss {self.views.pbc:.4f}"
+        lines.append(f"two views of {_formula(self.views.first)}: {losses}")
         return "\n".join([*lines, *(f"written: {path}" for path in self.paths)])
 
 
@@ -99,10 +96,10 @@ def make_figures(
     Parameters
     ----------
     runs : sequence of Path
-        Run folders, or checkpoints in them, judged on the same test crystals: generated.npz of each is compared with
+        Run folders, or checkpoints in them, evaluated on the same test crystals: generated.npz of each is compared with
         the true crystals in test.npz. Without one, figure 3 shows the data set alone.
     data : str or Path
-        Data set by name or path: the crystal of figure 4 is taken from it.
+        Data set of the crystal of figure 4, by name or path.
     out : Path
         Folder, made where it is not there.
     dpi : int
@@ -114,15 +111,14 @@ def make_figures(
         If a run has no generated.npz, or files that do not belong together, or the data set cannot be used.
     """
     whole = load_dataset(data)
-    crystal = whole.select([crystal_on_faces(whole)])
+    views = two_views(whole.select([crystal_on_faces(whole)]))
     sets = _sets_of_runs(runs) if runs else {whole.name: whole}
-    views = two_views(crystal)
-    true, *_ = sets.values()
-    distances = {name: coordinate_distances(true, s) for name, s in list(sets.items())[1:]}
+    true, *generated = sets.items()
+    distances = {name: coordinate_distances(true[1], crystals) for name, crystals in generated}
     out.mkdir(parents=True, exist_ok=True)
     paths = [
         draw_coordinate_distributions(sets, out / "coordinates.png", dpi=dpi),
-        draw_two_views(crystal, out / "two_views.png", dpi=dpi),
+        draw_two_views(views, out / "two_views.png", dpi=dpi),
     ]
     return Figures(paths, distances, views)
 
@@ -174,7 +170,7 @@ def draw_coordinate_distributions(sets: dict[str, CrystalDataset], path: Path, *
 
 
 def crystal_on_faces(data: CrystalDataset) -> int:
-    """The position of a crystal that shows figure 4 well.
+    """Position of the crystal of figure 4.
 
     Of those with a site on a face of the cell and up to 5 sites (where all are larger, of the smallest): the one with
     most sites on faces, then of most elements, then lowest in energy, then the first.
@@ -196,10 +192,9 @@ def crystal_on_faces(data: CrystalDataset) -> int:
 
 
 def two_views(crystal: CrystalDataset, displacement: float = 0.02) -> TwoViews:
-    """A crystal as it is and moved a little, with coordinates wrapped; and the losses between the two.
+    """A crystal and the same crystal with all sites shifted towards the origin, wrapped into the cell.
 
-    All sites move towards the origin alike, so that the two describe the same crystal. A site on a face leaves the cell
-    and comes in at the far side: its coordinate goes from 0 to nearly 1.
+    A site on a face leaves the cell and comes in at the far side: its coordinate goes from 0 to nearly 1.
 
     Parameters
     ----------
@@ -226,36 +221,29 @@ def two_views(crystal: CrystalDataset, displacement: float = 0.02) -> TwoViews:
     return TwoViews(first, second, displacement, crossed, plain, pbc)
 
 
-def draw_two_views(crystal: CrystalDataset, path: Path, *, displacement: float = 0.02, dpi: int = 150) -> Path:
+def draw_two_views(views: TwoViews, path: Path, *, dpi: int = 150) -> Path:
     """Figure 4: two descriptions of one crystal side by side, and the plain and the PBC loss between them.
 
     Parameters
     ----------
-    crystal : CrystalDataset
-        One crystal.
+    views : TwoViews
     path : Path
         PNG to write.
-    displacement : float
-        See `two_views`.
     dpi : int
         Dots per inch.
-
-    Raises
-    ------
-    ValueError
-        As `two_views`.
     """
-    views = two_views(crystal, displacement)
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.4, 5.2))
-    moved = f"the same crystal, moved by -{displacement:g} along each axis"
+    moved = f"the same crystal, moved by -{views.displacement:g} along each axis"
     titles = (f"{_formula(views.first)} as in the data", moved)
     for k, (batch, title) in enumerate(zip((views.first, views.second), titles, strict=True)):
         axis = figure.add_axes((0.5 * k, 0.32, 0.5, 0.63), projection="3d")
-        draw_cell(axis, batch.to_structures()[0], margin=max(0.03, 1.5 * displacement), faint_copies=True)
-        figure.text(0.25 + 0.5 * k, 0.95, title, ha="center", fontsize=9.5)
-        figure.text(0.25 + 0.5 * k, 0.32, _listing(batch), ha="center", va="top", family="monospace", fontsize=8)
+        structure = batch.to_structures()[0]
+        draw_cell(axis, structure, margin=max(0.03, 1.5 * views.displacement), faint_copies=True)
+        middle = {"x": 0.25 + 0.5 * k, "ha": "center"}
+        figure.text(y=0.95, s=title, fontsize=9.5, **middle)
+        figure.text(y=0.32, s=_listing(structure), va="top", family="monospace", fontsize=8, **middle)
     losses = f"plain L1 loss {views.plain:.3f}        PBC loss {views.pbc:.3f}"
     figure.text(0.5, 0.06, losses, ha="center", fontsize=12)
     note = "solid: the sites as they are written; pale: their images in the neighboring cells"
@@ -277,7 +265,7 @@ def _sets_of_runs(runs: Sequence[Path]) -> dict[str, CrystalDataset]:
         true, made = _crystals_of_run(folder)
         first = sets.setdefault("test crystals", true)
         if true.fingerprint() != first.fingerprint():
-            raise ValueError(f"{folder} was judged on other test crystals than {folders[0]}: draw them one by one")
+            raise ValueError(f"{folder} was evaluated on other test crystals than {folders[0]}: draw them one by one")
         sets[name if names.count(name) == 1 else str(given)] = made
     return sets
 
@@ -322,9 +310,8 @@ def _formula(batch: CrystalBatch) -> str:
     return formula
 
 
-def _listing(batch: CrystalBatch) -> str:
+def _listing(structure: Structure) -> str:
     """Species and coordinates, one site in a line."""
-    structure = batch.to_structures()[0]
-    shown = structure if len(structure) <= _MAX_LISTED else structure[: _MAX_LISTED - 1]
+    shown = list(structure) if len(structure) <= _MAX_LISTED else structure[: _MAX_LISTED - 1]
     lines = [f"{s.specie.symbol:2} " + " ".join(f"{x:5.2f}" for x in s.frac_coords) for s in shown]
-    return "\n".join([*lines, *([f"... of {len(structure)} sites"] if len(shown) < len(structure) else [])])
+    return "\n".join(lines if len(shown) == len(structure) else [*lines, f"... of {len(structure)} sites"])

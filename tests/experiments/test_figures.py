@@ -135,7 +135,7 @@ def test_unusable_runs(tmp_path: Path) -> None:
     good, other = run_folder(tmp_path / "good", true, true), DATA.select(range(10, 20))
     with pytest.raises(ValueError, match="a run is given twice"):
         make_figures([good, good], out=tmp_path)
-    with pytest.raises(ValueError, match="judged on other test crystals"):
+    with pytest.raises(ValueError, match="evaluated on other test crystals"):
         make_figures([good, run_folder(tmp_path / "other", other, other)], out=tmp_path)
     assert not list(tmp_path.glob("*.png"))
 
