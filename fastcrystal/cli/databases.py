@@ -38,28 +38,16 @@ def _aflow(args: argparse.Namespace) -> None:
     from fastcrystal.data.databases.download import RetryPolicy
 
     @dataclass(frozen=True)
-    class AflowSettings(RetryPolicy):
+    class AflowSettings(RetryPolicy, AfluxQuery):
         """Settings of `fastcrystal data aflow`."""
 
-        elements: tuple[str, ...] = ()
-        """Elements that must all be in it."""
-        nspecies: tuple[int, int] | None = None
-        """Fewest and most elements."""
-        natoms: tuple[int, int] | None = None
-        """Fewest and most atoms in the cell."""
-        catalog: str | None = None
-        """One part of AFLOW: ICSD, LIB1, ..., LIB7."""
-        with_energy: bool = True
-        """Only entries with a formation enthalpy."""
-        page_size: int = 1000
-        """Entries a request."""
         max_entries: int | None = None
         """Stop after about so many."""
         base_url: str = BASE_URL
         """Address of AFLUX."""
 
     s = with_settings(args, AflowSettings(elements=tuple(args.elements)))
-    query = AfluxQuery(s.elements, s.nspecies, s.natoms, s.catalog, s.with_energy, s.page_size)
+    query = part_of(AfluxQuery, s)
     done = download(
         query, args.out, base_url=s.base_url, retry_policy=part_of(RetryPolicy, s), max_entries=s.max_entries
     )
@@ -71,7 +59,7 @@ def _optimade(args: argparse.Namespace) -> None:
     from fastcrystal.data.databases.optimade import OptimadeQuery, download, find_provider, make_filter
 
     @dataclass(frozen=True)
-    class OptimadeSettings(RetryPolicy):
+    class OptimadeSettings(RetryPolicy, OptimadeQuery):
         """Settings of `fastcrystal data optimade`."""
 
         elements: tuple[str, ...] = ()
@@ -80,18 +68,12 @@ def _optimade(args: argparse.Namespace) -> None:
         """Fewest and most elements."""
         nsites: tuple[int, int] | None = None
         """Fewest and most atoms in the cell."""
-        energy_field: str | None = None
-        """The provider's formation energy, eV/atom (known for some: docs/databases.md)."""
-        group_field: str | None = None
-        """The provider's space-group number."""
-        page_size: int = 100
-        """Structures a request."""
         max_entries: int | None = None
         """Stop after about so many."""
 
-    s = with_settings(args, OptimadeSettings())
+    s = with_settings(args, OptimadeSettings(filter=args.filter))
     provider = find_provider(args.provider)
-    wanted = make_filter(s.elements, s.nelements, s.nsites, args.filter)
+    wanted = make_filter(s.elements, s.nelements, s.nsites, s.filter)
     energy, group = s.energy_field or provider.energy_field, s.group_field or provider.group_field
     query = OptimadeQuery(wanted, energy, group, s.page_size)
     done = download(

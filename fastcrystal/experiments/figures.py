@@ -241,7 +241,7 @@ def draw_two_views(views: TwoViews, path: Path, *, dpi: int = 150) -> Path:
         axis = figure.add_axes((0.5 * k, 0.32, 0.5, 0.63), projection="3d")
         structure = batch.to_structures()[0]
         draw_cell(axis, structure, margin=max(0.03, 1.5 * views.displacement), faint_copies=True)
-        middle = {"x": 0.25 + 0.5 * k, "ha": "center"}
+        middle: dict[str, Any] = {"x": 0.25 + 0.5 * k, "ha": "center"}
         figure.text(y=0.95, s=title, fontsize=9.5, **middle)
         figure.text(y=0.32, s=_listing(structure), va="top", family="monospace", fontsize=8, **middle)
     losses = f"plain L1 loss {views.plain:.3f}        PBC loss {views.pbc:.3f}"

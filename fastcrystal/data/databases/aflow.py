@@ -18,7 +18,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrystal.data.databases.download import Downloaded, Page, RetryPolicy, download_pages
-from fastcrystal.data.databases.pages import BadPageError, PageFolder, group_or_zero, number_or_nan, read_rows
+from fastcrystal.data.databases.pages import (
+    BadPageError,
+    PageFolder,
+    finite_array,
+    group_or_zero,
+    load_json,
+    number_or_nan,
+    read_rows,
+)
 from fastcrystal.data.readers.entry import Entry, Reject
 from fastcrystal.features.elements import atomic_number
 from fastcrystal.structure.canonical import MAX_INPUT_SITES
@@ -36,33 +44,26 @@ _OLD_KEY = re.compile(r"(\d+) of (\d+)")
 
 @dataclass(frozen=True)
 class AfluxQuery:
-    """Which entries of AFLOW.
-
-    Attributes
-    ----------
-    elements : tuple of str
-        Elements that must all be in it.
-    nspecies, natoms : (int, int), optional
-        Fewest and most elements; fewest and most atoms in the cell.
-    catalog : str, optional
-        One part of AFLOW: "ICSD", "LIB1", ..., "LIB7".
-    with_energy : bool
-        Only entries with a formation enthalpy.
-    page_size : int
-        Entries a page.
+    """Entries of AFLOW to ask for.
 
     Raises
     ------
     ValueError
-        If an element, a range or the catalogue is none.
+        If an element, a range or the catalog is none.
     """
 
     elements: tuple[str, ...] = ()
+    """Elements that must all be in it."""
     nspecies: tuple[int, int] | None = None
+    """Fewest and most elements."""
     natoms: tuple[int, int] | None = None
+    """Fewest and most atoms in the cell."""
     catalog: str | None = None
+    """One part of AFLOW: ICSD, LIB1, ..., LIB7."""
     with_energy: bool = True
+    """Only entries with a formation enthalpy."""
     page_size: int = 1000
+    """Entries a request."""
 
     def __post_init__(self) -> None:
         for symbol in self.elements:
@@ -107,11 +108,8 @@ def download(
     folder : str or Path
         Gets page-000001.json.gz and so on, and pages.json.
     base_url : str
-    retry_policy : RetryPolicy, optional
-    max_entries : int, optional
-        Stop after the page that reaches so many entries.
-    progress : bool
-        Show progress on stderr.
+    retry_policy, max_entries, progress
+        As for `download_pages`.
 
     Raises
     ------
@@ -126,14 +124,13 @@ def download(
         return f"{base}/?{query.summons(number)}"
 
     def parse(body: bytes, url: str, number: int) -> Page:
-        rows, total = _rows(body)
+        rows, total = _listed(load_json(body))
         ids = [str(row.get("auid")) for row in rows]
         # a short page is no sign of the end: the server may send fewer than it is asked for
         return Page(ids, address(number + 1) if rows else None, total)
 
     with PageFolder(Path(folder), KIND, asdict(query), base) as pages:
-        polite = retry_policy or RetryPolicy()
-        return download_pages(pages, address(1), parse, polite, max_entries=max_entries, progress=progress)
+        return download_pages(pages, address(1), parse, retry_policy, max_entries=max_entries, progress=progress)
 
 
 def entries(folder: str | Path) -> Iterator[Entry | Reject]:
@@ -149,15 +146,6 @@ def entries(folder: str | Path) -> Iterator[Entry | Reject]:
     """
     for found in read_rows(Path(folder), KIND, lambda data: _listed(data)[0], "auid"):
         yield found if isinstance(found, Reject) else _entry(*found)
-
-
-def _rows(body: bytes) -> tuple[list[dict[str, Any]], int | None]:
-    try:
-        data = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        start = " ".join(body[:80].decode("utf-8", "replace").split())
-        raise BadPageError(f"not JSON ({type(error).__name__}; it begins {start!r})") from None
-    return _listed(data)
 
 
 def _listed(data: Any) -> tuple[list[dict[str, Any]], int | None]:
@@ -216,13 +204,4 @@ def _numbers(row: dict[str, Any], name: str, shape: tuple[int, ...]) -> NDArray[
     """A field of finite numbers in a shape, from lists or from "x,y,z;x,y,z"."""
     value = _list(row, name, ";" if len(shape) == 2 else ",")
     rows = [part.split(",") if isinstance(part, str) else part for part in value] if len(shape) == 2 else value
-    try:
-        array = np.array(rows, dtype=np.float64)
-    except (ValueError, TypeError, OverflowError):
-        raise ValueError(f"{name} is no list of numbers: {json.dumps(value)[:80]}") from None
-    if array.ndim != len(shape) or any(s not in (-1, n) for s, n in zip(shape, array.shape, strict=True)):
-        wanted = " x ".join("n" if s < 0 else str(s) for s in shape)
-        raise ValueError(f"{name} must be {wanted} numbers, got {' x '.join(map(str, array.shape)) or 'one'}")
-    if not np.isfinite(array).all():
-        raise ValueError(f"{name} has numbers that are not finite")
-    return array
+    return finite_array(rows, name, shape)

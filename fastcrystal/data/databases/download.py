@@ -33,31 +33,24 @@ _CHUNK = 1 << 16
 
 @dataclass(frozen=True)
 class RetryPolicy:
-    """How a server is treated. Times in seconds.
-
-    Attributes
-    ----------
-    delay : float
-        Pause between the end of one request and the next.
-    connect_timeout, read_timeout, page_timeout : float
-        Until there is a connection; between two pieces of an answer; for a whole answer, so that no drip lasts forever.
-    attempts : int
-        Times that a page is asked for.
-    backoff, max_wait : float
-        First wait before asking again, doubled each time, and up to half of `backoff` more at random; and the longest
-        one, also the longest that a server may ask for (Retry-After) without ending the download.
-    max_page_bytes : int
-        A larger answer is refused.
-    """
+    """Manners and patience with a server. Times in seconds."""
 
     delay: float = 1.0
+    """Pause between the end of one request and the next."""
     connect_timeout: float = 15.0
+    """Longest wait for a connection."""
     read_timeout: float = 120.0
+    """Longest silence within an answer."""
     page_timeout: float = 600.0
+    """Longest time for a whole answer, so that no drip lasts forever."""
     attempts: int = 6
+    """Times that a page is asked for."""
     backoff: float = 2.0
+    """First wait before asking again, doubled each time; up to half of it is added at random."""
     max_wait: float = 300.0
+    """Longest wait, also the longest that a server may ask for (Retry-After) without ending the download."""
     max_page_bytes: int = 1 << 28
+    """A larger answer is refused."""
 
     def __post_init__(self) -> None:
         for name in ("connect_timeout", "read_timeout", "page_timeout", "attempts", "max_page_bytes"):
@@ -156,7 +149,7 @@ class Fetcher:
         """Leave at least so long before the next request."""
         self._free_at = max(self._free_at, time.monotonic() + min(seconds, self._policy.max_wait))
 
-    def get(self, url: str, parse: Callable[[bytes], T], what: str) -> tuple[bytes, T]:
+    def get(self, url: str, parse: Callable[..., T], what: str, *arguments: Any) -> tuple[bytes, T]:
         """The body at `url`, and what `parse` makes of it.
 
         Parameters
@@ -164,7 +157,7 @@ class Fetcher:
         url : str
             http or https.
         parse : callable
-            Raises `BadPageError` where the body is not what it should be.
+            Of the body and `arguments`. Raises `BadPageError` where the body is not what it should be.
         what : str
             For messages: "page 3".
 
@@ -184,7 +177,7 @@ class Fetcher:
             time.sleep(max(0.0, self._free_at - time.monotonic()))
             try:
                 body = self._body(url, f"{what} of {host}")
-                return body, parse(body)
+                return body, parse(body, *arguments)
             except (_PassingTroubleError, BadPageError) as trouble:
                 wait = getattr(trouble, "wait", None)
                 if wait is not None and wait > policy.max_wait:
@@ -251,7 +244,7 @@ def download_pages(
     folder: PageFolder,
     first_url: str,
     parse: ParsePage,
-    retry_policy: RetryPolicy,
+    retry_policy: RetryPolicy | None = None,
     *,
     max_entries: int | None = None,
     progress: bool = True,
@@ -265,7 +258,7 @@ def download_pages(
         Where page 1 is.
     parse : callable
         (body, url, number of the page) -> Page, or `BadPageError`.
-    retry_policy : RetryPolicy
+    retry_policy : RetryPolicy, optional
     max_entries : int, optional
         Stop after the page that reaches so many structures; asked again with more, the download goes on.
     progress : bool
@@ -279,10 +272,11 @@ def download_pages(
     url, seen = _resumed(folder, first_url, parse)
     started_with, barren = folder.pages, 0
     bar = progress_bar(desc="structures", unit="structure", total=folder.total, initial=folder.entries, show=progress)
-    fetcher = Fetcher(retry_policy)
+    fetcher = Fetcher(retry_policy or RetryPolicy())
     try:
         while url is not None and not folder.complete and (max_entries is None or folder.entries < max_entries):
-            body, page = _fetch(fetcher, parse, url, folder.pages + 1)
+            number = folder.pages + 1
+            body, page = fetcher.get(url, parse, f"page {number}", url, number)
             fingerprint = _fingerprint(page)
             barren = barren + 1 if fingerprint in seen or not page.ids else 0
             seen.add(fingerprint)
@@ -327,10 +321,6 @@ def _resumed(folder: PageFolder, first_url: str, parse: ParsePage) -> tuple[str 
             folder.entries += len(page.ids) if number > folder.recorded else 0
             folder.total = page.total if page.total is not None else folder.total
     return url, seen
-
-
-def _fetch(fetcher: Fetcher, parse: ParsePage, url: str, number: int) -> tuple[bytes, Page]:
-    return fetcher.get(url, lambda body: parse(body, url, number), f"page {number}")
 
 
 def _fingerprint(page: Page) -> bytes:

@@ -23,7 +23,9 @@ from fastcrystal.data.databases.download import Downloaded, DownloadError, Page,
 from fastcrystal.data.databases.pages import (
     BadPageError,
     PageFolder,
+    finite_array,
     group_or_zero,
+    load_json,
     number_or_nan,
     read_record,
     read_rows,
@@ -75,16 +77,7 @@ PROVIDERS = {
 
 @dataclass(frozen=True)
 class OptimadeQuery:
-    """Which structures, and which of their provider's properties.
-
-    Attributes
-    ----------
-    filter : str
-        In OPTIMADE's filter language; empty: all.
-    energy_field, group_field : str, optional
-        As in `Provider`.
-    page_size : int
-        Structures a page; servers may send fewer.
+    """Structures to ask for, and properties of their provider.
 
     Raises
     ------
@@ -93,9 +86,13 @@ class OptimadeQuery:
     """
 
     filter: str = ""
+    """Condition in OPTIMADE's filter language; empty: all."""
     energy_field: str | None = None
+    """The provider's formation energy, eV/atom (known for some: docs/databases.md); "a/b" is the entry b of a."""
     group_field: str | None = None
+    """The provider's space-group number."""
     page_size: int = 100
+    """Structures a request; servers may send fewer."""
 
     def __post_init__(self) -> None:
         for name in ("energy_field", "group_field"):
@@ -191,12 +188,8 @@ def download(
         Gets page-000001.json.gz and so on, and pages.json.
     base_url : str
         Of one database, without "/v1".
-    retry_policy : RetryPolicy, optional
-        A longer pause that the server states (meta.request_delay) goes before `delay`.
-    max_entries : int, optional
-        Stop after the page that reaches so many structures.
-    progress : bool
-        Show progress on stderr.
+    retry_policy, max_entries, progress
+        As for `download_pages`. A longer pause that the server states (meta.request_delay) goes before `delay`.
 
     Raises
     ------
@@ -212,8 +205,7 @@ def download(
     asked = {"response_fields": ",".join(query.fields), "page_limit": query.page_size}
     first = f"{base}/v1/structures?{urlencode({'filter': query.filter, **asked} if query.filter else asked)}"
     with PageFolder(Path(folder), KIND, asdict(query), base) as pages:
-        polite = retry_policy or RetryPolicy()
-        return download_pages(pages, first, _page, polite, max_entries=max_entries, progress=progress)
+        return download_pages(pages, first, _page, retry_policy, max_entries=max_entries, progress=progress)
 
 
 def entries(folder: str | Path, energy_field: str | None = None) -> Iterator[Entry | Reject]:
@@ -249,11 +241,7 @@ def _check_filter(text: str) -> None:
 
 
 def _page(body: bytes, url: str, number: int) -> Page:
-    try:
-        data = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        start = " ".join(body[:80].decode("utf-8", "replace").split())
-        raise BadPageError(f"not JSON ({type(error).__name__}; it begins {start!r})") from None
+    data = load_json(body)
     ids = [str(s.get("id")) for s in _structures(data)]
     links, meta = (data.get(k) if isinstance(data.get(k), dict) else {} for k in ("links", "meta"))
     link = links.get("next")
@@ -308,20 +296,11 @@ def _sites(found: dict[str, Any]) -> Crystal:
     names = found["species_at_sites"]
     if len(names) > MAX_INPUT_SITES:
         raise ValueError(f"a crystal must have 1..{MAX_INPUT_SITES} sites, got {len(names)}")
-    arrays = {}
-    for key, count in (("lattice_vectors", 3), ("cartesian_site_positions", len(names))):
-        try:
-            arrays[key] = np.array(found[key], dtype=np.float64)
-        except (ValueError, TypeError, OverflowError):
-            raise ValueError(f"{key} is no list of numbers: {json.dumps(found[key])[:80]}") from None
-        if arrays[key].shape != (count, 3):
-            raise ValueError(f"{key} must be {count} x 3 numbers, got {' x '.join(map(str, arrays[key].shape))}")
-        if not np.isfinite(arrays[key]).all():
-            raise ValueError(f"{key} has numbers that are missing or not finite")
-    lattice = arrays["lattice_vectors"]
+    lattice = finite_array(found["lattice_vectors"], "lattice_vectors", (3, 3))
+    cartesian = finite_array(found["cartesian_site_positions"], "cartesian_site_positions", (len(names), 3))
     numbers = _atomic_numbers(found["species"], names)
     try:
-        frac = np.linalg.solve(lattice.T, arrays["cartesian_site_positions"].T).T
+        frac = np.linalg.solve(lattice.T, cartesian.T).T
     except np.linalg.LinAlgError:
         raise ValueError("lattice_vectors span no volume") from None
     return Crystal(np.array(numbers, dtype=np.int64), np.ascontiguousarray(frac), lattice)

@@ -19,6 +19,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fastcrystal.data.readers.entry import Reject
 from fastcrystal.utils.files import to_disk, try_lock, write_json
 
@@ -184,6 +187,29 @@ def read_rows(
             else:
                 seen.add(name)
                 yield name, where, row
+
+
+def load_json(body: bytes) -> Any:
+    """JSON of an answer; BadPageError where it is none."""
+    try:
+        return json.loads(body)
+    except (ValueError, RecursionError) as error:
+        start = " ".join(body[:80].decode("utf-8", "replace").split())
+        raise BadPageError(f"not JSON ({type(error).__name__}; it begins {start!r})") from None
+
+
+def finite_array(value: Any, name: str, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Finite numbers from JSON in a shape, -1 for any length; ValueError for anything else."""
+    try:
+        array = np.array(value, dtype=np.float64)
+    except (ValueError, TypeError, OverflowError):
+        raise ValueError(f"{name} is no list of numbers: {json.dumps(value)[:80]}") from None
+    if array.ndim != len(shape) or any(s not in (-1, n) for s, n in zip(shape, array.shape, strict=True)):
+        wanted = " x ".join("n" if s < 0 else str(s) for s in shape)
+        raise ValueError(f"{name} must be {wanted} numbers, got {' x '.join(map(str, array.shape)) or 'one'}")
+    if not np.isfinite(array).all():
+        raise ValueError(f"{name} has numbers that are missing or not finite")
+    return array
 
 
 def number_or_nan(value: Any, name: str) -> float:
