@@ -1,4 +1,4 @@
-"""Batches out of flat arrays, against numpy and a loop over crystals; unpacking the space-group table.
+"""Batches out of flat arrays, against numpy and a loop over crystals.
 
     pytest benchmarks/bench_collate.py --benchmark-only -s
 
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from benchmarks.timing import paired
 from fastcrystal.data.collate import collate, collate_reference
-from fastcrystal.features import space_groups
 
 pytestmark = pytest.mark.timeout(600)
 Array = NDArray[Any]
@@ -59,21 +58,3 @@ def test_collate(benchmark: Any, batch: int) -> None:
         loop_ms=1e3 * loop.theirs,
     )
     print(f"\nbatch of {batch}: {1e3 * numpy.ours:.3f} ms, {numpy.ratio:.1f} x numpy, {loop.ratio:.1f} x a loop")
-
-
-@pytest.mark.parametrize("reading", [False, True], ids=["unpack", "read and unpack"])
-def test_space_group_table(benchmark: Any, reading: bool) -> None:
-    space_groups.space_group_table()  # compiles
-
-    def table() -> Array:
-        if reading:
-            space_groups._packed.cache_clear()
-        return space_groups.space_group_table()
-
-    packed, out = space_groups._packed(), np.empty((231, 192, 4, 4), dtype=np.float32)
-    fractions = (np.arange(24) / 24).astype(np.float32)
-    arrays = packed.rotations, packed.translations, packed.offsets, fractions
-    found = paired(table, lambda: space_groups.pack_reference(*arrays, out), rounds=20)
-    np.testing.assert_array_equal(benchmark(table), out)
-    benchmark.extra_info.update(milliseconds=1e3 * found.ours, numpy_milliseconds=1e3 * found.theirs)
-    print(f"\nall 230 space groups: {1e3 * found.ours:.2f} ms (numpy, unpacking alone: {1e3 * found.theirs:.2f} ms)")

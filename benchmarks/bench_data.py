@@ -18,9 +18,9 @@ import pytest
 import torch
 
 from benchmarks.plain import DenseCrystals, loader
+from benchmarks.synthetic import synthetic_crystals
 from benchmarks.timing import DEVICE, once, paired, wait
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.data.datasets.synthetic import synthetic_crystals
 from fastcrystal.data.load import load_dataset
 from fastcrystal.data.store import open_store
 from fastcrystal.data.store.export import export_parquet

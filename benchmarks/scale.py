@@ -31,8 +31,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks.gpu_check import machine, write
+from benchmarks.synthetic import synthetic_crystals
 from fastcrystal.data.curation.curate import curate
-from fastcrystal.data.datasets.synthetic import synthetic_crystals
 from fastcrystal.data.splits import split_by_formula
 from fastcrystal.data.store import open_store
 from fastcrystal.data.store.importing import import_store

@@ -52,7 +52,6 @@ MODULES = [
     "fastcrystal.data.store.merge",
     "fastcrystal.data.curation.summary",
     "fastcrystal.data.curation.summary_page",
-    "fastcrystal.data.datasets.synthetic",
     "fastcrystal.training.tasks",
     "fastcrystal.training.checkpoint",
     "fastcrystal.sampling.generator",

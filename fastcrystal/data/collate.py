@@ -6,12 +6,12 @@ is not installed. The 64 x 3 matrix is made of the batch where it is used (`Crys
 
 from __future__ import annotations
 
-import functools
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fastcrystal.ops.paths import numba_kernel
 
 Floats = NDArray[np.floating[Any]]
 Integers = NDArray[np.integer[Any]]
@@ -53,7 +53,7 @@ def collate(
         If a crystal has more than N sites, or claims sites that are not there.
     """
     _check(species, frac, first, count, max_sites)
-    kernel = _kernel()
+    kernel = numba_kernel("collate")
     if kernel is None:
         return collate_reference(species, frac, first, count, max_sites)
     padded_species = np.empty((len(first), max_sites), dtype=np.int64)
@@ -86,15 +86,3 @@ def _check(species: Integers, frac: Floats, first: NDArray[np.int64], count: NDA
         raise ValueError(f"max_sites must be at least {most} for these crystals, got {max_sites}")
     if first.min() < 0 or count.min() < 0 or (first + count).max() > len(species):
         raise ValueError(f"crystals must own sites among the {len(species)} that there are")
-
-
-@functools.cache
-def _kernel() -> ModuleType | None:
-    """The numba kernel, or None where numba is not installed."""
-    try:
-        from fastcrystal.kernels import collate as kernel
-    except ModuleNotFoundError as error:
-        if error.name != "numba":
-            raise
-        return None
-    return kernel

@@ -1,6 +1,6 @@
 """Space groups as model inputs: the 4 x 4 symmetry operations of each of the 230 groups (paper, section 2.1).
 
-A group is told to the model by its up to 192 operations x -> R x + t on fractional coordinates (column vectors), in
+The model is given a group as its up to 192 operations x -> R x + t on fractional coordinates (column vectors), in
 the setting of pymatgen's `SpaceGroup.from_int_number`: unique axis b, origin choice 1, hexagonal axes. That is also
 spglib's first setting of the group. The operations lie in `space_groups.npz` (a few kilobytes of small integers),
 written by `scripts/build_space_group_table.py`; they are unpacked on request.
@@ -9,7 +9,6 @@ written by `scripts/build_space_group_table.py`; they are unpacked on request.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 
@@ -22,10 +21,6 @@ NUM_GROUPS = 230
 MAX_OPERATIONS = 192
 #: translations are stored as whole multiples of 1/24
 DENOMINATOR = 24
-
-Packer = Callable[
-    [NDArray[np.int8], NDArray[np.int8], NDArray[np.int32], NDArray[np.float32], NDArray[np.float32]], None
-]
 
 
 @dataclass(frozen=True)
@@ -48,11 +43,12 @@ def space_group_table() -> NDArray[np.float32]:
         (unknown group) is zero. The file is read once; the array is fresh at each call (unpacking takes under a
         millisecond), so that writing to it, or to a buffer that shares it, harms nobody.
     """
-    packed = _packed()
-    out = np.empty((NUM_GROUPS + 1, MAX_OPERATIONS, 4, 4), dtype=np.float32)
-    # the values k / 24 rounded once, so that both paths give the same bits
-    fractions = (np.arange(DENOMINATOR) / DENOMINATOR).astype(np.float32)
-    _packer()(packed.rotations, packed.translations, packed.offsets, fractions, out)
+    packed, out = _packed(), np.zeros((NUM_GROUPS + 1, MAX_OPERATIONS, 4, 4), dtype=np.float32)
+    group = np.repeat(np.arange(1, NUM_GROUPS + 1), np.diff(packed.offsets))
+    slot = np.arange(len(group)) - np.repeat(packed.offsets[:-1], np.diff(packed.offsets))
+    out[group, slot, :3, :3] = packed.rotations
+    out[group, slot, :3, 3] = (np.arange(DENOMINATOR) / DENOMINATOR)[packed.translations]
+    out[group, slot, 3, 3] = 1
     return out
 
 
@@ -72,49 +68,6 @@ def symbol(group: int) -> str:
     if not 1 <= group <= NUM_GROUPS:
         raise ValueError(f"space group must be in 1..{NUM_GROUPS}, got {group}")
     return _packed().symbols[group]
-
-
-def pack_reference(
-    rotations: NDArray[np.int8],
-    translations: NDArray[np.int8],
-    offsets: NDArray[np.int32],
-    fractions: NDArray[np.float32],
-    out: NDArray[np.float32],
-) -> None:
-    """Unpack the operations into `out` in plain numpy: what the kernel must reproduce to the bit.
-
-    Parameters
-    ----------
-    rotations : ndarray, shape (n, 3, 3), int8
-    translations : ndarray, shape (n, 3), int8
-        Indices into `fractions`.
-    offsets : ndarray, shape (G + 1,), int32
-        Group g (1..G) owns the operations offsets[g - 1]:offsets[g].
-    fractions : ndarray, shape (24,), float32
-        The translations 0, 1/24, ...
-    out : ndarray, shape (G + 1, 192, 4, 4), float32
-        Overwritten.
-    """
-    order = np.diff(offsets)
-    group = np.repeat(np.arange(1, len(offsets)), order)
-    slot = np.arange(len(rotations)) - np.repeat(offsets[:-1], order)
-    out.fill(0)
-    out[group, slot, :3, :3] = rotations
-    out[group, slot, :3, 3] = fractions[translations]
-    out[group, slot, 3, 3] = 1
-
-
-@functools.cache
-def _packer() -> Packer:
-    """The numba kernel, or the reference where numba is not installed."""
-    try:
-        from fastcrystal.kernels import space_groups as kernel
-    except ModuleNotFoundError as error:
-        if error.name != "numba":
-            raise
-        return pack_reference
-    pack: Packer = kernel.pack
-    return pack
 
 
 @functools.cache

@@ -22,7 +22,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +32,6 @@ from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.lattice import standard_lattice, wrap
 from fastcrystal.symmetry.symmetrize import reduced, reduced_bases, symmetrized, unimodular
 from fastcrystal.utils.progress import progress_bar
-
-if TYPE_CHECKING:
-    from pymatgen.core import Structure
 
 #: largest number of sites in a primitive cell, and heaviest element (as in `crystal`, which would import torch)
 MAX_SITES = 60
@@ -135,24 +132,6 @@ def canonicalize(
 def _check_count(primitive: Crystal) -> None:
     if len(primitive.species) > MAX_SITES:
         raise ValueError(f"a primitive cell must have 1..{MAX_SITES} sites, got {len(primitive.species)}")
-
-
-def canonicalize_structure(structure: Structure, symprec: float = 0.1) -> Canonical:
-    """Canonical form of an ordered pymatgen structure; see `canonicalize`.
-
-    Raises
-    ------
-    ValueError
-        As `canonicalize`, and if the structure has partial occupancies or a species that is no element.
-    """
-    from pymatgen.core import DummySpecies
-
-    if not structure.is_ordered:
-        raise ValueError(f"{structure.formula} has partial occupancies: order it first")
-    for site in structure:
-        if isinstance(site.specie, DummySpecies):  # a placeholder such as X has a Z, but an arbitrary one
-            raise ValueError(f"unknown element {site.specie}")
-    return canonicalize(*Crystal.from_structure(structure), symprec)
 
 
 def check_crystal(species: NDArray[np.integer], frac: NDArray[np.floating], lattice: NDArray[np.floating]) -> Crystal:

@@ -35,7 +35,20 @@ class Crystal(NamedTuple):
 
     @classmethod
     def from_structure(cls, structure: Structure) -> Crystal:
-        """Of an ordered pymatgen Structure."""
+        """Of an ordered pymatgen Structure.
+
+        Raises
+        ------
+        ValueError
+            If it has partial occupancies, or a species that is no element.
+        """
+        from pymatgen.core import DummySpecies
+
+        if not structure.is_ordered:
+            raise ValueError(f"{structure.formula[:80]} has partial occupancies: order it first")
+        for specie in structure.species:
+            if isinstance(specie, DummySpecies):  # a placeholder such as X has a Z, but an arbitrary one
+                raise ValueError(f"unknown element {specie}")
         species = np.array(structure.atomic_numbers, dtype=np.int64)
         return cls(species, np.array(structure.frac_coords), np.array(structure.lattice.matrix))
 

@@ -1,14 +1,11 @@
-"""The table of space groups against pymatgen, and the kernel against numpy."""
+"""The table of space groups against pymatgen, and as groups."""
 
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from fastcrystal.features import space_groups
 from fastcrystal.features.space_groups import num_operations, space_group_table, symbol
 
 Operations = frozenset[tuple[int, ...]]
@@ -62,30 +59,6 @@ def test_closed_under_multiplication(group: int) -> None:
 def test_fresh_array_at_each_call() -> None:
     space_group_table()[:] = 7
     assert not space_group_table()[0].any()
-
-
-def test_numpy_and_kernel_agree() -> None:
-    pytest.importorskip("numba")
-    from fastcrystal.kernels import space_groups as kernel
-
-    packed = space_groups._packed()
-    fractions = (np.arange(24) / 24).astype(np.float32)
-    ours, theirs = (np.full((231, 192, 4, 4), np.nan, dtype=np.float32) for _ in range(2))
-    kernel.pack(packed.rotations, packed.translations, packed.offsets, fractions, ours)
-    space_groups.pack_reference(packed.rotations, packed.translations, packed.offsets, fractions, theirs)
-    np.testing.assert_array_equal(ours, theirs)
-    np.testing.assert_array_equal(ours, space_group_table())
-
-
-def test_without_numba() -> None:
-    code = (
-        "import sys; sys.modules['numba'] = None\n"
-        "from fastcrystal.features.space_groups import space_group_table, _packer\n"
-        "assert _packer().__name__ == 'pack_reference'\n"
-        "print(float(space_group_table().astype('f8').sum()))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert float(done.stdout) == space_group_table().astype(np.float64).sum()
 
 
 def test_symbols() -> None:

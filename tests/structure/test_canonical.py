@@ -17,7 +17,6 @@ from fastcrystal.structure.canonical import (
     Canonical,
     canonicalize,
     canonicalize_many,
-    canonicalize_structure,
     species_order,
 )
 from fastcrystal.structure.crystal import Crystal
@@ -234,14 +233,15 @@ def test_structures() -> None:
 
     cell = KNOWN["rutile"][0]
     structure = cell.to_structure()
-    form = canonicalize_structure(structure)
+    form = canonicalize(*Crystal.from_structure(structure))
     assert same(form, canonicalize(*cell))
-    assert same(form, canonicalize_structure(structure.copy().add_oxidation_state_by_element({"Ti": 4, "O": -2})))
+    charged = structure.copy().add_oxidation_state_by_element({"Ti": 4, "O": -2})
+    assert same(form, canonicalize(*Crystal.from_structure(charged)))
     mixed = Structure(Lattice.cubic(4), [{"Fe": 0.5, "Ni": 0.5}], [[0, 0, 0]])
     with pytest.raises(ValueError, match="partial occupancies"):
-        canonicalize_structure(mixed)
+        Crystal.from_structure(mixed)
     with pytest.raises(ValueError, match="unknown element X"):
-        canonicalize_structure(Structure(Lattice.cubic(4), ["X"], [[0, 0, 0]]))
+        Crystal.from_structure(Structure(Lattice.cubic(4), ["X"], [[0, 0, 0]]))
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from pymatgen.core import Composition
 
+from benchmarks.synthetic import PER_FORMULA, synthetic_crystals
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.data.datasets.synthetic import PER_FORMULA, synthetic_crystals
 from fastcrystal.structure.canonical import canonicalize
 from fastcrystal.structure.formula import formula_strings
 
