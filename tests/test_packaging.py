@@ -75,7 +75,7 @@ def test_wheel_holds_every_module_and_data_file(wheel: Path) -> None:
     here = {
         f"fastcrystal/{path.relative_to(package).as_posix()}"
         for path in files
-        if path.suffix in (".py", ".npz", ".txt", ".typed")
+        if path.suffix in (".py", ".npz", ".toml", ".txt", ".typed")
     }
     assert here >= NEEDED
     with zipfile.ZipFile(wheel) as archive:

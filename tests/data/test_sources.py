@@ -11,7 +11,7 @@ import pytest
 from pymatgen.core import Lattice, Structure
 
 from fastcrystal.data.readers import Source, open_source
-from fastcrystal.data.readers.aflow_columns import sites_of_row
+from fastcrystal.data.readers.aflow_columns import crystal_of_row
 from fastcrystal.data.readers.columns import Wanted
 from fastcrystal.data.readers.entry import Entry, Reject
 from fastcrystal.data.readers.parsing import read_crystal
@@ -122,13 +122,13 @@ def test_aflow_columns() -> None:
         {"pretty_formula": "Na9", "species": "['Cl', 'Na']", "composition": "[4, 4]"},
         {"pretty_formula": "", "species": "Cl,Na", "composition": "4,4"},
     ):
-        assert same_crystal(*sites_of_row(salt_row(**change)), "salt"), change
+        assert same_crystal(*crystal_of_row(salt_row(**change)), "salt"), change
     as_text = {k: str(v) for k, v in salt_row().items()}
-    assert same_crystal(*sites_of_row(as_text), "salt")
+    assert same_crystal(*crystal_of_row(as_text), "salt")
     # every element has its count: the order of the sites is the formula's own, as the paper's code reads it
-    switched = sites_of_row(salt_row(pretty_formula="Na4Cl4"))
+    switched = crystal_of_row(salt_row(pretty_formula="Na4Cl4"))
     assert switched.species.tolist() == [11] * 4 + [17] * 4
-    assert sites_of_row(salt_row()).species.tolist() == [17] * 4 + [11] * 4
+    assert crystal_of_row(salt_row()).species.tolist() == [17] * 4 + [11] * 4
 
 
 @pytest.mark.parametrize(
@@ -155,7 +155,7 @@ def test_aflow_columns() -> None:
 def test_bad_aflow_rows(change: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
-        sites_of_row(salt_row(**change))
+        crystal_of_row(salt_row(**change))
     assert not list(tmp_path.iterdir())
 
 
@@ -280,7 +280,7 @@ def test_real_samples(file: str, count: int, columns: dict[str, str]) -> None:
 def test_an_oblique_cell_survives_aflows_parameters() -> None:
     """AFLOW gives lengths and angles; distances between sites must not change."""
     structure = Structure(Lattice.from_parameters(3, 4, 5, 80, 95, 110), ["O", "O", "Ti"], np.eye(3) * 0.3)
-    numbers, frac, lattice = sites_of_row(aflow_row(structure, 0.0, 1))
+    numbers, frac, lattice = crystal_of_row(aflow_row(structure, 0.0, 1))
     assert numbers.tolist() == [8, 8, 22]
     assert np.allclose(Structure(lattice, numbers, frac).distance_matrix, structure.distance_matrix)
 

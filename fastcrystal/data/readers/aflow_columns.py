@@ -35,7 +35,7 @@ def is_aflow(names: list[str]) -> bool:
     return {"geometry", "positions_fractional"} <= have and bool(have & {"pretty_formula", "compound", "species"})
 
 
-def sites_of_row(row: Mapping[str, Any]) -> Crystal:
+def crystal_of_row(row: Mapping[str, Any]) -> Crystal:
     """The crystal of a row with AFLOW's columns.
 
     Raises

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.data.readers.columns import Columns, Wanted, find_columns, group_number, number
+from fastcrystal.data.readers.columns import Columns, Wanted, find_columns
 from fastcrystal.data.readers.entry import Entry, Reject
 from fastcrystal.data.readers.text import one_line
 from fastcrystal.structure.canonical import MAX_INPUT_SITES
@@ -74,15 +73,10 @@ class AseDatabase:
     def _entry(self, row: Any) -> Entry | Reject:
         import numpy as np
 
-        columns, keys = self.columns, row.key_value_pairs
-        id = str(keys.get(columns.id, "")) if columns.id is not None else ""
-        id = id or str(row.id)
-        energy = math.nan
-        if columns.energy is not None:
-            energy = number(keys.get(columns.energy))
-            if not math.isfinite(energy):
-                return Reject(id, f"no finite number under {columns.energy}")
-        group = group_number(keys.get(columns.group)) if columns.group is not None else 0
+        found = self.columns.values(row.key_value_pairs, str(row.id))
+        if isinstance(found, Reject):
+            return found
+        id, energy, group = found
         if len(row.numbers) > MAX_INPUT_SITES:
             return Reject(id, f"cell must have 1..{MAX_INPUT_SITES} sites, got {len(row.numbers)}")
         lattice = np.array(row.cell, dtype=np.float64)

@@ -1,15 +1,16 @@
-"""Which column of a table, or key of a record, holds what: guessed from known names, or as asked; energies by id."""
+"""Columns of tables and keys of records: guessed from known names, or as asked; energies by id."""
 
 from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from fastcrystal.data.readers.entry import Reject
 from fastcrystal.data.readers.text import MAX_FILE_BYTES, lines_of, open_unpacked
 
 #: names of columns tried in turn, in lower case
@@ -91,8 +92,19 @@ class Columns:
     others: tuple[str, ...] = ()
 
     def shown(self) -> dict[str, str]:
-        """What is read from where, for reports: {"id": "material_id", ...}, without what is not read."""
+        """Names of what is read, for reports: {"id": "material_id", ...}."""
         return {k: v for k in ("id", "cif", "energy", "group") if (v := getattr(self, k)) is not None}
+
+    def values(self, record: Mapping[str, Any], default_id: str) -> tuple[str, float, int] | Reject:
+        """Id, energy (NaN: not read) and declared group of a record; a Reject where its energy is no finite number."""
+        id = record.get(self.id) if self.id is not None else None
+        id = default_id if id in (None, "") else str(id)
+        energy = math.nan if self.energy is None else number(record.get(self.energy))
+        if self.energy is not None and not math.isfinite(energy):
+            shown = record.get(self.energy)
+            shown = shown[:80] if isinstance(shown, str) else shown
+            return Reject(id, f"energy in column {self.energy} is not a finite number: {shown!r}")
+        return id, energy, group_number(record.get(self.group)) if self.group is not None else 0
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,11 @@ and the space group. "energy" in an extxyz file is a total energy and is never t
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.data.readers.columns import Columns, Wanted, find_columns, group_number, number
+from fastcrystal.data.readers.columns import Columns, Wanted, find_columns
 from fastcrystal.data.readers.entry import Entry, Reject
 from fastcrystal.data.readers.text import DAMAGED, lines_of, one_line, open_unpacked
 from fastcrystal.structure.canonical import MAX_INPUT_SITES
@@ -50,16 +49,8 @@ class ExtendedXyz:
             if isinstance(frame, Reject):
                 yield frame
                 continue
-            keys = _keys(frame.split("\n", 2)[1])
-            id = str(keys.get(columns.id, "")) if columns.id is not None else ""
-            energy = math.nan
-            if columns.energy is not None:
-                energy = number(keys.get(columns.energy))
-                if not math.isfinite(energy):
-                    yield Reject(id or str(position), f"no finite number under {columns.energy}")
-                    continue
-            group = group_number(keys.get(columns.group)) if columns.group is not None else 0
-            yield Entry(id or str(position), name, "extxyz", frame, energy, group)
+            found = columns.values(_keys(frame.split("\n", 2)[1]), str(position))
+            yield found if isinstance(found, Reject) else Entry(found[0], name, "extxyz", frame, *found[1:])
 
 
 def _frames(path: Path) -> Iterator[str | Reject]:

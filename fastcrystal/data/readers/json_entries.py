@@ -13,12 +13,11 @@ from __future__ import annotations
 import codecs
 import itertools
 import json
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.data.readers.columns import Columns, Wanted, find_columns, group_number, number
+from fastcrystal.data.readers.columns import Columns, Wanted, find_columns
 from fastcrystal.data.readers.entry import Entry, Reject
 from fastcrystal.data.readers.text import DAMAGED, MAX_FILE_BYTES, one_line, open_unpacked
 from fastcrystal.structure.canonical import MAX_INPUT_SITES
@@ -53,19 +52,15 @@ class JsonEntries:
             yield item if isinstance(item, Reject) else self._entry(item, position)
 
     def _entry(self, item: Any, position: int) -> Entry | Reject:
-        columns, keys = self.columns, _flat(item)
-        id = str(keys.get(columns.id) or position) if columns.id is not None else str(position)
-        energy = math.nan
-        structure = _structure_of(item)
+        found, structure = self.columns.values(_flat(item), str(position)), _structure_of(item)
+        id = found.id if isinstance(found, Reject) else found[0]
         if structure is None:
             return Reject(id, "object has no structure: lattice and sites, or structure with these, are expected")
-        if columns.energy is not None:
-            energy = number(keys.get(columns.energy))
-            if not math.isfinite(energy):
-                return Reject(id, f"no finite number under {columns.energy}")
-            if columns.energy == "energy" and "correction" in item:  # a computed entry's energy is that of its cell
-                energy /= max(len(structure["sites"]), 1)
-        group = group_number(keys.get(columns.group)) if columns.group is not None else 0
+        if isinstance(found, Reject):
+            return found
+        _, energy, group = found
+        if self.columns.energy == "energy" and "correction" in item:  # a computed entry's energy is that of its cell
+            energy /= max(len(structure["sites"]), 1)
         try:
             text = _slim(structure)
         except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:

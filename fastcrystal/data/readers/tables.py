@@ -7,22 +7,12 @@ The perov_5, carbon_24, mp_20 and mpts_52 files are tables with a column "cif"; 
 from __future__ import annotations
 
 import csv
-import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.data.readers.aflow_columns import is_aflow, sites_of_row
-from fastcrystal.data.readers.columns import (
-    CIF_COLUMNS,
-    Columns,
-    Wanted,
-    csv_rows,
-    find_columns,
-    group_number,
-    number,
-    require,
-)
+from fastcrystal.data.readers.aflow_columns import crystal_of_row, is_aflow
+from fastcrystal.data.readers.columns import CIF_COLUMNS, Columns, Wanted, csv_rows, find_columns, require
 from fastcrystal.data.readers.entry import Entry, Reject
 from fastcrystal.data.readers.text import DAMAGED, MAX_FILE_BYTES, one_line
 
@@ -94,20 +84,13 @@ class Table:
         columns, where = self.columns, f"{self.path.name}:{position}"
         if row is None:
             return Reject(where, "row has more fields than there are columns")
-        name = str(position)
-        if columns.id is not None and row[columns.id] not in (None, ""):
-            name = str(row[columns.id])
-        energy = math.nan
-        if columns.energy is not None:
-            energy = number(row[columns.energy])
-            if not math.isfinite(energy):
-                shown = row[columns.energy]
-                shown = shown[:80] if isinstance(shown, str) else shown
-                return Reject(name, f"energy in column {columns.energy} is not a finite number: {shown!r}")
-        group = group_number(row[columns.group]) if columns.group is not None else 0
+        found = columns.values(row, str(position))
+        if isinstance(found, Reject):
+            return found
+        name, energy, group = found
         if self.layout == "aflow":
             try:
-                return Entry(name, where, "arrays", sites_of_row(row), energy, group)
+                return Entry(name, where, "arrays", crystal_of_row(row), energy, group)
             except ValueError as error:
                 return Reject(name, one_line(error))
         cif = row[columns.cif or ""]
