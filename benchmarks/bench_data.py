@@ -23,7 +23,7 @@ from benchmarks.timing import DEVICE, once, paired, wait
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
 from fastcrystal.data.store import open_store
-from fastcrystal.data.store.export import export_parquet
+from fastcrystal.data.store.export import export
 from fastcrystal.data.store.writer import StoreWriter
 from fastcrystal.ops.philox import Noise
 from fastcrystal.training.config import TrainConfig
@@ -127,7 +127,7 @@ def test_store(benchmark: Any, tmp_path: Path) -> None:
     with StoreWriter(tmp_path / "store", [{"name": "made up"}], {}) as writer:
         writer.add_many(0, data)
     npz = data.save(tmp_path / "crystals.npz")
-    parquet = export_parquet(writer.store, tmp_path / "crystals.parquet", progress=False)
+    parquet = export(writer.store, tmp_path / "crystals.parquet", progress=False)
     rows = np.random.default_rng(0).integers(STORED, size=BATCH)
 
     def ours() -> Any:

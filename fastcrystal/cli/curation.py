@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fastcrystal.cli.options import Workers, add_settings, with_settings
-
-logger = logging.getLogger(__name__)
 
 
 def add_curation(kinds: Any) -> None:
@@ -39,10 +36,10 @@ def add_curation(kinds: Any) -> None:
 def _curate(args: argparse.Namespace) -> None:
     from fastcrystal.data.curation.curate import Curation, curate
     from fastcrystal.data.store import open_store
+    from fastcrystal.utils.files import refuse_existing
 
     options = with_settings(args, Curation())
-    if args.out.exists():
-        raise FileExistsError(f"{args.out} is there already: give another folder")
+    refuse_existing(args.out)
     curated = curate(open_store(args.store), options)
     path = curated.save(args.out)
     print(curated)

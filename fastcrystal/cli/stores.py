@@ -78,6 +78,7 @@ def _select(args: argparse.Namespace) -> None:
 def _split(args: argparse.Namespace) -> None:
     from fastcrystal.data.splits import split_by_formula
     from fastcrystal.data.store import open_store
+    from fastcrystal.utils.files import refuse_existing
 
     store = open_store(args.store)
     split = split_by_formula(store, args.fractions, args.seed)
@@ -86,8 +87,7 @@ def _split(args: argparse.Namespace) -> None:
             raise ValueError(
                 f"{args.store} has too few formulas ({len(store.formulas[0])}) to split: none is left for {side}"
             )
-        if (args.out / side).exists():
-            raise FileExistsError(f"{args.out / side} is there already: give another folder, or delete it")
+        refuse_existing(args.out / side)
     for side in SIDES:
         view: Store = store.select(getattr(split, side))
         view.save_view(args.out / side)
@@ -103,15 +103,8 @@ def _merge(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     from fastcrystal.data.store import open_store
-    from fastcrystal.data.store.export import export_extxyz, export_npz, export_parquet
+    from fastcrystal.data.store.export import export
 
     store = open_store(args.store)
-    if args.out.suffix == ".parquet":
-        export_parquet(store, args.out)
-    elif args.out.suffix in (".extxyz", ".xyz"):
-        export_extxyz(store, args.out)
-    elif args.out.suffix == ".npz":
-        export_npz(store, args.out)
-    else:
-        raise ValueError(f"out must end in .parquet, .extxyz or .npz, got {args.out.name!r}")
+    export(store, args.out)
     print(f"{len(store)} crystals: {args.out} ({args.out.stat().st_size / 1e6:.1f} MB)")

@@ -29,6 +29,7 @@ from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.collate import collate, spans
 from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.formula import formula_strings
+from fastcrystal.utils.files import whole_file
 
 #: attribute -> key in files and stores, where the two differ
 FILE_KEYS = {"num_sites": "natoms", "energy": "e_form", "space_group": "sg", "species": "numbers"}
@@ -256,10 +257,8 @@ class CrystalDataset:
             "frac": self.frac.astype(np.float32),
             **self.labels,
         }
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as f:
+        with whole_file(path) as partial, partial.open("wb") as f:
             np.savez_compressed(f, **arrays)  # type: ignore[arg-type]
-        partial.replace(path)
         return path
 
 

@@ -55,14 +55,30 @@ def alone_in(folder: Path) -> Iterator[None]:
         lock.release()
 
 
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A file to write beside `path`, which becomes `path` when it is whole and on the disk; after an error it goes."""
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        to_disk(partial)
+        partial.replace(path)
+        to_disk(path.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def refuse_existing(path: Path, what: str = "folder") -> None:
+    """Raise FileExistsError if there is something at `path`."""
+    if path.exists():
+        raise FileExistsError(f"{path} is there already: give another {what}, or delete it")
+
+
 def write_json(path: Path, values: dict[str, Any]) -> None:
     """Write JSON by way of a temporary file."""
     text = json.dumps(values, indent=2, allow_nan=False) + "\n"
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    to_disk(partial)
-    partial.replace(path)
-    to_disk(path.parent)
+    with whole_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def to_disk(path: Path) -> None:
@@ -85,12 +101,8 @@ def file_sha256(path: Path) -> str:
 
 def write_lines(path: Path, lines: Iterable[str]) -> None:
     """Write lines by way of a temporary file."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
+    with whole_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         file.writelines(line + "\n" for line in lines)
-    to_disk(partial)
-    partial.replace(path)
-    to_disk(path.parent)
 
 
 def cut_broken_line(path: Path) -> None:

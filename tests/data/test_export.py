@@ -13,7 +13,7 @@ import pytest
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
 from fastcrystal.data.store import Store
-from fastcrystal.data.store.export import export_extxyz, export_parquet
+from fastcrystal.data.store.export import export
 from fastcrystal.data.store.merge import merge_stores
 from fastcrystal.data.store.writer import StoreWriter
 
@@ -62,7 +62,7 @@ def test_parquet(data: CrystalDataset, tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr("fastcrystal.data.store.export.CHUNK", 7)
     without = replace(data, energy=np.where(np.arange(40) == 3, np.nan, data.energy).astype(np.float32))
     view = made(tmp_path / "s", without, "a").select([9, 3, 21])
-    rows = pq.read_table(export_parquet(view, tmp_path / "x.parquet", progress=False)).to_pylist()
+    rows = pq.read_table(export(view, tmp_path / "x.parquet", progress=False)).to_pylist()
     for row, i in zip(rows, [9, 3, 21], strict=True):
         one = data.select([i])
         assert (row["formula"], row["natoms"], row["sg"], row["source"]) == (
@@ -76,12 +76,12 @@ def test_parquet(data: CrystalDataset, tmp_path: Path, monkeypatch: pytest.Monke
         np.testing.assert_array_equal(row["numbers"], one.species)
         np.testing.assert_array_equal(np.array(row["frac"], dtype=np.float32), one.frac)
     with pytest.raises(FileExistsError, match="is there already"):
-        export_parquet(view, tmp_path / "x.parquet")
+        export(view, tmp_path / "x.parquet")
 
 
 def test_extxyz(data: CrystalDataset, tmp_path: Path) -> None:
     store = made(tmp_path / "s", data, "a")
-    frames = ase.io.read(export_extxyz(store, tmp_path / "x.extxyz", progress=False), index=":")
+    frames = ase.io.read(export(store, tmp_path / "x.extxyz", progress=False), index=":")
     assert len(frames) == 40
     offsets = data.offsets
     for i, atoms in enumerate(frames):

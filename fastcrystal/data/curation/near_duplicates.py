@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 from fastcrystal.data.store import Store
 from fastcrystal.structure.formula import formula_strings
+from fastcrystal.utils.files import whole_file
 
 if TYPE_CHECKING:
     from fastcrystal.structure.match import MatchResult
@@ -186,9 +187,9 @@ class NearDuplicates:
         columns["status"] = self.result.status
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        pq.write_table(pa.table(columns), partial)
-        return partial.replace(path)
+        with whole_file(path) as partial:
+            pq.write_table(pa.table(columns), partial)
+        return path
 
 
 def find_near_duplicates(

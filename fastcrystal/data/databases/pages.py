@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrystal.data.readers.entry import Reject
-from fastcrystal.utils.files import to_disk, try_lock, write_json
+from fastcrystal.utils.files import try_lock, whole_file, write_json
 
 RECORD = "pages.json"
 _PAGE = re.compile(r"page-(\d{6,})\.json\.gz")
@@ -105,10 +105,8 @@ class PageFolder:
     def add(self, body: bytes, entries: int, total: int | None) -> None:
         """Keep the next page, and count it."""
         path = self.path / f"page-{self.pages + 1:06d}.json.gz"
-        partial = path.with_name(path.name + ".partial")
-        partial.write_bytes(gzip.compress(body, 6, mtime=0))
-        to_disk(partial)
-        partial.replace(path)
+        with whole_file(path) as partial:
+            partial.write_bytes(gzip.compress(body, 6, mtime=0))
         self.pages += 1
         self.entries += entries
         self.total = total if total is not None else self.total

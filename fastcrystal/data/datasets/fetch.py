@@ -15,7 +15,7 @@ from typing import Any
 
 from fastcrystal.data.databases.download import DownloadError, Fetcher, RetryPolicy
 from fastcrystal.data.datasets.registry import NamedDataset, RemoteFile, named_dataset
-from fastcrystal.utils.files import file_sha256, to_disk, write_json
+from fastcrystal.utils.files import file_sha256, whole_file, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +109,9 @@ def fetch(
                 fetcher = fetcher or Fetcher(retry_policy)
                 logger.info(f"fetching {url}")
                 body = _download(fetcher, url, path)
-                _write(path, body, file)
+                with whole_file(path) as partial:
+                    partial.write_bytes(body)
+                    _checked(partial, file, None)
                 logger.info(f"{path}: {len(body) / 1e6:.1f} MB")
                 record[file.name] = {"url": url}
                 new.append(file.name)
@@ -137,19 +139,6 @@ def _download(fetcher: Fetcher, url: str, path: Path) -> bytes:
         what = "a web page" if body else "nothing"
         raise DownloadError(f"{url} gives {what} instead of the file: is there a login on the way? ({by_hand})")
     return body
-
-
-def _write(path: Path, body: bytes, file: RemoteFile) -> None:
-    """Under its own name only when it is whole and right."""
-    partial = path.with_name(path.name + ".partial")
-    partial.write_bytes(body)
-    to_disk(partial)
-    try:
-        _checked(partial, file, None)
-    except ValueError:
-        partial.unlink()
-        raise
-    partial.replace(path)
 
 
 def _checked(path: Path, file: RemoteFile, recorded: str | None) -> str:

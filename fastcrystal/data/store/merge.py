@@ -12,7 +12,7 @@ import numpy as np
 
 from fastcrystal.data.store import Store, open_store
 from fastcrystal.data.store.format import UNITS, manifest_of, open_part, write_array, write_manifest
-from fastcrystal.utils.files import to_disk
+from fastcrystal.utils.files import refuse_existing, to_disk
 
 
 def merge_stores(stores: Sequence[str | Path], out: str | Path) -> Store:
@@ -60,8 +60,7 @@ def merge_stores(stores: Sequence[str | Path], out: str | Path) -> Store:
                 f"{store.path} was made with other settings than {opened[0].path} ({what}): import both with the same"
             )
     out = Path(out)
-    if out.exists():
-        raise FileExistsError(f"{out} is there already: give another folder, or delete it")
+    refuse_existing(out)
     out.mkdir(parents=True)
     labels = list(dict.fromkeys(name for store in opened for name in store.labels))
     parts: list[dict[str, Any]] = []

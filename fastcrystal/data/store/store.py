@@ -38,7 +38,7 @@ from fastcrystal.data.store.format import (
 )
 from fastcrystal.features.elements import atomic_number
 from fastcrystal.structure.formula import formula_strings, parse_formula
-from fastcrystal.utils.files import file_sha256, to_disk
+from fastcrystal.utils.files import file_sha256, refuse_existing, to_disk
 
 #: stores up to this size have their checksums compared when they are opened: a fraction of a second
 VERIFIED_AT_ONCE = 64_000_000
@@ -303,8 +303,7 @@ class Store:
             If there is something at `path`.
         """
         path = Path(path)
-        if path.exists():
-            raise FileExistsError(f"{path} is there already: give another folder, or delete it")
+        refuse_existing(path)
         path.mkdir(parents=True)
         index = self._positions(None).astype("<i8")
         np.save(path / "index.npy", index, allow_pickle=False)

@@ -31,7 +31,7 @@ from fastcrystal.data.store.format import (
 )
 from fastcrystal.structure.canonical import Canonical
 from fastcrystal.structure.formula import formula_keys
-from fastcrystal.utils.files import to_disk, try_lock
+from fastcrystal.utils.files import to_disk, try_lock, whole_file
 
 if TYPE_CHECKING:
     from filelock import FileLock
@@ -349,16 +349,13 @@ class StoreWriter:
 
         path, fresh = self.path / "rejects.parquet", self.path / "rejects.jsonl"
         schema = pa.schema([("source", pa.string()), ("id", pa.string()), ("reason", pa.string())])
-        partial = path.with_name("rejects.parquet.partial")
         before = self._manifest["rejects_before"]  # a kill may have left the new ones in the file already
-        with pq.ParquetWriter(partial, schema) as out:
+        with whole_file(path) as partial, pq.ParquetWriter(partial, schema) as out:
             if before:
                 out.write_table(pq.read_table(path, schema=schema).slice(0, before))
             with fresh.open(encoding="utf-8") as lines:
                 while rows := [json.loads(line) for _, line in zip(range(65_536), lines, strict=False)]:
                     out.write_table(pa.Table.from_pylist(rows, schema))
-        to_disk(partial)
-        partial.replace(path)
 
 
 def _columns(
