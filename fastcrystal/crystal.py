@@ -54,30 +54,20 @@ def matrix_length(max_sites: int) -> int:
 
 @dataclass(frozen=True)
 class CrystalBatch:
-    """A padded batch of crystals.
-
-    Attributes
-    ----------
-    species : Tensor, shape (B, N), int64
-        Atomic numbers 1..103; 0 is padding.
-    frac : Tensor, shape (B, N, 3), floating
-        Fractional coordinates in [0, 1); exactly zero in padding.
-    lattice : Tensor, shape (B, 3, 3), floating
-        Row vectors, angstrom.
-    num_sites : Tensor, shape (B,), int64
-        Number of real sites, 1..N.
-    space_group : Tensor, shape (B,), int64
-        International number 1..230; 0 where unknown.
-    energy : Tensor, shape (B,), floating
-        Formation energy, eV/atom; NaN where unknown.
-    """
+    """A padded batch of crystals."""
 
     species: Tensor
+    """(B, N) int64: atomic numbers 1..103; 0 is padding."""
     frac: Tensor
+    """(B, N, 3) floating: fractional coordinates in [0, 1); exactly zero in padding."""
     lattice: Tensor
+    """(B, 3, 3) floating: row vectors, angstrom."""
     num_sites: Tensor
+    """(B,) int64: number of real sites, 1..N."""
     space_group: Tensor
+    """(B,) int64: international number 1..230; 0 where unknown."""
     energy: Tensor
+    """(B,) floating: formation energy, eV/atom; NaN where unknown."""
 
     def __len__(self) -> int:
         return self.species.shape[0]

@@ -39,18 +39,12 @@ STEPS = 12
 
 @dataclass(frozen=True)
 class Shifts:
-    """Translations of the origin, in fractional coordinates, that the space groups of M crystals allow.
-
-    Attributes
-    ----------
-    shift : Tensor, shape (M, K, 3), float32
-        In [0, 1), the first of each crystal (0, 0, 0); zero in padding.
-    count : Tensor, shape (M,), int64
-        How many of the K are shifts, at least 1.
-    """
+    """Translations of the origin, in fractional coordinates, that the space groups of M crystals allow."""
 
     shift: Tensor
+    """(M, K, 3) float32: in [0, 1), the first of each crystal (0, 0, 0); zero in padding."""
     count: Tensor
+    """(M,) int64: how many of the K are shifts, at least 1."""
 
     def __len__(self) -> int:
         return len(self.count)

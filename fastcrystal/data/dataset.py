@@ -37,38 +37,27 @@ FILE_KEYS = {"num_sites": "natoms", "energy": "e_form", "space_group": "sg", "sp
 
 @dataclass(frozen=True)
 class CrystalDataset:
-    """N crystals of S sites in all.
-
-    Attributes
-    ----------
-    species : ndarray, shape (S,), int64
-        Atomic numbers, crystal after crystal.
-    frac : ndarray, shape (S, 3), float32 or float64
-        Fractional coordinates; float32 in [0, 1) in a data set to train on, else as its source has them.
-    lattice : ndarray, shape (N, 3, 3), dtype of `frac`
-        Row vectors, angstrom.
-    num_sites : ndarray, shape (N,), int64
-    space_group : ndarray, shape (N,), int64
-        International number; 0: unknown.
-    energy : ndarray, shape (N,), floating
-        Formation energy, eV/atom; NaN: unknown.
-    formula : ndarray, shape (N,), str
-        Reduced formula: the same string for the same composition.
-    labels : dict of str to ndarray, shape (N,), str
-        Optional: "id", "source", "prototype".
-    name : str
-        Where it came from, for run folders and tables.
-    """
+    """N crystals of S sites in all."""
 
     species: NDArray[np.int64]
+    """(S,) int64: atomic numbers, crystal after crystal."""
     frac: NDArray[np.floating[Any]]
+    """(S, 3) float32 or float64: fractional coordinates; float32 in [0, 1) in a data set to train on, else as its
+    source has them."""
     lattice: NDArray[np.floating[Any]]
+    """(N, 3, 3) dtype of `frac`: row vectors, angstrom."""
     num_sites: NDArray[np.int64]
+    """(N,) int64."""
     space_group: NDArray[np.int64]
+    """(N,) int64: international number; 0: unknown."""
     energy: NDArray[np.floating[Any]]
+    """(N,) floating: formation energy, eV/atom; NaN: unknown."""
     formula: NDArray[np.str_]
+    """(N,) str: reduced formula, the same string for the same composition."""
     labels: dict[str, NDArray[np.str_]] = field(default_factory=dict)
+    """Optional: "id", "source", "prototype"."""
     name: str = ""
+    """Where it came from, for run folders and tables."""
 
     @classmethod
     def from_columns(

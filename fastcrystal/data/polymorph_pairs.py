@@ -35,24 +35,16 @@ _KEPT = 2
 
 @dataclass(frozen=True)
 class PolymorphPairs:
-    """Pairs of polymorphs as positions in a data set; the initial structure first, the more stable target second.
-
-    Attributes
-    ----------
-    lowest : ndarray, shape (P, 2), int64
-        (S_i, S_0), i > 0: the target is the group's lowest in energy.
-    other : ndarray, shape (Q, 2), int64
-        (S_i, S_j), i > j > 0: the target is not. Q grows with the square of a group's size.
-    lowest_group : ndarray, shape (P,), int64
-        Group of each lowest-energy pair, numbered from 0 by formula, then by number of sites.
-    other_group : ndarray, shape (Q,), int64
-        Group of each non-lowest pair, by the same numbers.
-    """
+    """Pairs of polymorphs as positions in a data set; the initial structure first, the more stable target second."""
 
     lowest: NDArray[np.int64]
+    """(P, 2) int64: (S_i, S_0), i > 0: the target is the group's lowest in energy."""
     other: NDArray[np.int64]
+    """(Q, 2) int64: (S_i, S_j), i > j > 0: the target is not. Q grows with the square of a group's size."""
     lowest_group: NDArray[np.int64]
+    """(P,) int64: group of each lowest-energy pair, numbered from 0 by formula, then by number of sites."""
     other_group: NDArray[np.int64]
+    """(Q,) int64: group of each non-lowest pair, by the same numbers."""
 
 
 def find_pairs(data: CrystalDataset, index: NDArray[np.integer] | NDArray[np.bool_] | None = None) -> PolymorphPairs:

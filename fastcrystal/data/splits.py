@@ -25,12 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Split:
-    """Positions in a data set, ascending; each crystal is on exactly one side.
-
-    Attributes
-    ----------
-    train, val, test : ndarray, int64
-    """
+    """Positions in a data set, ascending; each crystal is on exactly one side."""
 
     train: NDArray[np.int64]
     val: NDArray[np.int64]

@@ -38,29 +38,22 @@ _NUMBER = {symbol: z for z, symbol in enumerate(SYMBOLS) if symbol}
 
 @dataclass(frozen=True, eq=False)
 class ElementTable:
-    """Properties of the elements; row z is element z, row 0 is padding and zero. The arrays are read-only.
-
-    Attributes
-    ----------
-    values : ndarray, shape (104, 22), float32
-        Standardized: each column has zero mean and unit (population) variance over the rows 1..103.
-    raw : ndarray, shape (104, 22), float64
-        In the units of `units`.
-    imputed : ndarray, shape (104, 22), bool
-        True where the value is an estimate.
-    names, units, sources : tuple of str, length 22
-        Of the columns; "1" is the unit of a pure number.
-    loo_rmse : ndarray, shape (22,), float64
-        Leave-one-out error of the imputation in the unit of the column, 0 for columns without imputed values.
-    """
+    """Properties of the elements; row z is element z, row 0 is padding and zero. The arrays are read-only."""
 
     values: NDArray[np.float32]
+    """(104, 22) float32: standardized: each column has zero mean and unit (population) variance over the rows
+    1..103."""
     raw: NDArray[np.float64]
+    """(104, 22) float64: in the units of `units`."""
     imputed: NDArray[np.bool_]
+    """(104, 22) bool: true where the value is an estimate."""
     names: tuple[str, ...]
     units: tuple[str, ...]
     sources: tuple[str, ...]
+    """Of the 22 columns, like `names` and `units`; "1" is the unit of a pure number."""
     loo_rmse: NDArray[np.float64]
+    """(22,) float64: leave-one-out error of the imputation in the unit of the column, 0 for columns without imputed
+    values."""
 
     def column(self, name: str) -> NDArray[np.float64]:
         """A fresh copy of one column of `raw`, shape (104,).

@@ -57,19 +57,13 @@ _AT_ONCE = 1_000_000
 
 @dataclass(frozen=True)
 class Canonical:
-    """A crystal in canonical form.
-
-    Attributes
-    ----------
-    crystal : Crystal
-        Species in the order of `species_order`; coordinates in [0, 1), the first site at exactly (0, 0, 0); lattice in
-        standard orientation (lower-triangular), Niggli-reduced.
-    space_group : int
-        International number at the tolerance asked for.
-    """
+    """A crystal in canonical form."""
 
     crystal: Crystal
+    """Species in the order of `species_order`; coordinates in [0, 1), the first site at exactly (0, 0, 0); lattice in
+    standard orientation (lower-triangular), Niggli-reduced."""
     space_group: int
+    """International number at the tolerance asked for."""
 
 
 def species_order(species: NDArray[np.integer]) -> NDArray[np.int64]:

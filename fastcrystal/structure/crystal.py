@@ -12,21 +12,14 @@ if TYPE_CHECKING:
 
 
 class Crystal(NamedTuple):
-    """One crystal in some cell.
-
-    Attributes
-    ----------
-    species : ndarray, shape (n,), int64
-        Atomic numbers 1..103.
-    frac : ndarray, shape (n, 3), float64
-        Fractional coordinates.
-    lattice : ndarray, shape (3, 3), float64
-        Row vectors, angstrom; cartesian = frac @ lattice.
-    """
+    """One crystal in some cell."""
 
     species: NDArray[np.int64]
+    """(n,) int64: atomic numbers 1..103."""
     frac: NDArray[np.float64]
+    """(n, 3) float64: fractional coordinates."""
     lattice: NDArray[np.float64]
+    """(3, 3) float64: row vectors, angstrom; cartesian = frac @ lattice."""
 
     @property
     def num_sites(self) -> int:

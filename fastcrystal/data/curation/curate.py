@@ -81,27 +81,17 @@ class Curation:
 
 @dataclass(frozen=True)
 class Step:
-    """What one step did.
-
-    Attributes
-    ----------
-    name : str
-    before, after : int
-        Crystals.
-    elements : tuple of str
-        Symbols of the elements that went.
-    groups : tuple of int
-        Space groups that went.
-    formulas : int
-        Formulas that went.
-    """
+    """Counts of one step; `before` and `after` are crystals."""
 
     name: str
     before: int
     after: int
     elements: tuple[str, ...] = ()
+    """Symbols of the elements that went."""
     groups: tuple[int, ...] = ()
+    """Space groups that went."""
     formulas: int = 0
+    """Formulas that went."""
 
     @property
     def gone(self) -> int:
@@ -123,14 +113,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Curated:
-    """A view of a store, and how it came about.
-
-    Attributes
-    ----------
-    view : Store
-    options : Curation
-    steps : tuple of Step
-    """
+    """A view of a store, and the steps that led to it."""
 
     view: Store
     options: Curation

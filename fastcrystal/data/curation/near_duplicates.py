@@ -78,47 +78,31 @@ class PairSettings:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of crystals to compare; P of them.
-
-    Attributes
-    ----------
-    first, second : ndarray, shape (P,), int64
-        Rows of the store, first < second; ascending.
-    n_groups : int
-        Polymorph groups they are from: all of the store, or the sample.
-    rows : ndarray, shape (n,), int64
-        Crystals of these groups, those that have no pair too.
-    n_in_groups : int
-        Crystals of these groups, more than `rows` where `per_group` cut one down.
-    n_sites, n_volume, n_energy : int
-        Pairs left out because their sites, then volumes, then energies differ.
-    """
+    """Pairs of crystals to compare; P of them."""
 
     first: NDArray[np.int64]
     second: NDArray[np.int64]
+    """(P,) int64, as `first`: rows of the store, first < second; ascending."""
     n_groups: int
+    """Polymorph groups they are from: all of the store, or the sample."""
     rows: NDArray[np.int64]
+    """(n,) int64: crystals of these groups, those that have no pair too."""
     n_in_groups: int
+    """Crystals of these groups, more than `rows` where `per_group` cut one down."""
     n_sites: int
     n_volume: int
     n_energy: int
+    """Pairs left out because their sites (`n_sites`), then volumes, then energies differ."""
 
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """Verdicts on P pairs.
-
-    Attributes
-    ----------
-    store : Store
-    pairs : Pairs
-    result : MatchResult
-        In the order of the pairs.
-    """
+    """Verdicts on P pairs."""
 
     store: Store
     pairs: Pairs
     result: MatchResult
+    """In the order of the pairs."""
 
     @property
     def crystals(self) -> int:

@@ -23,38 +23,25 @@ PAPER_GROUPS = (7, 71)
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts of N crystals.
-
-    Attributes
-    ----------
-    name : str
-    n_crystals : int
-    by_label : dict of str to int
-        Crystals of each collection, those that have any.
-    by_sites : ndarray, shape (M + 1,), int64
-        Crystals with 0..M sites.
-    by_group : ndarray, shape (231,), int64
-        Crystals of each space group, as computed; 0: unknown.
-    by_element : ndarray, shape (104,), int64
-        Crystals that contain each element; 0 is padding.
-    group_sizes : ndarray, shape (F,), int64
-        Crystals of each formula.
-    energy : dict of str to ndarray
-        Known formation energies of each collection, eV/atom, float32.
-    n_declared, n_disagreeing : int
-        Crystals whose group is both declared and computed, and those of them where the two differ.
-    """
+    """Counts of N crystals."""
 
     name: str
     n_crystals: int
     by_label: dict[str, int]
+    """Crystals of each collection, those that have any."""
     by_sites: NDArray[np.int64]
+    """(M + 1,) int64: crystals with 0..M sites."""
     by_group: NDArray[np.int64]
+    """(231,) int64: crystals of each space group, as computed; 0: unknown."""
     by_element: NDArray[np.int64]
+    """(104,) int64: crystals that contain each element; 0 is padding."""
     group_sizes: NDArray[np.int64]
+    """(F,) int64: crystals of each formula."""
     energy: dict[str, NDArray[np.float32]]
+    """Known formation energies of each collection, eV/atom, float32."""
     n_declared: int
     n_disagreeing: int
+    """Of the `n_declared` crystals whose group is both declared and computed, those where the two differ."""
 
     @property
     def disagreement(self) -> float | None:

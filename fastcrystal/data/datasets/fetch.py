@@ -28,22 +28,14 @@ _POINTER = b"version https://git-lfs.github.com/spec/"
 
 @dataclass(frozen=True)
 class Fetched:
-    """Files of a data set on disk.
-
-    Attributes
-    ----------
-    dataset : NamedDataset
-    folder : Path
-    sha256 : dict of str to str
-        Of every file, as it is.
-    new : tuple of str
-        Files that were downloaded just now.
-    """
+    """Files of a data set on disk."""
 
     dataset: NamedDataset
     folder: Path
     sha256: dict[str, str]
+    """Checksum of every file."""
     new: tuple[str, ...]
+    """Files that were downloaded just now."""
 
     @property
     def import_command(self) -> str:

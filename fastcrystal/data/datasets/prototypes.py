@@ -23,19 +23,12 @@ ROLE_GAP = 0.5
 
 @dataclass(frozen=True)
 class DecoratedPrototype:
-    """An unrelaxed crystal: a prototype with the elements of a formula.
-
-    Attributes
-    ----------
-    formula : str
-        Reduced formula as asked for.
-    prototype : str
-        AFLOW label, for example "AB2_hP3_191_a_d"; an ordered sublattice adds "+" and its number.
-    crystal : Crystal
-    """
+    """An unrelaxed crystal: a prototype with the elements of a formula."""
 
     formula: str
+    """Reduced formula as asked for."""
     prototype: str
+    """AFLOW label, for example "AB2_hP3_191_a_d"; an ordered sublattice adds "+" and its number."""
     crystal: Crystal
 
     @property

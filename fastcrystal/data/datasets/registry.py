@@ -11,60 +11,41 @@ from fastcrystal.utils.settings import load_toml
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file of a data set.
-
-    Attributes
-    ----------
-    name : str
-        On disk.
-    url : str
-    sha256 : str or None
-        Of its bytes, in hexadecimal; None: not known, the file cannot be verified.
-    """
+    """One file of a data set."""
 
     name: str
+    """File name on disk."""
     url: str
     sha256: str | None = None
+    """Checksum in hexadecimal; None: not known, the file cannot be verified."""
 
 
 @dataclass(frozen=True)
 class NamedDataset:
-    """A public data set.
-
-    Attributes
-    ----------
-    name : str
-    what : str
-        In a line.
-    page : str
-        For people.
-    files : tuple of RemoteFile
-    structures : tuple of str
-        Files to import, in this order.
-    licence : str
-    citation : tuple of str
-    energies : str
-        Kind of its energies.
-    options : tuple of str
-        Words of `fastcrystal data import` besides the files; one with a "/" is a file of this data set.
-    """
+    """A public data set."""
 
     name: str
     what: str
+    """Contents in a line."""
     page: str
+    """Web page."""
     files: tuple[RemoteFile, ...]
     structures: tuple[str, ...]
+    """Files to import, in this order."""
     licence: str
     citation: tuple[str, ...]
     energies: str
+    """Kind of its energies."""
     options: tuple[str, ...] = ()
+    """Words of `fastcrystal data import` besides the files; one with a "/" is a file of this data set."""
 
 
 def _entry(name: str, known: dict[str, Any]) -> NamedDataset:
     base, sums = known.pop("base_url"), known.pop("sha256", {})
     names = known.pop("files", known["structures"])
     files = tuple(RemoteFile(file, f"{base}/{file}", sums.get(file)) for file in names)
-    return NamedDataset(name, files=files, **{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in known.items()}
+    return NamedDataset(name, files=files, **values)
 
 
 DATASETS = {name: _entry(name, known) for name, known in load_toml(Path(__file__).with_name("registry.toml")).items()}

@@ -75,21 +75,14 @@ GUESS = Wanted()
 
 @dataclass(frozen=True)
 class Columns:
-    """Names found; None: the source has none, or none that is known.
-
-    Attributes
-    ----------
-    id, energy, group, cif : str or None
-        Columns of a table, or keys of a record.
-    others : tuple of str
-        Those that are not read.
-    """
+    """Columns of a table, or keys of a record, by what they hold; None: there is none, or none that is known."""
 
     id: str | None = None
     energy: str | None = None
     group: str | None = None
     cif: str | None = None
     others: tuple[str, ...] = ()
+    """Those that are not read."""
 
     def shown(self) -> dict[str, str]:
         """Names of what is read, for reports: {"id": "material_id", ...}."""
@@ -109,17 +102,10 @@ class Columns:
 
 @dataclass(frozen=True)
 class EnergyTable:
-    """Energies by structure id.
-
-    Attributes
-    ----------
-    values : dict of str to float
-        eV/atom; NaN where the file has no number.
-    id_column, energy_column : str
-        The columns they were read from.
-    """
+    """Energies by structure id, and the columns of the file that they were read from."""
 
     values: dict[str, float]
+    """eV/atom; NaN where the file has no number."""
     id_column: str
     energy_column: str
 

@@ -19,34 +19,23 @@ Format: TypeAlias = Literal["cif", "poscar", "extxyz", "json", "arrays"]
 
 @dataclass(frozen=True)
 class Entry:
-    """One structure of a source.
-
-    Attributes
-    ----------
-    id : str
-        Its name for people: a file's without "POSCAR_" and suffix, a table's id, a database's identifier.
-    name : str
-        Where it was found inside the source: the file's path, the archive member, "table.csv:17".
-    format : {"cif", "poscar", "extxyz", "json", "arrays"}
-        What `payload` is.
-    payload : str or Crystal
-        The text of a file; of one frame ("extxyz"); of the lattice and sites of a pymatgen Structure ("json"); or, for
-        "arrays", the crystal, unchecked.
-    energy : float
-        Formation energy, eV/atom, as given; NaN: none given.
-    declared_group : int
-        Space-group number that the source states, 0: none.
-    label : str
-        The collection that it is from, where a source holds several; "": the source's own name.
-    """
+    """One structure of a source."""
 
     id: str
+    """Its name for people: a file's without "POSCAR_" and suffix, a table's id, a database's identifier."""
     name: str
+    """Where it was found inside the source: the file's path, the archive member, "table.csv:17"."""
     format: Format
+    """How `payload` is written."""
     payload: str | Crystal
+    """The text of a file; of one frame ("extxyz"); of the lattice and sites of a pymatgen Structure ("json"); or, for
+    "arrays", the crystal, unchecked."""
     energy: float = math.nan
+    """Formation energy, eV/atom, as given; NaN: none given."""
     declared_group: int = 0
+    """Space-group number that the source states, 0: none."""
     label: str = ""
+    """The collection that it is from, where a source holds several; "": the source's own name."""
 
 
 @dataclass(frozen=True)

@@ -70,32 +70,21 @@ class Rules:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an entry.
-
-    Attributes
-    ----------
-    source : int
-        Number of its source.
-    id : str
-    form : Canonical or None
-        The crystal; None: rejected.
-    reason : str
-        Why, on one line; "" for a crystal.
-    energy : float
-        Formation energy, eV/atom; NaN: unknown.
-    declared_group : int
-        Space group that the source states; 0: none. Of a crystal that was ordered here: 0, it is not of that group.
-    label : str
-        Collection inside the source; "": the source itself.
-    """
+    """What became of an entry."""
 
     source: int
+    """Number of its source."""
     id: str
     form: Canonical | None
+    """The crystal; None: rejected."""
     reason: str = ""
+    """Why, on one line; "" for a crystal."""
     energy: float = math.nan
+    """Formation energy, eV/atom; NaN: unknown."""
     declared_group: int = 0
+    """Space group that the source states; 0: none. Of a crystal that was ordered here: 0, it is not of that group."""
     label: str = ""
+    """Collection inside the source; "": the source itself."""
 
 
 class _OutOfTime(BaseException):

@@ -42,24 +42,16 @@ _PACKED = r"(\.(gz|bz2|xz))?$"
 
 @dataclass(frozen=True)
 class Source:
-    """Something that holds crystals; iterating it yields `Entry` and `Reject`, with unique ids, from the start.
-
-    Attributes
-    ----------
-    path : Path
-    kind : str
-        As in the table above.
-    columns : Columns
-        What is read from which column or key.
-    total : int or None
-        How many structures there are, where that is known before they are read.
-    """
+    """Something that holds crystals; iterating it yields `Entry` and `Reject`, with unique ids, from the start."""
 
     path: Path
     kind: str
+    """As in the table above."""
     entries: Callable[[], Iterator[Entry | Reject]] = field(repr=False)
     columns: Columns = field(default_factory=Columns)
+    """What is read from which column or key."""
     total: int | None = None
+    """How many structures there are, where that is known before they are read."""
     energies: EnergyTable | None = field(default=None, repr=False)
 
     @property
@@ -87,21 +79,14 @@ class Source:
 
 @dataclass(frozen=True)
 class Record:
-    """One structure.
-
-    Attributes
-    ----------
-    id : str
-        Its name: the file's without "POSCAR_" and suffix, or the table's id.
-    structure : pymatgen Structure
-        Ordered, of known elements, no two sites nearer than 0.5 angstrom.
-    energy : float
-        eV/atom, as given; NaN where no energies were given.
-    """
+    """One structure."""
 
     id: str
+    """Its name: the file's without "POSCAR_" and suffix, or the table's id."""
     structure: Structure
+    """Ordered, of known elements, no two sites nearer than 0.5 angstrom."""
     energy: float
+    """eV/atom, as given; NaN where no energies were given."""
 
 
 def open_source(

@@ -94,21 +94,14 @@ class ColumnFile:
 
 @dataclass(frozen=True)
 class Part:
-    """One part's arrays: memory-mapped, or in memory.
-
-    Attributes
-    ----------
-    name : str
-        Its folder's.
-    columns : dict of str to ndarray
-        As in the module's docstring.
-    files : dict of str to ColumnFile
-        The files of the large columns, to read single crystals from; none where the columns are in memory.
-    """
+    """One part's arrays: memory-mapped, or in memory."""
 
     name: str
+    """Name of its folder."""
     columns: Columns
+    """As in the module's docstring."""
     files: dict[str, ColumnFile] = field(default_factory=dict)
+    """The files of the large columns, to read single crystals from; none where the columns are in memory."""
 
     def __len__(self) -> int:
         return len(self.columns["sg"])

@@ -28,23 +28,16 @@ _NAMES = re.compile(
 
 @dataclass
 class Tally:
-    """Counts of one source.
-
-    Attributes
-    ----------
-    n_structures, n_rejected : int
-        Used, and not; together they are all that was read.
-    declared, disagree : int
-        Structures whose source states a space group, and those of them in which the computed one is another.
-    reasons : dict of str to int
-        How many were rejected for each kind of reason.
-    """
+    """Counts of one source."""
 
     n_structures: int = 0
     n_rejected: int = 0
+    """With `n_structures`, which were used, all that was read."""
     declared: int = 0
     disagree: int = 0
+    """Of the `declared` structures, whose source states a space group, those in which the computed one is another."""
     reasons: dict[str, int] = field(default_factory=dict)
+    """How many were rejected for each kind of reason."""
 
     def count(self, outcome: Outcome) -> None:
         """One more."""
@@ -63,28 +56,19 @@ class Tally:
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What an import did.
-
-    Attributes
-    ----------
-    path, rejects_path : Path
-        The data set or store, and the table of every structure left out and why: `rejects.parquet` in a store, else
-        beside the data set with one JSON object {"source", "id", "reason"} a line.
-    sources : list of Source
-    tallies : list of Tally
-        One for each source.
-    energies : tuple of str
-        Id and energy column of the energies file; empty where none was given.
-    n_before : int
-        Crystals that a store that was appended to had before.
-    """
+    """Result of an import."""
 
     path: Path
     rejects_path: Path
+    """Every structure left out and why: `rejects.parquet` in a store, else one JSON object {"source", "id", "reason"} a
+    line beside the data set."""
     sources: list[Source]
     tallies: list[Tally]
+    """One for each source."""
     energies: tuple[str, str] | tuple[()] = ()
+    """Id and energy column of the energies file; empty where none was given."""
     n_before: int = 0
+    """Crystals that a store that was appended to had before."""
 
     @property
     def n_structures(self) -> int:
