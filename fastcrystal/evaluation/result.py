@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from fastcrystal.utils.files import write_json
+from fastcrystal.utils.files import whole_file, write_json
 
 #: types of columns that are not float64, by pyarrow's names
 _TYPES = {
@@ -248,11 +248,10 @@ class Evaluation:
         (folder / "reference.parquet").unlink(missing_ok=True)
         for name, columns in (("crystals", self.crystals), ("reference", self.reference)):
             if columns:
-                partial = folder / f"{name}.parquet.partial"
                 # types are given: a column of nothing but None has the type of its kind, so that tables can be joined
                 arrays = {k: pa.array(v, pa.type_for_alias(_TYPES.get(k, "float64"))) for k, v in columns.items()}
-                pq.write_table(pa.table(arrays), partial)
-                partial.replace(folder / f"{name}.parquet")
+                with whole_file(folder / f"{name}.parquet") as partial:
+                    pq.write_table(pa.table(arrays), partial)
         (folder / "table.md").write_text(self.table() + "\n", encoding="utf-8")
         write_json(folder / "result.json", self.values())
         return folder

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastcrystal.parallel.distributed import DistributedContext
+from fastcrystal.utils.files import write_lines
 
 
 class MetricLogger:
@@ -96,7 +97,4 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 def _cut(path: Path, step: int) -> None:
     """Drop the lines after `step`, which training is about to write again."""
     if path.is_file():
-        kept = [line for line in read_metrics(path) if line["step"] <= step]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        partial.replace(path)
+        write_lines(path, [json.dumps(line) for line in read_metrics(path) if line["step"] <= step])
