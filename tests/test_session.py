@@ -56,6 +56,7 @@ from fastcrystal.data.load import load_dataset
 from fastcrystal.experiments.figures import make_figures
 from fastcrystal.experiments.run import train_and_evaluate
 from fastcrystal.loss import pbc_loss
+from fastcrystal.relaxation.potentials import load_potential
 from fastcrystal.structure.canonical import canonicalize_many
 from fastcrystal.structure.match import match_pairs
 from fastcrystal.utils.files import alone_in
@@ -74,6 +75,7 @@ assert match_pairs(data.batch()[:2], data.batch()[:2], jobs=1, progress=False).f
 with alone_in(out / "lock"):
     make_figures(out=out / "figures", dpi=40)
 draw_crystals(structures[:1], ["one"], out / "crystal.png")
+load_potential("tests.factories.calculators:spheres")
 with patch.dict("fastcrystal.model.config.PRESETS", slim=TINY_NETWORK):
     data.save(out / "data.npz")
     train_and_evaluate(tiny_config(out / "data.npz", max_steps=2, max_test=2), out / "run", jobs=1)
