@@ -17,7 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrystal.parallel.worker import Handler
-from fastcrystal.structure.crystal import Crystal
 
 if TYPE_CHECKING:
     from fastcrystal.data.dataset import CrystalDataset
@@ -38,7 +37,7 @@ SYMPREC = 0.1
 def make_handler() -> Handler:
     """The function that answers in a worker.
 
-    A request with "crystal", [species, frac, lattice], and "symprecs" (angstrom) gets "groups", a space-group number or
+    A request with "crystal" (a Crystal) and "symprecs" (angstrom) gets "groups", a space-group number or
     None for each of them. One with "formula" gets "balanced", a bool. Both get "status": "ok", or "error: " and what
     was raised.
     """
@@ -52,8 +51,7 @@ def make_handler() -> Handler:
                 from smact.screening import smact_validity
 
                 return {"status": "ok", "balanced": bool(smact_validity(request["formula"], **CHARGE_RULES))}
-            crystal = Crystal(*request["crystal"])
-            return {"status": "ok", "groups": [space_group_of(crystal, s) for s in request["symprecs"]]}
+            return {"status": "ok", "groups": [space_group_of(request["crystal"], s) for s in request["symprecs"]]}
         except Exception as error:
             return {"status": f"error: {type(error).__name__}: {error}"[:300]}
 
@@ -74,8 +72,7 @@ def find_space_groups(
     """
 
     def task_at(i: int) -> dict[str, Any]:
-        crystal = [array.tolist() for array in crystals[i]]
-        return {"time_limit": settings.time_limit, "crystal": crystal, "symprecs": list(symprecs)}
+        return {"time_limit": settings.time_limit, "crystal": crystals[i], "symprecs": symprecs}
 
     answers = _run(task_at, len(crystals), settings, "space groups")
     groups = np.array([[g or 0 for g in a.get("groups", [0] * len(symprecs))] for a in answers], dtype=np.int64)

@@ -10,23 +10,21 @@ On a cluster (`fastcrystal.parallel.map.backend`) the caller is a task of the cl
 from __future__ import annotations
 
 import functools
-import json
 import os
-import selectors
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from multiprocessing import Pipe, connection
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 from fastcrystal.parallel.map import available_cores as available_cores
 from fastcrystal.parallel.map import is_local, map_parallel, workers
-from fastcrystal.parallel.worker import encode
 from fastcrystal.utils.progress import progress_bar
 
 #: seconds a worker may take to import its libraries (cold, shared file systems are slow)
@@ -41,46 +39,35 @@ _MOST_TOGETHER = 128
 
 
 class Worker:
-    """A child process, what it is doing, and until when it may."""
+    """A child process, the task that it has, and the deadline of it."""
 
     def __init__(self, command: Sequence[str]) -> None:
         # the child finds the packages where we found them, whatever put them on sys.path here
         path = [str(_ROOT), *(os.path.abspath(p) for p in sys.path)]
         env = {**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(path)}
-        self.stderr = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the worker; closed in stop)
-        # a session of its own: Ctrl-C reaches the caller only, which then stops the workers
-        self.process = subprocess.Popen(
-            [sys.executable, *command],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self.stderr,
-            bufsize=0,
-            cwd=_ROOT,
-            env=env,
-            start_new_session=True,
-        )
-        assert self.process.stdin is not None  # for the type checker: PIPE above
-        assert self.process.stdout is not None
-        self.stdin, self.stdout = self.process.stdin, self.process.stdout
-        self.buffer = b""
+        self.said = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the worker; closed in stop)
+        self.connection, theirs = Pipe()
+        with theirs:
+            # a session of its own: Ctrl-C reaches the caller only, which then stops the workers
+            self.process = subprocess.Popen(
+                [sys.executable, *command],
+                stdin=theirs.fileno(),
+                stdout=self.said,
+                stderr=self.said,
+                cwd=_ROOT,
+                env=env,
+                start_new_session=True,
+            )
         self.ready = False
         self.task: int | None = None
         self.deadline = time.monotonic() + STARTUP_LIMIT
 
-    def send(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[self.stdin.write(view) :]
-
-    def receive(self) -> tuple[list[dict[str, Any]], bool]:
-        """Whole messages that have arrived, and whether the pipe is still open."""
-        chunk = os.read(self.stdout.fileno(), 1 << 16)
-        self.buffer += chunk
-        messages = []
-        while len(self.buffer) >= 4 and len(self.buffer) >= 4 + (size := struct.unpack("<I", self.buffer[:4])[0]):
-            messages.append(json.loads(self.buffer[4 : 4 + size]))
-            self.buffer = self.buffer[4 + size :]
-        return messages, bool(chunk)
+    def receive(self, limit: float | None = None) -> dict[str, Any] | None:
+        """The next message; None where none comes within `limit` seconds or the worker is gone."""
+        try:
+            return self.connection.recv() if self.connection.poll(limit) else None
+        except (EOFError, OSError):
+            return None
 
     def stop(self) -> str:
         """Reap and close a worker that is killed or dying; returns how it ended and its last words."""
@@ -90,10 +77,10 @@ class Worker:
             except subprocess.TimeoutExpired:
                 self.process.kill()
         code = self.process.wait()
-        self.stderr.seek(0)
-        lines = self.stderr.read().decode(errors="replace").strip().splitlines()
-        for stream in (self.stdin, self.stdout, self.stderr):
-            stream.close()
+        self.said.seek(0)
+        lines = self.said.read().decode(errors="replace").strip().splitlines()
+        self.connection.close()
+        self.said.close()
         try:
             how = f"killed by {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         except ValueError:
@@ -116,7 +103,7 @@ def run_tasks(
     Parameters
     ----------
     task_at : callable
-        Task number -> request, JSON values; "time_limit" is among them.
+        Task number -> request, with its "time_limit" among the values.
     count : int
         Number of tasks.
     command : sequence of str
@@ -152,18 +139,12 @@ def run_tasks(
     jobs = available_cores() if jobs is None else jobs
     answers: dict[int, dict[str, Any]] = {}
     pending, sent_twice = deque(range(count)), set[int]()
-    workers: set[Worker] = set()
-    bar = progress_bar(total=count, unit="task", desc=label, show=progress)
-    with selectors.DefaultSelector() as selector, bar:
+    workers: dict[Connection, Worker] = {}
 
-        def start() -> None:
-            worker = Worker(command)
-            workers.add(worker)
-            selector.register(worker.stdout, selectors.EVENT_READ, worker)
+    with progress_bar(total=count, unit="task", desc=label, show=progress) as bar:
 
         def retire(worker: Worker) -> str:
-            selector.unregister(worker.stdout)
-            workers.remove(worker)
+            del workers[worker.connection]
             return worker.stop()
 
         def answer(task: int, reply: dict[str, Any]) -> None:
@@ -172,16 +153,15 @@ def run_tasks(
 
         def give(worker: Worker) -> None:
             """Hand the worker its next task; one found dead before it got the task is replaced, the task kept."""
-            worker.task = None
-            worker.deadline = float("inf")
+            worker.task, worker.deadline = None, float("inf")
             if not pending:
                 return
             task = pending.popleft()
             try:
                 worker.deadline = time.monotonic() + time_limit
-                worker.send(encode(task_at(task)))
+                worker.connection.send(task_at(task))
                 worker.task = task
-            except BrokenPipeError:
+            except OSError:
                 why = retire(worker)
                 if task in sent_twice:
                     answer(task, {"status": f"crashed: {why}"})
@@ -192,11 +172,10 @@ def run_tasks(
         def lose(worker: Worker, status: str) -> None:
             """A worker died or was too slow: record its task. One that never came up is not tried again."""
             nonlocal jobs
-            task, ready = worker.task, worker.ready
             why = retire(worker)
-            if task is not None:
-                answer(task, {"status": status if status == "timeout" else f"crashed: {why}"})
-            elif not ready:
+            if worker.task is not None:
+                answer(worker.task, {"status": status or f"crashed: {why}"})
+            elif not worker.ready:
                 jobs -= 1
                 if not workers:
                     raise RuntimeError(f"no worker could be started with {' '.join(command)}: {why}")
@@ -204,25 +183,24 @@ def run_tasks(
         try:
             while len(answers) < count:
                 while len(workers) < min(max(jobs, 1), count - len(answers)) and (pending or not workers):
-                    start()
-                now = time.monotonic()
-                wait = max(0.0, min(w.deadline for w in workers) - now)
-                for key, _ in selector.select(None if wait == float("inf") else wait):
-                    worker: Worker = key.data
-                    messages, is_open = worker.receive()
-                    for message in messages:
-                        if worker.ready and worker.task is not None:
-                            answer(worker.task, message)
-                        worker.ready = True
-                        give(worker)
-                    if not is_open and worker in workers:
-                        lose(worker, "crashed")
-                now = time.monotonic()
-                for worker in [w for w in workers if w.deadline <= now]:
+                    worker = Worker(command)
+                    workers[worker.connection] = worker
+                left = max(0.0, min(w.deadline for w in workers.values()) - time.monotonic())
+                for ready in connection.wait(list(workers), None if left == float("inf") else left):
+                    worker = workers[ready]  # type: ignore[index]
+                    message = worker.receive()
+                    if message is None:
+                        lose(worker, "")
+                        continue
+                    if worker.task is not None:
+                        answer(worker.task, message)
+                    worker.ready = True
+                    give(worker)
+                for worker in [w for w in workers.values() if w.deadline <= time.monotonic()]:
                     worker.process.kill()
                     lose(worker, "timeout")
         finally:
-            for worker in list(workers):
+            for worker in list(workers.values()):
                 worker.process.kill()
                 retire(worker)
     return [answers[i] for i in range(count)]

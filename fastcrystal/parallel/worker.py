@@ -1,21 +1,20 @@
-"""A worker process: requests in on stdin, answers out on stdout, one at a time.
+"""A worker process: it answers requests, one at a time, on the socket that is its stdin.
 
 `fastcrystal.parallel.pool` starts it as `python -m fastcrystal.parallel.worker MODULE:FUNCTION`, where FUNCTION makes
 the handler of requests. It is a fresh interpreter rather than a fork: it cannot inherit a thread pool of torch in
-mid-flight, and it never runs the caller's script again. A message is four bytes of length (little-endian) and as many
-bytes of JSON, which carries float64 exactly.
+mid-flight, and it never runs the caller's script again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
-import json
 import os
-import struct
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from multiprocessing.connection import Connection
+from typing import Any
 
 #: address space of a worker, bytes: pathological cells make pymatgen build endless neighbor lists, and without a limit
 #: the machine's out-of-memory killer may take the caller instead of the worker
@@ -25,33 +24,18 @@ MEMORY_LIMIT = 8 << 30
 Handler = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def read_message(stream: BinaryIO) -> dict[str, Any] | None:
-    """The next message, or None at the end of the stream."""
-    head = stream.read(4)
-    if len(head) < 4:
-        return None
-    message: dict[str, Any] = json.loads(stream.read(struct.unpack("<I", head)[0]))
-    return message
-
-
-def encode(message: dict[str, Any]) -> bytes:
-    """A message as it goes over the pipe."""
-    body = json.dumps(message).encode()
-    return struct.pack("<I", len(body)) + body
-
-
 def serve(make_handler: Callable[[], Handler]) -> None:
-    """Answer requests until stdin closes; each has its "time_limit" (s). `make_handler` does the slow imports."""
-    # stdout is the pipe to the caller: keep it to ourselves, and send whatever libraries print to stderr
-    out = os.fdopen(os.dup(1), "wb", buffering=0)
-    os.dup2(2, 1)
+    """Answer requests until the caller is gone; each has its "time_limit" (s). `make_handler` does the slow imports."""
+    connection = Connection(os.dup(0))
     warnings.simplefilter("ignore")
     _limit_memory()
     handle = make_handler()
-    out.write(encode({"ready": True}))
-    while (request := read_message(sys.stdin.buffer)) is not None:
-        _last_resort(request["time_limit"])
-        out.write(encode(handle(request)))
+    connection.send({"ready": True})
+    with contextlib.suppress(EOFError):
+        while True:
+            request = connection.recv()
+            _last_resort(request["time_limit"])
+            connection.send(handle(request))
 
 
 def load_handler(name: str) -> Handler:

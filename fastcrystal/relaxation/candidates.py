@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 from fastcrystal.parallel.map import map_parallel
-from fastcrystal.parallel.worker import encode
 from fastcrystal.relaxation import process
 from fastcrystal.relaxation.candidate import Candidate, crystal_of, crystal_values
 from fastcrystal.relaxation.potentials import scale_of
@@ -116,7 +115,7 @@ def _relax_group(
     crystals = [crystal_values(c.crystal) for c in waiting]
     message = {**settings.to_dict(), "crystals": crystals, "soft_limit": soft, "time_limit": limit}
     how = "alone" if settings.batch == 1 else "together"
-    reply = process.ask((WORKER, potential, settings.device, folder, how), encode(message), limit)
+    reply = process.ask((WORKER, potential, settings.device, folder, how), message, limit)
     if "reason" in reply and settings.batch > 1:
         alone = replace(settings, batch=1)
         problem = f"a batch of {len(waiting)} crystals is relaxed one by one: {reply['reason']}"

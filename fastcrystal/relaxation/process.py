@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import threading
 import time
 from typing import Any
@@ -13,7 +12,7 @@ from fastcrystal.parallel.pool import Worker
 _own = threading.local()
 
 
-def ask(command: tuple[str, ...], message: bytes, limit: float) -> dict[str, Any]:
+def ask(command: tuple[str, ...], message: dict[str, Any], limit: float) -> dict[str, Any]:
     """The answer of this thread's process, or the reason why there is none; a process that is lost is replaced.
 
     The command is the module that the process runs and its arguments, the potential first.
@@ -21,14 +20,14 @@ def ask(command: tuple[str, ...], message: bytes, limit: float) -> dict[str, Any
     for _ in range(2):
         process = _process(command)
         try:
-            process.send(message)
-        except BrokenPipeError:  # it went while it had nothing to do
+            process.connection.send(message)
+        except OSError:  # it went while it had nothing to do
             close()
             continue
-        answer = _receive(process, limit)
+        answer = process.receive(limit)
         if answer is not None:
             return answer
-        hangs = process.process.poll() is None and _still_open(process)
+        hangs = process.process.poll() is None and not process.connection.poll()
         how = close()
         if hangs:
             return {"reason": f"relaxation did not come back within {limit:g} s and was killed"}
@@ -42,27 +41,9 @@ def _process(command: tuple[str, ...]) -> Worker:
         close()
         process = Worker(["-m", *command])
         _own.process, _own.command = process, command
-        if _receive(process, process.deadline - time.monotonic()) is None:
+        if process.receive(process.deadline - time.monotonic()) is None:
             raise ValueError(f"potential {command[1]!r} cannot be loaded: {close()}")
     return _own.process  # type: ignore[no-any-return]
-
-
-def _receive(process: Worker, limit: float) -> dict[str, Any] | None:
-    """The next message; None where none comes in time or the pipe is closed."""
-    deadline = time.monotonic() + limit
-    while (left := deadline - time.monotonic()) > 0:
-        if select.select([process.stdout], [], [], left)[0]:
-            messages, is_open = process.receive()
-            if messages:
-                return messages[0]
-            if not is_open:
-                return None
-    return None
-
-
-def _still_open(process: Worker) -> bool:
-    """Whether nothing, not even an end, is to be read."""
-    return not select.select([process.stdout], [], [], 0)[0]
 
 
 def close() -> str:
@@ -71,6 +52,6 @@ def close() -> str:
     _own.process = _own.command = None
     if process is None:
         return ""
-    if process.process.poll() is None and _still_open(process):
+    if process.process.poll() is None and not process.connection.poll():
         process.process.kill()
     return process.stop()  # type: ignore[no-any-return]

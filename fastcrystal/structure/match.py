@@ -177,7 +177,7 @@ def match_many(
     def task(k: int) -> dict[str, Any]:
         number, i, j = where[k]
         left, right = sources[number]
-        return {"time_limit": time_limit, "generated": _lists(left[i]), "true": _lists(right[j])}
+        return {"time_limit": time_limit, "generated": left[i], "true": right[j]}
 
     ranks = DistributedContext.current()
     own = ranks.part(len(where))
@@ -224,10 +224,6 @@ def round_trip(batch: CrystalBatch, length: int = PAPER_LENGTH) -> CrystalBatch:
 
 def _by_position(crystals: CrystalBatch | Crystals) -> Crystals:
     return _Batch(crystals) if isinstance(crystals, CrystalBatch) else crystals
-
-
-def _lists(crystal: Crystal) -> list[Any]:
-    return [array.tolist() for array in crystal]
 
 
 class _Batch:

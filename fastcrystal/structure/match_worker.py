@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from fastcrystal.parallel.worker import Handler
-
-if TYPE_CHECKING:
-    from pymatgen.core import Structure
 
 #: the paper's criterion: the defaults of pymatgen's StructureMatcher, spelt out so that a new default changes nothing
 FIT_TOLERANCES = {"ltol": 0.2, "stol": 0.3, "angle_tol": 5.0}
@@ -19,7 +16,7 @@ RMS_TOLERANCES = {"ltol": 0.3, "stol": 0.5, "angle_tol": 10.0}
 def make_matcher() -> Handler:
     """Import pymatgen and return the function that applies both criteria to one pair.
 
-    The request holds "generated" and "true", each [species, frac, lattice]. The answer holds "fit" (bool), "rms" (float
+    The request holds "generated" and "true", each a Crystal. The answer holds "fit" (bool), "rms" (float
     or None), "status" ("ok", or "error: " and what pymatgen raised) and "seconds". A criterion that raises is no match;
     the other is still asked.
     """
@@ -31,7 +28,7 @@ def make_matcher() -> Handler:
         start = time.perf_counter()
         fit, rms, errors = False, None, []
         try:
-            generated, true = _structure(request["generated"]), _structure(request["true"])
+            generated, true = request["generated"].to_structure(), request["true"].to_structure()
         except Exception as error:
             errors.append(_reason("structure", error))
         else:
@@ -48,13 +45,6 @@ def make_matcher() -> Handler:
         return {"fit": fit, "rms": rms, "status": status, "seconds": time.perf_counter() - start}
 
     return match
-
-
-def _structure(crystal: list[Any]) -> Structure:
-    from pymatgen.core import Structure
-
-    species, frac, lattice = crystal
-    return Structure(lattice, species, frac)
 
 
 def _reason(step: str, error: Exception) -> str:

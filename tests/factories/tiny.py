@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -71,7 +71,7 @@ def match_in_process(patch: Any) -> None:
         task_at: Callable[[int], dict[str, Any]], count: int, command: Sequence[str], **options: Any
     ) -> list[dict[str, Any]]:
         handle = load_handler(command[-1])
-        return [handle(json.loads(json.dumps(task_at(k)))) for k in range(count)]
+        return [handle(pickle.loads(pickle.dumps(task_at(k)))) for k in range(count)]
 
     patch.setattr(pool, "run_tasks", run_tasks)
 

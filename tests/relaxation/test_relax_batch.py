@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import math
 import sys
 from dataclasses import replace
@@ -209,8 +208,8 @@ def test_a_lost_batch_is_relaxed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> 
     given = [made("a", "Cu", "fcc", 3.6), made("out", "Cu", "fcc", 3.6).rejected("no"), made("b", "Au", "fcc", 4.1)]
     asked: list[tuple[str, int]] = []
 
-    def ask(command: tuple[str, ...], message: bytes, limit: float) -> dict[str, Any]:
-        crystals = json.loads(message[4:])["crystals"]
+    def ask(command: tuple[str, ...], message: dict[str, Any], limit: float) -> dict[str, Any]:
+        crystals = message["crystals"]
         asked.append((command[-1], len(crystals)))
         assert limit == 2 * 20 * len(crystals) + relaxing.GRACE
         if command[-1] == "together":
