@@ -16,15 +16,15 @@ from numpy.typing import NDArray
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.evaluation import baselines, space_groups, stability
 from fastcrystal.evaluation.inputs import Given, Source, kind_of_reject, read_crystals
-from fastcrystal.evaluation.match_rates import MOST_TRIES, Comparison, compare, partners
-from fastcrystal.evaluation.novelty import compare_all, equals, novelty
-from fastcrystal.evaluation.pairs import endless, number_of_pairs
+from fastcrystal.evaluation.match_rates import compare, partners
+from fastcrystal.evaluation.novelty import equals, novelty
+from fastcrystal.evaluation.pairs import Cross, all_pairs, endless, number_of_pairs
 from fastcrystal.evaluation.requested import find_table, obtained, read_requested, request_columns
 from fastcrystal.evaluation.result import Evaluation
 from fastcrystal.evaluation.settings import EvaluationSettings
 from fastcrystal.sampling.request import SYMPRECS
 from fastcrystal.structure import validity
-from fastcrystal.structure.match import TOLERANCES
+from fastcrystal.structure.match import TOLERANCES, Pairs, match_many
 
 #: reasons of rejected crystals that the summary quotes
 _EXAMPLES = 10
@@ -135,22 +135,24 @@ def evaluate(
         "same_as": [] if first is None else [None if k < 0 else made.ids[k] for k in first.tolist()],
         "unique": unique or [],
     }
-    compared: dict[str, Any] = {}
-    novel, new_to_training, both, rows = None, None, None, {}
+    compared: dict[str, Any] = {"reference": {}}
+    novel, new_to_training, both = None, None, None
     if true is not None:
-        comparison = compare(made, true, slow, partner, known, before, settings)
-        compared = _compared(comparison, state.valid, partner, n_made, settings)
-        pairs |= compared.pop("pairs")
+        cross, fields, of_pairs = compare(made, true, slow, state.valid, partner, known, before, settings)
         if "novelty" in measures:
-            novel = columns["novel"] = novelty(comparison.cross, len(made))
-        columns |= comparison.columns()
-        rows = comparison.reference_columns()
+            novel = columns["novel"] = novelty(cross, len(made))
+        compared, columns = fields, columns | of_pairs
+        shown = {"match_rate": "match rate"} if partner is not None else {}
+        shown |= {"metre": "reference"} | {k: k for k in ("chance", "retrieval", "copy")}
+        pairs |= {words: fields[k].pairs for k, words in shown.items() if k in fields}
     if known is not None:
         compared["n_train"] = known.n_total
         if "novelty" in measures:
-            cross = compare_all(made.data, known.only(made.data.formula.tolist()).data, slow, settings)
+            data = known.only(made.data.formula.tolist()).data
+            i, j, skip = all_pairs(made.data, data, slow, settings)
+            cross = Cross(i, j, match_many([Pairs(made.data, data, i, j, skip)], **settings.pool)[0])
             new_to_training = columns["novel_to_training"] = novelty(cross, len(made))
-            pairs["training set"] = cross.counts
+            pairs["training set"] = {"given up": 0, **cross.result.counts()}
         if "labels" in measures and true is not None:
             compared["self_match"] = asdict(baselines.self_match(known.data, true.data, settings))
     if novel is not None and unique is not None:
@@ -195,7 +197,6 @@ def evaluate(
         },
         versions={"python": platform.python_version(), **{k: _version(k) for k in _VERSIONS}},
         crystals={k: [*v, *[None] * (n_made - len(v))] for k, v in columns.items()},
-        reference=rows,
         pairwise=settings.pairwise,
         **compared,
     )
@@ -232,36 +233,6 @@ def _of_run(source: Source, name: str) -> Source:
     if isinstance(source, (str, Path)) and (Path(source) / "config.json").is_file():
         return Path(source) / name
     return source
-
-
-def _compared(
-    c: Comparison,
-    valid: NDArray[np.bool_],
-    partner: NDArray[np.int64] | None,
-    n_made: int,
-    settings: EvaluationSettings,
-) -> dict[str, Any]:
-    """Fields of the result that the comparison with the reference gives."""
-    ours, attempted = c.matches["match_rate"], c.attempted
-    precision = c.precision(n_made)
-    shown = {"match_rate": "match rate"} if partner is not None else {}
-    shown |= {"metre": "reference"} | {k: k for k in ("chance", "retrieval", "copy")}
-    out: dict[str, Any] = {
-        **{name: matches.rate() for name, matches in c.matches.items()},
-        "n_reference": c.true.n_total,
-        "n_reference_rejected": len(c.true.rejects),
-        "n_reference_attempted": int(attempted.sum()),
-        "match_rate_attempted": ours.rate(attempted),
-        "precision_fit": precision[0],
-        "precision_rms": precision[1],
-        "chance_tries": MOST_TRIES if partner is None else 1,
-        "n_no_template": c.n_no_template,
-        "pairs": {words: c.matches[k].pairs for k, words in shown.items() if k in c.matches},
-    }
-    if partner is not None:
-        out["match_rate_valid"] = ours.rate((partner >= 0) & valid[partner])
-        out["by_num_sites"] = c.by_num_sites()
-    return out
 
 
 def _charges(made: Given, settings: EvaluationSettings) -> tuple[list[bool | None] | None, str | None]:

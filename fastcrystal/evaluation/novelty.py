@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.evaluation.pairs import Cross, Index, endless, match, representatives, same_formula
+from fastcrystal.evaluation.pairs import Cross, Index, match, representatives
 from fastcrystal.evaluation.settings import EvaluationSettings
 
 
@@ -27,16 +27,6 @@ def equals(made: CrystalDataset, slow: NDArray[np.bool_], settings: EvaluationSe
     return out, dict(counts)
 
 
-def compare_all(
-    made: CrystalDataset, known: CrystalDataset, slow: NDArray[np.bool_], settings: EvaluationSettings
-) -> Cross:
-    """All pairs of one formula of generated and known crystals, without the `slow` ones (N,)."""
-    i, j = same_formula(made.formula, known.formula)
-    hopeless = endless(known, np.bincount(j, minlength=len(known)), settings)
-    lost = slow[i] | hopeless[j]
-    return Cross(i[~lost], j[~lost], match(made, i[~lost], known, j[~lost], settings), (i[lost], j[lost]))
-
-
 def novelty(cross: Cross, n: int) -> list[bool | None]:
     """Whether each of n generated crystals matches no crystal that it was compared with.
 
@@ -45,5 +35,4 @@ def novelty(cross: Cross, n: int) -> list[bool | None]:
     found, unknown = np.zeros(n, dtype=bool), np.zeros(n, dtype=bool)
     np.logical_or.at(found, cross.i, cross.result.fit)
     np.logical_or.at(unknown, cross.i, np.array([s != "ok" for s in cross.result.status], dtype=bool))
-    unknown[cross.given_up[0]] = True
     return [False if f else None if u else True for f, u in zip(found.tolist(), unknown.tolist(), strict=True)]

@@ -6,7 +6,7 @@ Only such pairs are ever compared: pymatgen finds no match between others.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,34 +23,27 @@ _FEW = 3
 Index = NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Cross:
-    """P pairs of a generated and another crystal, compared.
-
-    Attributes
-    ----------
-    i, j : ndarray, shape (P,), int64
-        Positions among the generated and the other crystals.
-    result : MatchResult
-    given_up : (ndarray, ndarray)
-        Positions of the pairs that were not compared, because pymatgen cannot finish with one of the two (`endless`).
-    """
+class Cross(NamedTuple):
+    """P pairs of a generated and another crystal, compared."""
 
     i: Index
+    """(P,) positions among the generated crystals."""
     j: Index
+    """(P,) positions among the others."""
     result: MatchResult
-    given_up: tuple[Index, Index]
 
-    def where(self, kept: Callable[[Index, Index], NDArray[np.bool_]]) -> Cross:
-        """The pairs (i, j) for which `kept` is true."""
-        keep, lost = kept(self.i, self.j), kept(*self.given_up)
-        given_up = (self.given_up[0][lost], self.given_up[1][lost])
-        return Cross(self.i[keep], self.j[keep], self.result.select(keep), given_up)
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """Number of pairs by how they ended: "ok", "timeout", "error", "crashed", "given up"."""
-        return {**self.result.counts(), "given up": len(self.given_up[0])}
+    def nearest(self, n: int, *, of_others: bool = False) -> tuple[Index, Index, NDArray[np.float64]]:
+        """For each of n generated crystals, or of the others, the first one of the other side that it fits, the one
+        with the least displacement (-1: none), and that displacement."""
+        owner, other = (self.j, self.i) if of_others else (self.i, self.j)
+        fit, near, rms = np.full(n, -1), np.full(n, -1), np.full(n, np.nan)
+        hit = np.flatnonzero(self.result.fit)[::-1]
+        fit[owner[hit]] = other[hit]
+        found = np.flatnonzero(self.result.match_rms)
+        # the last that is written stays: the least
+        found = found[np.argsort(-self.result.rms[found], kind="stable")]
+        near[owner[found]], rms[owner[found]] = other[found], self.result.rms[found]
+        return fit, near, rms
 
 
 def match(left: CrystalDataset, i: Index, right: CrystalDataset, j: Index, settings: EvaluationSettings) -> MatchResult:
@@ -141,3 +134,12 @@ def _ahead(members: Index, width: int) -> tuple[Index, Index]:
     heads = range(min(width, len(members)))
     first = np.repeat(members[: len(heads)], [len(members) - 1 - a for a in heads])
     return first, np.concatenate([members[a + 1 :] for a in heads])
+
+
+def all_pairs(
+    made: CrystalDataset, other: CrystalDataset, slow: NDArray[np.bool_], settings: EvaluationSettings
+) -> tuple[Index, Index, NDArray[np.bool_]]:
+    """All pairs (i, j) of one formula; those with an `endless` crystal (`slow`, (N,)) in them are to be skipped."""
+    i, j = same_formula(made.formula, other.formula)
+    hopeless = endless(other, np.bincount(j, minlength=len(other)), settings)
+    return i, j, slow[i] | hopeless[j]

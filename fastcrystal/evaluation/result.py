@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from fastcrystal.structure.match_worker import RMS_TOLERANCES
 from fastcrystal.utils.files import whole_file, write_json
 
 #: types of columns that are not float64, by pyarrow's names
@@ -41,32 +43,65 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class MatchRate:
-    """Share of n reference crystals that are matched; NaN where undefined.
+    """Reference crystals that are matched; shares and means are NaN where undefined.
 
     Attributes
     ----------
     n : int
-        Reference crystals.
-    fit, rms : float
-        Share matched by the paper's criterion, and by most others' (`fastcrystal.structure.match`).
-    rmse : float
-        Mean displacement over the matches of the second criterion, units of (V / n)^(1/3).
-    crmse : float
-        The same over all n, a crystal without a match counting as stol = 0.5.
-    fit_interval, rms_interval : (float, float)
-        Wilson's 95 % intervals of the two shares.
+        Reference crystals: R, or more where some were not read because nothing of their formula was generated.
+    matched : ndarray, shape (R,), bool
+        By the paper's criterion, fit (`fastcrystal.structure.match`).
+    displacement : ndarray, shape (R,), float64
+        Least displacement of the matches by most others' criterion, rms, in units of (V / n)^(1/3); NaN: no match.
     pairs : dict of str to int
         Number of pairs by how they ended: "ok", "timeout", "error", "crashed", "given up".
     """
 
     n: int
-    fit: float
-    rms: float
-    rmse: float
-    crmse: float
-    fit_interval: tuple[float, float]
-    rms_interval: tuple[float, float]
+    matched: NDArray[np.bool_] = field(repr=False)
+    displacement: NDArray[np.float64] = field(repr=False)
     pairs: dict[str, int]
+
+    @property
+    def fit(self) -> float:
+        """Share matched by the paper's criterion."""
+        return self._share(self.matched)
+
+    @property
+    def rms(self) -> float:
+        """Share matched by most others' criterion."""
+        return self._share(np.isfinite(self.displacement))
+
+    @property
+    def rmse(self) -> float:
+        """Mean displacement over the matches of the second criterion."""
+        return float(np.nanmean(self.displacement)) if np.isfinite(self.displacement).any() else math.nan
+
+    @property
+    def crmse(self) -> float:
+        """The same over all n, a crystal without a match counting as stol = 0.5."""
+        lost = (self.n - np.isfinite(self.displacement).sum()) * RMS_TOLERANCES["stol"]
+        return float(np.nansum(self.displacement) + lost) / self.n if self.n else math.nan
+
+    @property
+    def fit_interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of `fit`."""
+        return self._interval(self.matched)
+
+    @property
+    def rms_interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of `rms`."""
+        return self._interval(np.isfinite(self.displacement))
+
+    def among(self, some: NDArray[np.bool_]) -> MatchRate:
+        """The rate over some of the R crystals, a mask."""
+        return MatchRate(int(some.sum()), self.matched[some], self.displacement[some], self.pairs)
+
+    def _share(self, hits: NDArray[np.bool_]) -> float:
+        return int(hits.sum()) / self.n if self.n else math.nan
+
+    def _interval(self, hits: NDArray[np.bool_]) -> tuple[float, float]:
+        return wilson(int(hits.sum()), self.n) if self.n else (math.nan, math.nan)
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,8 @@ class Pairs(NamedTuple):
     """(P,) positions."""
     j: NDArray[np.integer[Any]] | None = None
     """(P,) positions."""
+    skip: NDArray[np.bool_] | None = None
+    """(P,) pairs that are not compared; their status is "given up"."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,8 @@ class MatchResult:
     rms : ndarray, shape (P,), float64
         Displacement of the other criterion, in units of (V / n)^(1/3); NaN where there is no match.
     status : list of str, length P
-        "ok"; "timeout"; "error: " and what pymatgen raised; "crashed: " and how the worker died. All but "ok" count as
-        no match, except that after an error in one criterion the other's result stands.
+        "ok"; "timeout"; "error: " and what pymatgen raised; "crashed: " and how the worker died; "given up". All but
+        "ok" count as no match, except that after an error in one criterion the other's result stands.
     seconds : ndarray, shape (P,), float64
         Time inside pymatgen; the limit for a timeout, NaN for a crash.
     num_sites : ndarray, shape (P,), int64
@@ -96,9 +98,9 @@ class MatchResult:
         return float(self.rms[self.match_rms].mean()) if self.match_rms.any() else float("nan")
 
     def counts(self) -> dict[str, int]:
-        """How many pairs ended "ok", "timeout", "error" and "crashed"."""
-        seen = Counter(s.split(":")[0] for s in self.status)
-        return {kind: seen.get(kind, 0) for kind in ("ok", "timeout", "error", "crashed")}
+        """How many pairs ended "ok", "timeout", "error" and "crashed", and "given up" where some were."""
+        none = dict.fromkeys(("ok", "timeout", "error", "crashed"), 0)
+        return none | Counter(s.split(":")[0] for s in self.status)
 
     def select(self, index: NDArray[np.bool_] | NDArray[np.integer]) -> MatchResult:
         """The pairs at `index` (a mask or positions)."""
@@ -164,7 +166,8 @@ def match_many(
 
     sources, sites = [], []
     where: list[tuple[int, int, int]] = []
-    for number, (generated, true, i, j) in enumerate(p if isinstance(p, Pairs) else Pairs(*p) for p in pairs):
+    skipped: list[bool] = []
+    for number, (generated, true, i, j, skip) in enumerate(p if isinstance(p, Pairs) else Pairs(*p) for p in pairs):
         left, right = _by_position(generated), _by_position(true)
         first = np.arange(len(left.num_sites)) if i is None else i
         second = np.arange(len(right.num_sites)) if j is None else j
@@ -172,40 +175,36 @@ def match_many(
             raise ValueError(f"generated and true must pair up, got {len(first)} and {len(second)} crystals")
         sources.append((left, right))
         where += zip([number] * len(first), first.tolist(), second.tolist(), strict=True)
+        skipped += [False] * len(first) if skip is None else skip.tolist()
         sites.append(right.num_sites[second])
+    compared = np.flatnonzero(~np.array(skipped, dtype=bool))
 
     def task(k: int) -> dict[str, Any]:
-        number, i, j = where[k]
+        number, i, j = where[compared[k]]
         left, right = sources[number]
         return {"time_limit": time_limit, "generated": left[i], "true": right[j]}
 
     ranks = DistributedContext.current()
-    own = ranks.part(len(where))
+    own = ranks.part(len(compared))
     if jobs is None and not ranks.is_single_process:  # those of one machine share its cores
         jobs = max(1, available_cores() // ranks.local_world)
-    answers = run_tasks(
-        lambda k: task(own[k]),
-        len(own),
-        WORKER,
-        jobs=jobs,
-        time_limit=time_limit,
-        progress=progress and ranks.is_main_process,
+    show = progress and ranks.is_main_process
+    part = run_tasks(lambda k: task(own[k]), len(own), WORKER, jobs=jobs, time_limit=time_limit, progress=show)
+    answers = [{"status": "given up"}] * len(where)
+    for k, answer in zip(compared, ranks.gather_objects(part), strict=True):
+        answers[k] = {"seconds": time_limit, **answer} if answer["status"] == "timeout" else answer
+    everything = iter(answers)
+    return [_result([next(everything) for _ in num_sites], num_sites) for num_sites in sites]
+
+
+def _result(answers: list[dict[str, Any]], num_sites: NDArray[np.int64]) -> MatchResult:
+    return MatchResult(
+        np.array([a.get("fit", False) for a in answers], dtype=bool),
+        np.array([np.nan if a.get("rms") is None else a["rms"] for a in answers], dtype=np.float64),
+        [a["status"] for a in answers],
+        np.array([a.get("seconds", np.nan) for a in answers], dtype=np.float64),
+        num_sites,
     )
-    everything = iter(ranks.gather_objects(answers))
-    out = []
-    for num_sites in sites:
-        part = [next(everything) for _ in num_sites]
-        limit = {"timeout": time_limit}
-        out.append(
-            MatchResult(
-                np.array([a.get("fit", False) for a in part], dtype=bool),
-                np.array([np.nan if a.get("rms") is None else a["rms"] for a in part], dtype=np.float64),
-                [a["status"] for a in part],
-                np.array([a.get("seconds", limit.get(a["status"], np.nan)) for a in part], dtype=np.float64),
-                num_sites,
-            )
-        )
-    return out
 
 
 def round_trip(batch: CrystalBatch, length: int = PAPER_LENGTH) -> CrystalBatch:

@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -79,8 +80,8 @@ def test_a_hopeless_model_is_called_so(hopeless: Evaluation) -> None:
 
 
 def test_json_has_null_for_nan(hopeless: Evaluation) -> None:
-    lost = replace(rate(hopeless), rmse=float("nan"))
-    undefined = replace(hopeless, match_rate=lost, match_rate_valid=replace(lost, fit=float("nan")))
+    lost = replace(rate(hopeless), displacement=np.full(len(TEST), np.nan))
+    undefined = replace(hopeless, match_rate=lost, match_rate_valid=lost.among(np.zeros(len(TEST), dtype=bool)))
     read = json.loads(undefined.to_json(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
     assert read["rmse"] is None
     assert read["match_rate_fit_valid"] is None
