@@ -76,7 +76,7 @@ def test_a_model_samples_the_formula(name: str, formula: str, group: int, tmp_pa
 def test_a_model_modifies_a_crystal(name: str, tmp_path: Path) -> None:
     salt = tmp_path / "salt.cif"
     Structure.from_spacegroup(225, Lattice.cubic(5.64), ["Na", "Cl"], [[0, 0, 0], [0.5, 0.5, 0.5]]).to(str(salt))
-    how = ("--count", "2", "--steps", "1", "--seed", "0", "--device", "cpu", "--jobs", "1", "--no-relax")
+    how = ("--potential", "none", "--jobs", "1", "--set", "count=2", "--set", "steps=1", "--set", "device=cpu")
     command("modify", salt, "--checkpoint", checkpoint(name), *how, "--out", tmp_path / "out")
     start, *proposals = read_lines(tmp_path / "out" / "candidates.jsonl")
     assert start["numbers"] == [11, 17]

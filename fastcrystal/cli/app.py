@@ -14,7 +14,6 @@ from fastcrystal.cli.figures import add_figures
 from fastcrystal.cli.hull import add_hull
 from fastcrystal.cli.largest_batch import add_largest_batch
 from fastcrystal.cli.replaced import refuse_replaced
-from fastcrystal.cli.report import add_report
 from fastcrystal.cli.sample import add_sample
 from fastcrystal.cli.train import add_train
 from fastcrystal.training.signals import Stopped
@@ -22,7 +21,7 @@ from fastcrystal.training.signals import Stopped
 #: the commands, in the order of the help
 COMMANDS = (
     *(add_train, add_sample, add_evaluate, add_figures, add_largest_batch),
-    *(add_data, add_discovery, add_hull, add_report),
+    *(add_data, add_discovery, add_hull),
 )
 
 

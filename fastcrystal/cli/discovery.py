@@ -1,41 +1,26 @@
-"""The commands `fastcrystal discover` and `fastcrystal modify`."""
+"""`fastcrystal discover`, `modify` and `report`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from fastcrystal.cli.options import add_jobs
-from fastcrystal.cli.relax_options import add_relaxation, settings_of
+from fastcrystal.cli.options import add_jobs, add_settings, with_settings
 
-if TYPE_CHECKING:
-    from fastcrystal.relaxation.settings import RelaxSettings
+POTENTIAL = "sevennet-0 (default), chgnet, mattersim, m3gnet, or MODULE:FUNCTION that returns an ASE calculator"
 
 
 def add_discovery(commands: Any) -> None:
-    """`discover` and `modify`."""
+    """The three commands."""
     d = commands.add_parser("discover", help="formulas in, candidates ranked by energy above the hull out")
     d.set_defaults(run_command=_discover)
-    d.add_argument("--formula", action="append", required=True, help="repeatable, for example Ta1W1B6")
+    d.add_argument("--formula", action="append", default=[], help="repeatable, for example Ta1W1B6")
     d.add_argument("--checkpoint", default="pretrained", help="run folder of a training (the shipped model)")
+    d.add_argument("--potential", default="sevennet-0", help=POTENTIAL)
     d.add_argument("--out", type=Path, default=Path("runs/discovery"), help="folder; one that holds a run goes on")
-    d.add_argument("--group", action="append", type=int, help="space group (repeatable; all of the training set's)")
-    d.add_argument("--ladder", action="append", help="fine, coarse or deep (repeatable; all three)")
-    d.add_argument("--energies", type=int, help="energies of a ladder (20)")
-    d.add_argument(
-        "--hull-energy", action="append", default=[], metavar="FORMULA=EV", help="where ladders begin (the hull)"
-    )
-    d.add_argument("--steps", type=int, help="of the sampler")
-    d.add_argument("--seed", type=int)
-    d.add_argument("--symmetrize", action="store_true", help="average over the group asked for, where it nearly shows")
-    d.add_argument("--max-relax", type=int, help="most candidates of a formula to relax (100)")
-    d.add_argument("--entries", default="", help="your own entries for the hull: JSON or csv")
-    d.add_argument("--scale", default="", help="what the energies of --entries are called, for example PBE")
-    d.add_argument("--best", type=int, help="candidates that get VASP inputs (10)")
-    add_relaxation(d)
     add_jobs(d)
-    d.add_argument("--device", default="auto", help="of the model")
+    add_settings(d)
 
     m = commands.add_parser("modify", help="more stable modifications of a crystal, ranked by relaxed energy")
     m.set_defaults(run_command=_modify)
@@ -45,71 +30,37 @@ def add_discovery(commands: Any) -> None:
     )
     m.add_argument("--energy-change", type=float, default=-0.1, help="eV/atom (-0.1)")
     m.add_argument("--space-group", type=int, help="of the proposals (the input's)")
-    m.add_argument("--count", type=int, default=16, help="proposals to draw (16)")
+    m.add_argument("--potential", default="sevennet-0", help=f"{POTENTIAL}; none: proposals without energies")
     m.add_argument("--out", type=Path, help="folder (modified/NAME)")
-    m.add_argument("--steps", type=int, help="of the sampler")
-    m.add_argument("--seed", type=int, default=0)
-    m.add_argument("--no-relax", action="store_true", help="list proposals without energies")
-    add_relaxation(m)
     add_jobs(m)
-    m.add_argument("--device", default="auto", help="of the model")
+    add_settings(m)
 
-
-def _unusual(settings: RelaxSettings) -> dict[str, Any]:
-    """What is not the default, as `DiscoverConfig` has it."""
-    usual = type(settings)().to_dict()
-    return {k: v for k, v in settings.to_dict().items() if usual.get(k) != v}
+    r = commands.add_parser("report", help="a discovery run as one HTML page that needs no network")
+    r.set_defaults(run_command=_report)
+    r.add_argument("run", type=Path, metavar="RUN", help="folder of a discovery run, finished or not")
+    r.add_argument("--structures", type=int, default=12, metavar="N", help="the best N can be turned in 3-D (12)")
 
 
 def _discover(args: argparse.Namespace) -> None:
-    from fastcrystal.discovery.config import DiscoverConfig
+    from fastcrystal.discovery.config import DiscoveryConfig
     from fastcrystal.discovery.pipeline import discover
 
-    given = {
-        "groups": args.group,
-        "ladders": args.ladder,
-        "energies": args.energies,
-        "steps": args.steps,
-        "seed": args.seed,
-        "max_relax": args.max_relax,
-        "best": args.best,
-    }
-    config = DiscoverConfig(
-        tuple(args.formula),
-        args.checkpoint,
-        hull_energies=dict(_hull_energy(text) for text in args.hull_energy),
-        symmetrize=args.symmetrize,
-        potential=args.potential,
-        relax=_unusual(settings_of(args)),
-        entries=args.entries,
-        scale=args.scale,
-        **{k: v for k, v in given.items() if v is not None},
-    )
-    print(discover(config, args.out, device=args.device, jobs=args.jobs))
-
-
-def _hull_energy(text: str) -> tuple[str, float]:
-    formula, _, value = text.partition("=")
-    try:
-        return formula, float(value)
-    except ValueError:
-        raise ValueError(f"--hull-energy takes FORMULA=EV, such as TaB2=-0.6, got {text!r}") from None
+    flags = DiscoveryConfig(tuple(args.formula), args.checkpoint, potential=args.potential)
+    print(discover(with_settings(args, flags), args.out, jobs=args.jobs))
 
 
 def _modify(args: argparse.Namespace) -> None:
     from fastcrystal.discovery.modify import Modification, modify
 
+    potential = None if args.potential == "none" else args.potential
+    flags = Modification(args.energy_change, args.space_group, checkpoint=args.checkpoint, potential=potential)
     print(
-        modify(
-            args.input,
-            Modification(args.energy_change, args.space_group, args.count),
-            args.checkpoint,
-            args.out or Path("modified") / args.input.stem,
-            steps=args.steps,
-            seed=args.seed,
-            device=args.device,
-            potential=None if args.no_relax else args.potential,
-            relax=settings_of(args),
-            jobs=args.jobs,
-        )
+        modify(args.input, with_settings(args, flags), args.out or Path("modified") / args.input.stem, jobs=args.jobs)
     )
+
+
+def _report(args: argparse.Namespace) -> None:
+    from fastcrystal.discovery.report import write_report
+
+    path = write_report(args.run, structures=args.structures)
+    print(f"written: {path} ({path.stat().st_size / 1e6:.1f} MB)")

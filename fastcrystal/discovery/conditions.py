@@ -1,4 +1,4 @@
-"""What a discovery asks the model for: formulas x space groups x energies (paper, section 7).
+"""Conditions of a discovery: formulas x space groups x energies (paper, section 7).
 
 Energies come as ladders that start at the hull's formation energy of the formula, E_hull, in eV/atom, k = 0, 1, ...:
 
@@ -74,6 +74,13 @@ def ladder(hull_energy: float, name: str, count: int = RUNGS) -> list[float]:
     return [round(hull_energy - below - k * step, 6) for k in range(count)]
 
 
+def check_groups(groups: Iterable[int]) -> None:
+    """Raise ValueError for the first number that is no space group."""
+    for group in groups:
+        if not 1 <= group <= 230:
+            raise ValueError(f"space groups must be in 1..230, got {group}")
+
+
 def plan(
     hull_energies: Mapping[str, float],
     groups: Sequence[int],
@@ -100,9 +107,7 @@ def plan(
     ValueError
         If a ladder is unknown, a group is none, or nothing is asked for.
     """
-    bad = [g for g in groups if not 1 <= g <= 230]
-    if bad:
-        raise ValueError(f"space groups must be in 1..230, got {bad[0]}")
+    check_groups(groups)
     names = list(dict.fromkeys(ladders))
     if not hull_energies or not groups or not names:
         raise ValueError("nothing is asked for: give at least one formula, one space group and one ladder")

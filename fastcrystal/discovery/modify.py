@@ -1,9 +1,9 @@
-"""modify: a crystal in, more stable ones out: proposals ranked by energy, each with its distance from the input."""
+"""Modification of a crystal into more stable ones: proposals ranked by energy, with distances from the input."""
 
 from __future__ import annotations
 
 import csv
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,32 +28,34 @@ from fastcrystal.structure.canonical import canonicalize
 from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.match import match_pairs
 from fastcrystal.symmetry.symmetrize import space_group_of
+from fastcrystal.utils.settings import Settings
 from fastcrystal.utils.tables import plain_table
-
-#: a regression gives one answer; others are drawn
-PROPOSALS = 16
 
 
 @dataclass(frozen=True)
-class Modification:
-    """What is asked for.
-
-    Attributes
-    ----------
-    energy_change : float
-        E(proposal) - E(input), eV/atom; negative for a more stable one.
-    space_group : int or None
-        Of the proposals, 1..230; that of the input where None.
-    count : int
-        Proposals to draw; a regression makes one whatever is asked.
-    """
+class Modification(Settings):
+    """Settings of `modify`."""
 
     energy_change: float = -0.1
+    """E(proposal) - E(input), eV/atom; negative for a more stable one."""
     space_group: int | None = None
-    count: int = PROPOSALS
+    """Space group of the proposals, 1..230; that of the input where none."""
+    count: int = 16
+    """Proposals to draw; a regression makes one whatever is asked."""
+    checkpoint: str = "pretrained-modify"
+    """Run folder of a training with --task modify, or the name of a shipped one."""
+    steps: int | None = None
+    """Steps of the sampler; the model's own where none."""
+    seed: int = 0
+    """Seed of the proposals."""
+    device: str = "auto"
+    """Device of the model."""
+    potential: str | None = "sevennet-0"
+    """Potential whose relaxed energies rank the proposals; none: they are only listed."""
+    relax: RelaxSettings = field(default_factory=RelaxSettings)
+    """Relaxation of input and proposals."""
 
     def __post_init__(self) -> None:
-        """Refuse what cannot be asked."""
         if not np.isfinite(self.energy_change):
             raise ValueError(f"the energy change must be a finite number of eV/atom, got {self.energy_change}")
         if self.space_group is not None and not 1 <= self.space_group <= 230:
@@ -62,19 +64,7 @@ class Modification:
             raise ValueError(f"count must be at least 1, got {self.count}")
 
 
-def modify(
-    path: Path,
-    asked: Modification,
-    checkpoint: str,
-    out: Path,
-    *,
-    steps: int | None = None,
-    seed: int = 0,
-    device: str = "auto",
-    potential: str | None = "sevennet-0",
-    relax: RelaxSettings | None = None,
-    jobs: int | None = None,
-) -> str:
+def modify(path: Path, asked: Modification, out: Path, *, jobs: int | None = None) -> str:
     """Propose modifications of a crystal, relax and rank them.
 
     Parameters
@@ -82,15 +72,8 @@ def modify(
     path : Path
         A CIF or POSCAR.
     asked : Modification
-    checkpoint : str
-        Run folder of a training with `--task modify`, or the name of a shipped one.
     out : Path
         Folder, made if absent: candidates.jsonl, proposals.csv, CIFs: input (in canonical form), input_relaxed, 00, ...
-    steps, seed, device
-        As for `Generator.sample`.
-    potential : str, optional
-        DistributedContext by relaxed energy; without one proposals are only listed.
-    relax : RelaxSettings, optional
     jobs : int, optional
         Processes; all cores where not given.
 
@@ -103,34 +86,33 @@ def modify(
     ------
     ValueError
         If the file, the request or the checkpoint cannot be used.
+    ImportError
+        If the potential is not installed.
     """
-    if potential is not None:
-        (relax or RelaxSettings()).check(potential)
-    model = Generator.from_run(checkpoint, device)
+    if asked.potential is not None:
+        asked.relax.check(asked.potential)
+    model = Generator.from_run(asked.checkpoint, asked.device)
     if model.config.task != "modify":
-        raise ValueError(f"{checkpoint} generates from conditions alone: train a model with --task modify")
+        raise ValueError(f"{asked.checkpoint} generates from conditions alone: train a model with --task modify")
     given = start = _input(path, model)
     group = asked.space_group or start.requested_group
     count = 1 if model.config.algo == "regression" else asked.count
-    given_crystals = CrystalDataset.from_crystals(
-        [start.crystal] * count, [group] * count, [asked.energy_change] * count
-    )
-    initial = given_crystals.batch(max_sites=model.max_sites)
-    made = model.sample(initial, initial=initial, steps=steps, seed=seed, progress=True)
+    energies = [asked.energy_change] * count
+    copies = CrystalDataset.from_crystals([start.crystal] * count, [group] * count, energies)
+    initial = copies.batch(max_sites=model.max_sites)
+    made = model.sample(initial, initial=initial, steps=asked.steps, seed=asked.seed, progress=True)
     proposals = [
         only_finite(Candidate(f"{i:02d}", start.formula, crystal, group, asked.energy_change))
         for i, crystal in enumerate(crystals_of(made))
     ]
     proposals = deduplicate(check_validity(proposals), jobs=jobs, progress=False)
-    energy: float | None = None
-    if potential is not None:
-        done = {c.id: c for c in relax_candidates([start, *proposals], potential, relax, jobs=jobs)}
+    if asked.potential is not None:
+        done = {c.id: c for c in relax_candidates([start, *proposals], asked.potential, asked.relax, jobs=jobs)}
         start = done[start.id]
-        energy = None if start.reason else float(start.measured["energy"])
-        proposals = [done[c.id] if c.reason or done[c.id].reason else with_group(done[c.id]) for c in proposals]
+        proposals = [done[c.id] if done[c.id].reason else with_group(done[c.id]) for c in proposals]
     proposals = _with_distance(given, proposals, jobs)
     proposals.sort(key=lambda c: (bool(c.reason), c.measured.get("energy", np.inf), c.id))
-    return _write(out, given, start, proposals, energy)
+    return _write(out, given, start, proposals)
 
 
 def _input(path: Path, model: Generator) -> Candidate:
@@ -154,7 +136,7 @@ def _input(path: Path, model: Generator) -> Candidate:
 
 
 def _with_distance(start: Candidate, proposals: list[Candidate], jobs: int | None) -> list[Candidate]:
-    """ "distance": StructureMatcher's rms displacement from the input, in units of (V / n)^(1/3); None: no match."""
+    """Proposals with "distance": StructureMatcher's rms displacement from the input, in (V / n)^(1/3), or None."""
     fine = [i for i, c in enumerate(proposals) if not c.reason]
     out = list(proposals)
     if fine:
@@ -166,9 +148,11 @@ def _with_distance(start: Candidate, proposals: list[Candidate], jobs: int | Non
     return out
 
 
-def _write(out: Path, given: Candidate, start: Candidate, proposals: list[Candidate], energy: float | None) -> str:
+def _write(out: Path, given: Candidate, start: Candidate, proposals: list[Candidate]) -> str:
+    """The files of a modification; returns the table. `start` is the input `given`, relaxed if it could be."""
     from pymatgen.io.cif import CifWriter
 
+    energy = None if start.reason else start.measured.get("energy")
     out.mkdir(parents=True, exist_ok=True)
     write_candidates(out / "candidates.jsonl", [start, *proposals])
     if (out / "proposals.csv").is_file():  # of an earlier call, perhaps with more proposals
@@ -177,43 +161,40 @@ def _write(out: Path, given: Candidate, start: Candidate, proposals: list[Candid
     CifWriter(given.structure()).write_file(out / "input.cif")
     if energy is not None:
         CifWriter(start.structure()).write_file(out / "input_relaxed.cif")
-    rows: list[dict[str, Any]] = []
     for c in proposals:
-        own = c.measured.get("energy")
-        change = None if own is None or energy is None else own - energy
         if not c.reason:
             CifWriter(c.structure()).write_file(out / f"{c.id}.cif")
-        rows.append(
-            {
-                "id": c.id,
-                "cif": "" if c.reason else f"{c.id}.cif",
-                "energy_change": "" if change is None else round(change, 4),
-                "space_group": c.measured.get("relaxed_group", c.measured.get("space_group")) or "",
-                "distance": "" if c.measured.get("distance") is None else round(c.measured["distance"], 4),
-                "copies": c.measured.get("copies", ""),
-                "reason": c.reason,
-            }
-        )
+    rows = [_row(c, energy) for c in proposals]
     with (out / "proposals.csv").open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, fieldnames=list(rows[0]))
         table.writeheader()
         table.writerows(rows)
-    own_group = space_group_of(given.crystal, SYMPREC)
-    asked = proposals[0].requested_energy
-    shown = ("cif", "energy_change", "space_group", "distance", "copies")
+    kept = [row for row in rows if not row["reason"]]
+    keys = ("cif", "energy_change", "space_group", "distance", "copies")
+    shown = [[None if row[k] == "" else row[k] for k in keys] for row in kept]
+    asked, own_group = proposals[0], space_group_of(given.crystal, SYMPREC)
     lines = [
-        f"{start.formula}, {start.crystal.num_sites} sites, space group {own_group or 'unknown'}: asked for "
-        f"{asked:+g} eV/atom in space group {proposals[0].requested_group}",
-        plain_table(
-            [[None if r[key] == "" else r[key] for key in shown] for r in rows if not r["reason"]],
-            ["file", "eV/atom against the input", "group", "distance", "copies"],
-        ),
+        f"{start.formula}, {given.crystal.num_sites} sites, space group {own_group or 'unknown'}: asked for "
+        f"{asked.requested_energy:+g} eV/atom in space group {asked.requested_group}",
+        plain_table(shown, ["file", "eV/atom against the input", "group", "distance", "copies"]),
+        f"{len(rows) - len(kept)} of {len(rows)} proposals are invalid, copies, or could not be relaxed "
+        "(proposals.csv says why)",
     ]
-    gone = sum(bool(r["reason"]) for r in rows)
-    lines.append(
-        f"{gone} of {len(rows)} proposals are invalid, copies, or could not be relaxed (proposals.csv says why)"
-    )
     if start.reason:
         lines.append(f"the input itself could not be relaxed: {start.reason}")
     lines.append("distance: rms of StructureMatcher in units of (volume per atom)^(1/3); -: it is another structure")
     return "\n".join([*lines, f"written to {out}"])
+
+
+def _row(c: Candidate, energy: float | None) -> dict[str, Any]:
+    """A row of proposals.csv; "" is unknown."""
+    own, distance = c.measured.get("energy"), c.measured.get("distance")
+    return {
+        "id": c.id,
+        "cif": "" if c.reason else f"{c.id}.cif",
+        "energy_change": "" if own is None or energy is None else round(own - energy, 4),
+        "space_group": c.measured.get("relaxed_group", c.measured.get("space_group")) or "",
+        "distance": "" if distance is None else round(distance, 4),
+        "copies": c.measured.get("copies", ""),
+        "reason": c.reason,
+    }

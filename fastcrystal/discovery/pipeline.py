@@ -20,41 +20,41 @@ import json
 import logging
 import platform
 from collections import defaultdict
-from collections.abc import Mapping
 from datetime import datetime, timezone
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import fastcrystal
 from fastcrystal.discovery import ranking
-from fastcrystal.discovery.conditions import plan, read_conditions, training_groups, write_conditions
-from fastcrystal.discovery.config import DiscoverConfig
+from fastcrystal.discovery.conditions import Condition, plan, read_conditions, training_groups, write_conditions
+from fastcrystal.discovery.config import DiscoveryConfig
 from fastcrystal.discovery.filtering import check_validity, deduplicate, drop_relaxed_copies, symmetrize
 from fastcrystal.discovery.generate import accuracy, generate, usable
 from fastcrystal.discovery.stage import Stage
+from fastcrystal.features.elements import SYMBOLS
 from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.relaxation.folder import relax_missing
-from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.sampling.generator import Generator
-from fastcrystal.stability.hull import Hull, HullEntry, best_per_formula, hull_data, table
+from fastcrystal.stability.hull import Hull, HullEntry, best_per_formula, table, write_hull_data
+from fastcrystal.structure.formula import parse_formula
 from fastcrystal.utils.files import alone_in, write_json
 
 logger = logging.getLogger(__name__)
 
 #: what a run has when it has begun to work
 ENTRIES, CONDITIONS = "0_references/entries.json", "1_conditions/conditions.jsonl"
+HULL = "5_hull/hull.json"
 
 
-def discover(config: DiscoverConfig, run: Path, *, device: str = "auto", jobs: int | None = None) -> str:
+def discover(config: DiscoveryConfig, run: Path, *, jobs: int | None = None) -> str:
     """Run all stages that are not done yet.
 
     Parameters
     ----------
-    config : DiscoverConfig
+    config : DiscoveryConfig
     run : Path
         Folder; one that holds a run goes on with the same settings.
-    device : str
-        Of the model.
     jobs : int, optional
         Processes; all cores where not given.
 
@@ -71,14 +71,16 @@ def discover(config: DiscoverConfig, run: Path, *, device: str = "auto", jobs: i
     ImportError
         If something is not installed; the message names the pip extra.
     """
-    RelaxSettings.from_dict(config.relax).check(config.potential)
+    if not config.formulas:
+        raise ValueError("nothing to discover: give at least one --formula")
+    config.relax.check(config.potential)
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     with alone_in(run):
-        return _discover(config, run, Generator.from_run(config.checkpoint, device), jobs)
+        return _discover(config, run, Generator.from_run(config.checkpoint, config.device), jobs)
 
 
-def _discover(config: DiscoverConfig, run: Path, model: Generator, jobs: int | None) -> str:
+def _discover(config: DiscoveryConfig, run: Path, model: Generator, jobs: int | None) -> str:
     formulas, refused = usable(config.formulas, model)
     for formula, why in refused.items():
         logger.warning(f"{formula} is left out: {why}")
@@ -86,15 +88,21 @@ def _discover(config: DiscoverConfig, run: Path, model: Generator, jobs: int | N
         raise ValueError(f"none of {', '.join(config.formulas)} can be generated")
     _same_request(config, run, model)
     hull = _references(config, run, formulas, jobs)
-    generated = _generated(config, run, model, formulas, hull, jobs)
-    filtered = _filtered(config, run, generated, jobs)
-    relaxed = _relaxed(config, run, filtered, jobs)
-    placed = _placed(run, relaxed, hull, formulas, jobs)
+    asked = _conditions(config, run, model, formulas, hull)
+    generated = Stage(run, "2_generated").once(
+        lambda stage: generate(asked, model, stage.partial, seed=config.seed, steps=config.steps)
+    )
+    filtered = Stage(run, "3_filtered").once(lambda _: _filtered(config, generated, jobs), generated)
+    relaxed = Stage(run, "4_relaxed").once(lambda stage: _relaxed(config, stage, filtered, jobs), filtered)
+    placed = Stage(run, "5_hull").once(lambda _: drop_relaxed_copies(list(hull.place(relaxed)), jobs=jobs), relaxed)
+    elements = sorted(frozenset().union(*(elements_of(f) for f in formulas)))
+    if not (run / HULL).is_file():
+        write_hull_data(run / HULL, hull, elements, placed)
     ranking.write(run / "6_ranking", placed, config.best)
-    rows = best_per_formula(placed)
-    (run / "6_ranking" / "table.md").write_text(table(rows, hull.scale) + "\n", encoding="utf-8")
+    text = table(best_per_formula(placed), hull.scale)
+    (run / "6_ranking" / "table.md").write_text(text + "\n", encoding="utf-8")
     _report(run)
-    return f"{table(rows, hull.scale)}\n\nrun folder: {run}"
+    return f"{text}\n\nrun folder: {run}"
 
 
 def _report(run: Path) -> None:
@@ -107,10 +115,9 @@ def _report(run: Path) -> None:
         logger.warning(f"no report.html: {error}; then `fastcrystal report {run}`")
 
 
-def _same_request(config: DiscoverConfig, run: Path, model: Generator) -> None:
+def _same_request(config: DiscoveryConfig, run: Path, model: Generator) -> None:
     """Write request.json, or compare with the one that is there."""
     path = run / "request.json"
-    options = json.loads(json.dumps(config.to_dict()))
     has_work = any((run / name).exists() for name in (ENTRIES, CONDITIONS))
     if not (path.is_file() and has_work):  # a run that failed before its first result binds nobody
         request: dict[str, Any] = {
@@ -118,7 +125,7 @@ def _same_request(config: DiscoverConfig, run: Path, model: Generator) -> None:
             "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "formulas": list(config.formulas),
             "checkpoint": config.checkpoint,
-            "options": options,
+            "options": config.to_dict(),
             "versions": _versions(),
             "model": {
                 "step": model.step,
@@ -131,18 +138,14 @@ def _same_request(config: DiscoverConfig, run: Path, model: Generator) -> None:
         write_json(path, request)
         return
     found = json.loads(path.read_text(encoding="utf-8"))
-    before, step = found["options"], found["model"].get("step")
+    step = found["model"].get("step")
     if step != model.step:
         raise ValueError(
             f"{run} was begun with {config.checkpoint} at step {step}, which is now at {model.step}: use another folder"
         )
-    for relax in (options["relax"], before.get("relax", {})):
-        for where in ("device", "batch"):  # a run may go on with another, as with another number of processes
-            relax.pop(where, None)
-    changed = {k: (before.get(k), v) for k, v in options.items() if before.get(k) != v}
+    changed = config.changes(DiscoveryConfig.from_dict(found["options"]))
     if changed:
-        what = "; ".join(f"{k} was {a}, now {b}" for k, (a, b) in changed.items())
-        raise ValueError(f"{run} was begun with other settings ({what}): use these, or another folder")
+        raise ValueError(f"{run} was begun with other settings ({'; '.join(changed)}): use these, or another folder")
     logger.info(f"going on with {run}")
 
 
@@ -155,90 +158,58 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), "machine": platform.machine(), **dict(sorted(found.items()))}
 
 
-def _references(config: DiscoverConfig, run: Path, formulas: list[str], jobs: int | None) -> Hull:
+def _references(config: DiscoveryConfig, run: Path, formulas: list[str], jobs: int | None) -> Hull:
     """The hull, of the user's entries or of references relaxed with the potential."""
-    from pymatgen.core import Composition
-
     from fastcrystal.stability.entries import read_entries
     from fastcrystal.stability.references import elements_source, reference_entries
 
-    folder = run / "0_references"
-    folder.mkdir(exist_ok=True)
     path = run / ENTRIES
+    path.parent.mkdir(exist_ok=True)
     if path.is_file():
         return Hull([HullEntry(**e) for e in json.loads(path.read_text(encoding="utf-8"))["entries"]])
-    systems = {frozenset(e.symbol for e in Composition(f).elements) for f in formulas}
+    systems = sorted({elements_of(f) for f in formulas}, key=sorted)
     if config.entries:
-        entries = read_entries(Path(config.entries), config.scale)
+        hull = Hull(read_entries(Path(config.entries), config.scale))
+        hull.check_scale(config.entries, config.potential)
     else:
         logger.info(f"structures of the elements: {elements_source()}")
-        found = {
-            e.id: e
-            for system in sorted(systems, key=sorted)
-            for e in reference_entries(
-                sorted(system), config.potential, RelaxSettings.from_dict(config.relax), jobs=jobs
-            )
-        }
-        entries = list(found.values())
-    hull = Hull(entries)
-    hull.check_scale(config.entries, config.potential)
+        relaxed = (reference_entries(sorted(s), config.potential, config.relax, jobs=jobs) for s in systems)
+        hull = Hull(list({e.id: e for entries in relaxed for e in entries}.values()))
     for system in systems:
         hull.check_terminals(system)
     write_json(path, {"scale": hull.scale, "entries": [vars(e) for e in hull.entries]})
     return hull
 
 
-def hull_energy(hull: Hull, formula: str) -> float:
-    """Formation energy of the hull at a composition, eV/atom: at most 0."""
-    from pymatgen.core import Composition
-
-    composition = Composition(formula)
-    diagram = hull.diagram(e.symbol for e in composition.elements)
-    elements = sum(
-        composition.get_atomic_fraction(e) * diagram.el_refs[e].energy_per_atom for e in composition.elements
-    )
-    return float(diagram.get_hull_energy_per_atom(composition) - elements)
+def elements_of(formula: str) -> frozenset[str]:
+    """Symbols of the elements of a formula."""
+    return frozenset(SYMBOLS[z] for z in parse_formula(formula))
 
 
-def _generated(
-    config: DiscoverConfig, run: Path, model: Generator, formulas: list[str], hull: Hull, jobs: int | None
-) -> list[Candidate]:
-    conditions = run / CONDITIONS
-    if not conditions.is_file():
-        conditions.parent.mkdir(exist_ok=True)
-        starts: Mapping[str, float] = {f: config.hull_energies.get(f, hull_energy(hull, f)) for f in formulas}
+def _conditions(
+    config: DiscoveryConfig, run: Path, model: Generator, formulas: list[str], hull: Hull
+) -> list[Condition]:
+    path = run / CONDITIONS
+    if not path.is_file():
+        path.parent.mkdir(exist_ok=True)
+        starts = {f: config.hull_energies.get(f, hull.formation_energy(f)) for f in formulas}
         groups = list(config.groups) or training_groups(model)
-        write_conditions(conditions, plan(starts, groups, config.ladders, config.energies))
-    stage = Stage(run, "2_generated")
-    if stage.is_done:
-        return stage.read()
-    asked = read_conditions(conditions)
-    return stage.finish(generate(asked, model, stage.partial, seed=config.seed, steps=config.steps))
+        write_conditions(path, plan(starts, groups, config.ladders, config.energies))
+    return read_conditions(path)
 
 
-def _filtered(config: DiscoverConfig, run: Path, generated: list[Candidate], jobs: int | None) -> list[Candidate]:
-    stage = Stage(run, "3_filtered")
-    if stage.is_done:
-        return stage.read()
+def _filtered(config: DiscoveryConfig, generated: list[Candidate], jobs: int | None) -> list[Candidate]:
     valid = check_validity(generated)
-    if config.symmetrize:
-        valid = [symmetrize(c) for c in valid]
-    return stage.finish(deduplicate(valid, jobs=jobs), generated)
+    return deduplicate([symmetrize(c) for c in valid] if config.symmetrize else valid, jobs=jobs)
 
 
-def _relaxed(config: DiscoverConfig, run: Path, filtered: list[Candidate], jobs: int | None) -> list[Candidate]:
-    stage = Stage(run, "4_relaxed")
-    if stage.is_done:
-        return stage.read()
+def _relaxed(config: DiscoveryConfig, stage: Stage, filtered: list[Candidate], jobs: int | None) -> list[Candidate]:
     chosen = choose(filtered, config.max_relax)
     waiting = [c for c in filtered if c.id in chosen]
-    settings = RelaxSettings.from_dict(config.relax)
-    done = relax_missing(stage.partial, waiting, config.potential, settings, jobs=jobs, label=stage.name)
-    passed_on = (
-        done[c.id] if c.id in chosen else c if c.reason else c.rejected(f"not among the {config.max_relax} to relax")
-        for c in filtered
-    )
-    return stage.finish((c if c.reason else ranking.with_group(c) for c in passed_on), filtered)
+    done = relax_missing(stage.partial, waiting, config.potential, config.relax, jobs=jobs, label=stage.name)
+    others = f"not among the {config.max_relax} to relax"
+    all_of_them = (done.get(c.id, c if c.reason else c.rejected(others)) for c in filtered)
+    return [c if c.reason else ranking.with_group(c) for c in all_of_them]
 
 
 def choose(candidates: list[Candidate], most: int) -> set[str]:
@@ -249,35 +220,14 @@ def choose(candidates: list[Candidate], most: int) -> set[str]:
     """
     out: set[str] = set()
     formulas: dict[str, dict[int, list[Candidate]]] = defaultdict(lambda: defaultdict(list))
-    for c in candidates:
+    for c in sorted(candidates, key=_room, reverse=True):
         if not c.reason:
             formulas[c.formula][int(c.measured.get("space_group") or 0)].append(c)
-    for groups in formulas.values():
-        queues = [sorted(members, key=_room, reverse=True) for members in groups.values()]
-        queues.sort(key=lambda q: _room(q[0]), reverse=True)
-        turn = 0
-        ids: list[str] = []
-        while any(turn < len(q) for q in queues):
-            ids += [q[turn].id for q in queues if turn < len(q)]
-            turn += 1
-        out |= set(ids[:most])
+    for groups in formulas.values():  # each with most room first, and the groups by their first
+        turns = [c.id for turn in zip_longest(*groups.values()) for c in turn if c is not None]
+        out |= set(turns[:most])
     return out
 
 
 def _room(candidate: Candidate) -> tuple[float, int]:
     return float(candidate.measured.get("closeness", 0.0)), int(candidate.measured.get("copies", 1))
-
-
-def _placed(run: Path, relaxed: list[Candidate], hull: Hull, formulas: list[str], jobs: int | None) -> list[Candidate]:
-    from pymatgen.core import Composition
-
-    stage = Stage(run, "5_hull")
-    if stage.is_done:
-        return stage.read()
-    placed = drop_relaxed_copies(list(hull.place(relaxed)), jobs=jobs)
-    elements = sorted({e.symbol for f in formulas for e in Composition(f).elements})
-    try:
-        write_json(stage.folder / "hull.json", hull_data(hull, elements, placed))
-    except ValueError as error:  # formulas of many systems have no common diagram; each has been placed on its own
-        logger.warning(f"no picture of one hull: {error}")
-    return stage.finish(placed, relaxed)

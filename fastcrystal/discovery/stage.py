@@ -1,11 +1,11 @@
-"""A stage of a run: a folder that is done, or goes on where it was."""
+"""Stage of a discovery run: a folder that is done, or goes on where it was."""
 
 from __future__ import annotations
 
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from fastcrystal.relaxation.candidate import Candidate, read_candidates, write_candidates
@@ -32,22 +32,18 @@ class Stage:
         self._started = time.monotonic()
 
     @property
-    def is_done(self) -> bool:
-        """Whether a run before this one has finished it."""
-        return (self.folder / "done.json").is_file()
-
-    @property
     def partial(self) -> Path:
         """Candidates that are ready, one line each, appended as they come."""
         return self.folder / "partial.jsonl"
 
-    def read(self) -> list[Candidate]:
-        """The candidates of a finished stage."""
-        return list(read_candidates(self.folder / CANDIDATES))
+    def once(self, make: Callable[[Stage], Iterable[Candidate]], before: Sequence[Candidate] = ()) -> list[Candidate]:
+        """The candidates that a former run has finished, or those that `make` makes of the ones `before`, now."""
+        if (self.folder / "done.json").is_file():
+            return list(read_candidates(self.folder / CANDIDATES))
+        return self._finish(list(make(self)), before)
 
-    def finish(self, candidates: Iterable[Candidate], before: Iterable[Candidate] = ()) -> list[Candidate]:
-        """Write the candidates and mark the stage as done; say what it dropped of those that came in `before`."""
-        out = list(candidates)
+    def _finish(self, out: list[Candidate], before: Iterable[Candidate]) -> list[Candidate]:
+        """Write the candidates and mark the stage as done; log what it dropped of those `before`."""
         write_candidates(self.folder / CANDIDATES, out)
         kept = sum(not c.reason for c in out)
         write_json(

@@ -181,7 +181,7 @@ def load_batched(name: str, device: str = "cpu") -> Any:
 
     model = _call_custom(name)
     if not is_model(model):
-        raise ValueError(f"{name} returns a {type(model).__name__}, no torch-sim model: leave out --batch")
+        raise ValueError(f"{name} returns a {type(model).__name__}, no torch-sim model: use batch=1")
     return model
 
 
@@ -224,7 +224,7 @@ def check_batched(name: str) -> NamedPotential | None:
     if name in POTENTIALS and POTENTIALS[name].make_batched is None:
         batched = ", ".join(n for n, known in POTENTIALS.items() if known.make_batched is not None)
         raise ValueError(
-            f"potential {name} cannot relax in batches: leave out --batch, or take {batched} or "
+            f"potential {name} cannot relax in batches: use batch=1, or take {batched} or "
             "MODULE:FUNCTION (a callable that returns a torch-sim model)"
         )
     known = check_potential(name)

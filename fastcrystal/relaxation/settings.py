@@ -1,4 +1,4 @@
-"""How to relax."""
+"""Settings of relaxations."""
 
 from __future__ import annotations
 
@@ -13,33 +13,22 @@ from fastcrystal.utils.settings import Settings
 
 @dataclass(frozen=True)
 class RelaxSettings(Settings):
-    """How to relax.
-
-    Attributes
-    ----------
-    cell : {"full", "fixed"}
-        Atoms and cell, or the atoms in the cell as it is ("fixed", as in the paper's code).
-    steps : int
-        Most FIRE steps.
-    max_force : float
-        Convergence threshold on atoms and, in a full relaxation, cell, eV/angstrom.
-    time_limit : float
-        Seconds per structure. Checked between steps: what there is by then is kept, as not converged.
-    max_volume_ratio : float
-        A cell that becomes this much larger or smaller than it was is rejected.
-    device : str
-        For the potentials by name: "cpu", "cuda", ...
-    batch : int
-        Structures that torch-sim relaxes together, in the sum of their time limits; 1: each alone, by ASE.
-    """
+    """Settings of relaxations."""
 
     cell: Cell = "full"
+    """full: atoms and cell; fixed: the atoms in the cell as it is, as in the paper's code."""
     steps: int = 200
+    """Most FIRE steps."""
     max_force: float = 0.05
+    """Convergence threshold on atoms and, in a full relaxation, cell, eV/angstrom."""
     time_limit: float = 120.0
+    """Seconds per structure. Checked between steps: what there is by then is kept, as not converged."""
     max_volume_ratio: float = 10.0
+    """A cell that becomes this much larger or smaller than it was is rejected."""
     device: str = "cpu"
+    """Device of the potentials by name: cpu, cuda."""
     batch: int = 1
+    """Structures that torch-sim relaxes together, in the sum of their time limits; 1: each alone, by ASE."""
 
     def __post_init__(self) -> None:
         if self.cell not in ("full", "fixed"):
@@ -58,7 +47,7 @@ class RelaxSettings(Settings):
         return {k: v for k, v in super().to_dict().items() if (k, v) != ("batch", 1)}
 
     def check(self, potential: str) -> None:
-        """Whether a potential, by name, can relax so, without loading it.
+        """Check that a potential, by name, can relax so, without loading it.
 
         Raises
         ------

@@ -10,17 +10,22 @@ stable than everything known has a negative distance, as in table 3 of the paper
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.relaxation.potentials import scale_of
+from fastcrystal.utils.files import write_json
 from fastcrystal.utils.tables import markdown_table
 
 if TYPE_CHECKING:
     from pymatgen.analysis.phase_diagram import PDEntry, PhaseDiagram
+
+logger = logging.getLogger(__name__)
 
 #: a candidate within this of the hull lies on it: relaxations of one crystal differ by as much, eV/atom
 ON_HULL = 1e-3
@@ -150,6 +155,21 @@ class Hull:
             self._diagrams[wanted] = PhaseDiagram([_pd_entry(e) for e in inside])
         return self._diagrams[wanted]
 
+    def formation_energy(self, formula: str) -> float:
+        """Formation energy of the hull at a composition, eV/atom: at most 0.
+
+        Raises
+        ------
+        ValueError
+            As `diagram`.
+        """
+        from pymatgen.core import Composition
+
+        composition = Composition(formula)
+        diagram = self.diagram(e.symbol for e in composition.elements)
+        elements = sum(composition.get_atomic_fraction(e) * diagram.el_refs[e].energy_per_atom for e in composition)
+        return float(diagram.get_hull_energy_per_atom(composition) - elements)
+
     def place(self, candidates: Iterable[Candidate]) -> Iterator[Candidate]:
         """Measure every candidate's distance from the hull.
 
@@ -192,7 +212,7 @@ class Hull:
         if self.scale != scale:
             raise ValueError(
                 f"the energies in {source} are on the scale {self.scale!r}, those of {potential} on {scale!r}: they "
-                "cannot be compared; leave --entries out, and references are relaxed with the potential"
+                "cannot be compared; leave the entries out, and references are relaxed with the potential"
             )
 
     def check_terminals(self, elements: Iterable[str]) -> None:
@@ -343,3 +363,11 @@ def hull_data(hull: Hull, elements: Iterable[str], candidates: Iterable[Candidat
             }
         )
     return {"elements": corners, "scale": hull.scale, "caveat": caveat(hull.scale), "points": points, "facets": facets}
+
+
+def write_hull_data(path: Path, hull: Hull, elements: Iterable[str], candidates: Iterable[Candidate]) -> None:
+    """`hull_data` as a JSON file; a warning where candidates of several systems have no common diagram."""
+    try:
+        write_json(path, hull_data(hull, elements, candidates))
+    except ValueError as error:
+        logger.warning(f"no {path.name}, the data of a picture: {error}")

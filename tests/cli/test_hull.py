@@ -43,7 +43,7 @@ def test_from_cifs_to_vasp_and_back(cifs: Path, tmp_path: Path, capsys: pytest.C
     before = (out / "relaxed.jsonl").read_text()
     assert run(*relax) == 0  # nothing is done twice
     assert (out / "relaxed.jsonl").read_text() == before
-    assert run(*relax, "--max-force", 0.2) == 2
+    assert run(*relax, "--set", "max_force=0.2") == 2
     assert "holds relaxations with other settings" in capsys.readouterr().err
 
     entries = tmp_path / "known.csv"
@@ -60,7 +60,7 @@ def test_from_cifs_to_vasp_and_back(cifs: Path, tmp_path: Path, capsys: pytest.C
     assert {p["kind"] for p in json.loads((out / "hull.json").read_text())["points"]} == {"reference", "candidate"}
 
     vasp = tmp_path / "vasp"
-    assert run("vasp-inputs", out, "--out", vasp, "--count", 1) == 0
+    assert run("vasp-inputs", out, "--out", vasp, "--set", "count=1") == 0
     assert "1 calculations in" in capsys.readouterr().out
     assert run("vasp-results", vasp, "--entries", entries, "--scale", "PBE") == 0
     assert "no vasprun.xml" in capsys.readouterr().err
@@ -82,9 +82,9 @@ def test_hull_of_references(
         (cifs / f"{name}.cif").unlink()
     out = tmp_path / "out"
     assert run("relax", cifs, "--out", out, "--potential", EMT, "--jobs", 1) == 0
-    assert run("hull", out, "--potential", "sevennet-0") == 2
-    assert "give the --potential that relaxed them" in capsys.readouterr().err
-    assert run("hull", out, "--cache", tmp_path / "cache", "--per-formula", 1, "--jobs", 1) == 0
+    assert run("hull", out, "--set", "potential=sevennet-0") == 2
+    assert "give the potential that relaxed them" in capsys.readouterr().err
+    assert run("hull", out, "--set", f"cache={tmp_path / 'cache'}", "--set", "per_formula=1", "--jobs", 1) == 0
     found = re.search(r"\| Cu \| ([+-][0-9.]+) \|", unpadded(capsys.readouterr().out))
     assert found
     assert float(found[1]) == pytest.approx(0, abs=2)  # meV/atom: the same crystal, begun elsewhere

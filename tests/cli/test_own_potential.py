@@ -46,9 +46,10 @@ def test_relax_and_hull(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_discover(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ["--formula", "NaCl", "--checkpoint", str(tiny_run), "--energies", "1", "--group", "225", "--steps", "2"]
-    how = ["--potential", SPHERES, "--relax-steps", "2", "--max-relax", "1", "--jobs", "1", "--device", "cpu"]
-    assert main(["discover", *asked, *how, "--best", "0", "--out", str(tmp_path / "run")]) == 0
+    asked = ["--formula", "NaCl", "--checkpoint", str(tiny_run), "--potential", SPHERES, "--jobs", "1"]
+    less = ("energies=1", "groups=225", "steps=2", "relax.steps=2", "max_relax=1", "device=cpu", "best=0")
+    how = [word for setting in less for word in ("--set", setting)]
+    assert main(["discover", *asked, *how, "--out", str(tmp_path / "run")]) == 0
     said = capsys.readouterr()
     assert "| NaCl |" in unpadded(said.out)
     assert "structures of the elements: prototypes of the default data set" in said.err

@@ -10,7 +10,7 @@ import pytest
 
 from fastcrystal.cli.app import main
 from fastcrystal.discovery import pipeline
-from fastcrystal.discovery.config import DiscoverConfig
+from fastcrystal.discovery.config import DiscoveryConfig
 from fastcrystal.discovery.filtering import deduplicate
 from fastcrystal.discovery.generate import usable
 from fastcrystal.discovery.inputs import load_candidates, write_cifs
@@ -28,11 +28,11 @@ SPHERES = "tests.factories.calculators:spheres"
 EMT = "ase.calculators.emt:EMT"
 
 
-def config(tiny_run: Path, tmp_path: Path, **about: object) -> DiscoverConfig:
+def config(tiny_run: Path, tmp_path: Path, **about: object) -> DiscoveryConfig:
     entries = tmp_path / "entries.csv"
     entries.write_text("formula,energy_per_atom\nNa,0.0\nCl,0.0\nNaCl,-0.5\n", encoding="utf-8")
-    given = {"entries": str(entries), "scale": scale_of(SPHERES), "potential": SPHERES, "energies": 1, **about}
-    return DiscoverConfig(("NaCl",), str(tiny_run), groups=(225,), max_relax=1, steps=2, **given)  # type: ignore[arg-type]
+    given = {"entries": str(entries), "scale": scale_of(SPHERES), "potential": SPHERES, "energies": 1, "device": "cpu"}
+    return DiscoveryConfig(("NaCl",), str(tiny_run), groups=(225,), max_relax=1, steps=2, **{**given, **about})  # type: ignore[arg-type]
 
 
 def test_options_are_checked_before_anything_is_done() -> None:
@@ -44,33 +44,74 @@ def test_options_are_checked_before_anything_is_done() -> None:
         ({"hull_energies": {"KCl": -1.0}}, "KCl has a hull energy, but is not asked for"),
     ):
         with pytest.raises(ValueError, match=message):
-            DiscoverConfig(("NaCl",), "x", **about)
-    assert DiscoverConfig(("NaCl",), "x", groups=(221, 225, 221)).groups == (221, 225)
+            DiscoveryConfig(("NaCl",), "x", **about)
+    assert DiscoveryConfig(("NaCl",), "x", groups=(221, 225, 221)).groups == (221, 225)
+
+
+def test_settings_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--set and --config reach every setting; unknown ones, and flags that became settings, say what to write."""
+
+    def refused(*arguments: str) -> str:
+        assert main(["discover", *arguments, "--out", str(tmp_path / "run")]) == 2
+        return capsys.readouterr().err.strip()
+
+    assert "nothing to discover: give at least one --formula" in refused()
+    assert "did you mean max_relax?" in refused("--set", "max_relaks=3")
+    assert "did you mean relax.steps?" in refused("--set", "relax.step=3")
+    assert "relax.cell must be one of full, fixed, got 'half'" in refused("--set", "relax.cell=half")
+    assert "ladder must be one of fine, coarse, deep, got 'steep'" in refused("--set", "ladders=steep")
+    assert "--max-relax is a setting now: --set max_relax=100" in refused("--max-relax", "3")
+    file = tmp_path / "mine.toml"
+    file.write_text('formulas = ["NaCl"]\nenergies = 3\n[hull_energies]\nNaCl = -0.5\n[relax]\nsteps = 7\n')
+    with pytest.raises(SystemExit) as done:
+        main(["discover", "--config", str(file), "--set", "groups=225,221", "--set", "help"])
+    assert done.value.code == 0
+    shown = dict(line.split()[0].split("=", 1) for line in capsys.readouterr().out.splitlines())
+    assert (shown["formulas"], shown["energies"], shown["groups"], shown["relax.steps"]) == (
+        "NaCl",
+        "3",
+        "225,221",
+        "7",
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_of_before_goes_on(tiny_run: Path, tmp_path: Path) -> None:
+    """request.json of 0.1 holds a part of the settings of relaxations, and no device."""
+    run = tmp_path / "run"
+    asked = config(tiny_run, tmp_path, relax=RelaxSettings(steps=3))
+    said = discover(asked, run, jobs=1)
+    request = json.loads((run / "request.json").read_text(encoding="utf-8"))
+    del request["options"]["device"]
+    request["options"]["relax"] = {"steps": 3}
+    (run / "request.json").write_text(json.dumps(request), encoding="utf-8")
+    other_devices = replace(asked, device="cpu", relax=RelaxSettings(steps=3, device="cuda"))
+    assert discover(other_devices, run, jobs=1) == said
 
 
 def test_a_run_that_failed_at_once_binds_nobody(tiny_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(ValueError, match="potential must be one of"):
-        discover(config(tiny_run, tmp_path, potential="magic"), run, device="cpu", jobs=1)
+        discover(config(tiny_run, tmp_path, potential="magic"), run, jobs=1)
     assert not run.exists()
-    with pytest.raises(ValueError, match=r"they cannot be compared; leave --entries out"):
-        discover(config(tiny_run, tmp_path, scale="PBE"), run, device="cpu", jobs=1)
+    with pytest.raises(ValueError, match=r"they cannot be compared; leave the entries out"):
+        discover(config(tiny_run, tmp_path, scale="PBE"), run, jobs=1)
     assert not (run / "2_generated").exists()
-    assert "NaCl" in discover(config(tiny_run, tmp_path), run, device="cpu", jobs=1)
+    assert "NaCl" in discover(config(tiny_run, tmp_path), run, jobs=1)
     with pytest.raises(ValueError, match="begun with other settings"):
-        discover(config(tiny_run, tmp_path, energies=2), run, device="cpu", jobs=1)
+        discover(config(tiny_run, tmp_path, energies=2), run, jobs=1)
 
 
 def test_a_retrained_model_is_noticed(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run = tmp_path / "run"
-    monkeypatch.setattr(pipeline, "_generated", lambda *_: [])
+    monkeypatch.setattr(pipeline, "generate", lambda *_, **__: [])
     asked = config(tiny_run, tmp_path)
-    discover(asked, run, device="cpu", jobs=1)
+    discover(asked, run, jobs=1)
     request = json.loads((run / "request.json").read_text(encoding="utf-8"))
     step, request["model"]["step"] = request["model"]["step"], 7
     (run / "request.json").write_text(json.dumps(request), encoding="utf-8")
     with pytest.raises(ValueError, match=f"at step 7, which is now at {step}: use another folder"):
-        discover(asked, run, device="cpu", jobs=1)
+        discover(asked, run, jobs=1)
 
 
 def test_two_processes_in_one_folder(tmp_path: Path) -> None:
@@ -134,7 +175,7 @@ def test_hull_sees_what_was_relaxed_since(tmp_path: Path, capsys: pytest.Capture
 
 def test_stages_of_a_run_are_taken(tiny_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    discover(config(tiny_run, tmp_path), run, device="cpu", jobs=1)
+    discover(config(tiny_run, tmp_path), run, jobs=1)
     assert any("e_above_hull" in c.measured for c in load_candidates(run / "5_hull")[0])
     wanted = {c.id for c in load_candidates(run / "5_hull")[0]}
     assert wanted == {c.id for c in load_candidates(run)[0]} == {c.id for c in load_candidates(run / "6_ranking")[0]}

@@ -42,8 +42,8 @@ def salt(tmp_path: Path) -> Path:
 
 def test_proposals(trained: str, salt: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    asked = Modification(-0.2, 221, 3)
-    said = modify(salt, asked, trained, out, steps=2, potential=POTENTIAL, relax=RelaxSettings(steps=2), jobs=1)
+    asked = Modification(-0.2, 221, 3, trained, steps=2, potential=POTENTIAL, relax=RelaxSettings(steps=2))
+    said = modify(salt, asked, out, jobs=1)
     assert "NaCl, 2 sites" in said
     assert "asked for -0.2 eV/atom in space group 221" in said
     start, *proposals = read_candidates(out / "candidates.jsonl")
@@ -64,12 +64,12 @@ def test_an_element_that_the_model_does_not_know_is_refused(trained: str, tmp_pa
     path = tmp_path / "xe.cif"
     Structure.from_spacegroup(225, Lattice.cubic(6.2), ["Xe"], [[0, 0, 0]]).to(str(path))
     with pytest.raises(ValueError, match=r"xe.cif: Xe is not among the \d+ elements that this model knows"):
-        modify(path, Modification(), trained, tmp_path / "out", potential=None)
+        modify(path, Modification(checkpoint=trained, potential=None), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_the_shipped_model_modifies(salt: Path, tmp_path: Path) -> None:
-    modify(salt, Modification(-0.1, 221, 4), "pretrained-modify", tmp_path / "out", steps=20, potential=None, jobs=1)
+    modify(salt, Modification(-0.1, 221, 4, steps=20, potential=None), tmp_path / "out", jobs=1)
     start, *proposals = read_candidates(tmp_path / "out" / "candidates.jsonl")
     fine = [c for c in proposals if not c.reason]
     assert fine
@@ -87,7 +87,7 @@ def test_the_input_itself_has_distance_zero(
         return initial
 
     monkeypatch.setattr(Generator, "sample", copy)
-    modify(salt, Modification(count=4), trained, tmp_path / "out", potential=None, jobs=1)
+    modify(salt, Modification(count=4, checkpoint=trained, potential=None), tmp_path / "out", jobs=1)
     start, *proposals = read_candidates(tmp_path / "out" / "candidates.jsonl")
     kept = [c for c in proposals if not c.reason]
     assert [c.measured["copies"] for c in kept] == [4]
@@ -111,9 +111,9 @@ def test_what_cannot_be_modified(
         ("bad.cif: ", [tmp_path / "bad.cif", "--checkpoint", trained]),
         ("space group must be in 1..230, got 400", [salt, "--checkpoint", trained, "--space-group", "400"]),
         ("finite number of eV/atom, got nan", [salt, "--checkpoint", trained, "--energy-change", "nan"]),
-        ("count must be at least 1, got 0", [salt, "--checkpoint", trained, "--count", "0"]),
+        ("count must be at least 1, got 0", [salt, "--checkpoint", trained, "--set", "count=0"]),
         ("is not a run folder", [salt, "--checkpoint", str(tmp_path)]),
     ]:
-        assert main(["modify", *map(str, arguments), "--out", str(tmp_path / "out"), "--no-relax"]) == 2
+        assert main(["modify", *map(str, arguments), "--out", str(tmp_path / "out"), "--potential", "none"]) == 2
         said = capsys.readouterr().err
         assert message in said.strip().splitlines()[-1], said

@@ -17,11 +17,12 @@ import pytest
 from pymatgen.core import Structure
 
 from fastcrystal.discovery.conditions import LADDERS, ladder, plan
-from fastcrystal.discovery.config import DiscoverConfig
+from fastcrystal.discovery.config import DiscoveryConfig
 from fastcrystal.discovery.filtering import check_validity, deduplicate, drop_relaxed_copies, fingerprint, symmetrize
-from fastcrystal.discovery.pipeline import choose, discover, hull_energy
+from fastcrystal.discovery.pipeline import choose, discover
 from fastcrystal.relaxation.candidate import Candidate, read_candidates
 from fastcrystal.relaxation.potentials import scale_of
+from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.stability.hull import Hull, HullEntry
 from fastcrystal.structure.crystal import Crystal
 from tests.factories.candidates import crystal
@@ -40,12 +41,12 @@ def salt(lattice: object) -> Crystal:
 
 
 @pytest.fixture
-def config(tiny_run: Path, tmp_path: Path) -> DiscoverConfig:
+def config(tiny_run: Path, tmp_path: Path) -> DiscoveryConfig:
     """Two formulas, and entries on the scale of the calculator."""
     scale = scale_of(POTENTIAL)
     entries = tmp_path / "entries.csv"
     entries.write_text("formula,energy_per_atom\nNa,0.0\nCl,0.0\nK,0.0\nNaCl,-0.5\n")
-    return DiscoverConfig(
+    return DiscoveryConfig(
         ("NaCl", "KCl"),
         str(tiny_run),
         groups=(221, 225),
@@ -54,10 +55,11 @@ def config(tiny_run: Path, tmp_path: Path) -> DiscoverConfig:
         steps=2,
         potential=POTENTIAL,
         max_relax=2,
-        relax={"steps": 3, "time_limit": 20.0},
+        relax=RelaxSettings(steps=3, time_limit=20.0),
         entries=str(entries),
         scale=scale,
         best=1,
+        device="cpu",
     )
 
 
@@ -81,9 +83,9 @@ def test_ladders_are_the_papers() -> None:
 def test_energy_of_the_hull() -> None:
     entries = [("Na", -1.0), ("Cl", -2.0), ("NaCl", -2.5), ("Na3Cl", -1.0)]
     hull = Hull([HullEntry(f, dict(_amounts(f)), e, "x") for f, e in entries])
-    assert hull_energy(hull, "NaCl") == pytest.approx(-1.0)
-    assert hull_energy(hull, "Na3Cl") == pytest.approx(-0.5)  # between Na and NaCl, not Na3Cl's own
-    assert hull_energy(hull, "Na") == pytest.approx(0.0)
+    assert hull.formation_energy("NaCl") == pytest.approx(-1.0)
+    assert hull.formation_energy("Na3Cl") == pytest.approx(-0.5)  # between Na and NaCl, not Na3Cl's own
+    assert hull.formation_energy("Na") == pytest.approx(0.0)
 
 
 def _amounts(formula: str) -> dict[str, float]:
@@ -139,9 +141,9 @@ def test_space_groups_take_turns() -> None:
     assert choose(many + few, 100) == {"a0", "a1", "a2", "a3", "a4", "b"}
 
 
-def test_all_the_way(config: DiscoverConfig, tmp_path: Path) -> None:
+def test_all_the_way(config: DiscoveryConfig, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    said = discover(config, run, device="cpu", jobs=1)
+    said = discover(config, run, jobs=1)
     assert "NaCl" in said
     assert "KCl" in said
     generated = list(read_candidates(run / "2_generated" / "candidates.jsonl"))
@@ -162,38 +164,38 @@ def test_all_the_way(config: DiscoverConfig, tmp_path: Path) -> None:
     (poscar.parent / "OUTCAR").write_text("results of hours")
     # a second call does nothing new, says the same, and leaves what was computed
     before = {p: p.stat().st_mtime_ns for p in run.rglob("candidates.jsonl")}
-    assert discover(config, run, device="cpu", jobs=1) == said
+    assert discover(config, run, jobs=1) == said
     assert {p: p.stat().st_mtime_ns for p in run.rglob("candidates.jsonl")} == before
     assert (poscar.parent / "OUTCAR").read_text() == "results of hours"
     with pytest.raises(ValueError, match=r"begun with other settings \(energies was 3, now 4\)"):
-        discover(replace(config, energies=4), run, device="cpu", jobs=1)
+        discover(replace(config, energies=4), run, jobs=1)
 
 
 def test_one_bad_formula_does_not_stop_the_rest(
-    config: DiscoverConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    config: DiscoveryConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    said = discover(replace(config, formulas=("Xx2", "NaCl", "Na9Cl9")), tmp_path / "run", device="cpu", jobs=1)
+    said = discover(replace(config, formulas=("Xx2", "NaCl", "Na9Cl9")), tmp_path / "run", jobs=1)
     assert "NaCl" in said
     assert "Xx2 is left out: " in caplog.text
     assert "Na9Cl9 is left out: " in caplog.text
     with pytest.raises(ValueError, match="none of Xx2 can be generated"):
-        discover(replace(config, formulas=("Xx2",)), tmp_path / "none", device="cpu", jobs=1)
+        discover(replace(config, formulas=("Xx2",)), tmp_path / "none", jobs=1)
 
 
 RUN = """
 import json, sys
 from pathlib import Path
-from fastcrystal.discovery.config import DiscoverConfig
+from fastcrystal.discovery.config import DiscoveryConfig
 from fastcrystal.discovery.pipeline import discover
 values = json.loads(sys.argv[1])
 print("begun", flush=True)
-print(discover(DiscoverConfig.from_dict(values), Path(sys.argv[2]), device="cpu", jobs=1))
+print(discover(DiscoveryConfig.from_dict(values), Path(sys.argv[2]), jobs=1))
 """
 
 
 @pytest.mark.slow
-def test_killed_at_any_instant_it_ends_the_same(config: DiscoverConfig, tmp_path: Path) -> None:
-    whole = discover(config, tmp_path / "whole", device="cpu", jobs=1)
+def test_killed_at_any_instant_it_ends_the_same(config: DiscoveryConfig, tmp_path: Path) -> None:
+    whole = discover(config, tmp_path / "whole", jobs=1)
     values = json.dumps(config.to_dict())
     for wait in (2.0, 5.0, 8.0, None):
         command = [sys.executable, "-c", RUN, values, str(tmp_path / "killed")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import math
 import sys
@@ -15,10 +14,8 @@ import numpy as np
 import pytest
 from ase.build import bulk
 
-from fastcrystal.cli.discovery import _unusual, add_discovery
-from fastcrystal.cli.hull import add_hull
-from fastcrystal.cli.relax_options import settings_of
-from fastcrystal.discovery.config import DiscoverConfig
+from fastcrystal.cli.app import main
+from fastcrystal.discovery.config import DiscoveryConfig
 from fastcrystal.discovery.pipeline import _same_request
 from fastcrystal.relaxation import candidates as relaxing
 from fastcrystal.relaxation import process
@@ -28,11 +25,11 @@ from fastcrystal.relaxation.potentials import POTENTIALS, NamedPotential, load_b
 from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.stability.references import _key
 from fastcrystal.structure.crystal import Crystal
+from fastcrystal.utils.settings import Settings
 from tests.factories.candidates import crystal_of, made
 from tests.factories.torchsim_models import EPSILON, lj
 
 MODELS = "tests.factories.torchsim_models"
-RELAX, OPTIONS = ["relax", "a.cif", "--out", "o"], ["--batch", "8", "--relax-device", "cuda"]
 needs_torch_sim = pytest.mark.skipif(
     importlib.util.find_spec("torch_sim") is None, reason="needs torch-sim: pip install 'fastcrystal[torchsim]'"
 )
@@ -239,7 +236,7 @@ def test_refused_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="batch must be at least 1, got 0"):
         RelaxSettings(batch=0)
     for name in ("chgnet", "mattersim", "m3gnet"):
-        with pytest.raises(ValueError, match=f"potential {name} cannot relax in batches: leave out --batch"):
+        with pytest.raises(ValueError, match=f"potential {name} cannot relax in batches: use batch=1"):
             relax_candidates([], name, RelaxSettings(batch=2))
     with pytest.raises(ValueError, match="potential must be one of"):
         relax_candidates([], "lj", RelaxSettings(batch=2))
@@ -261,13 +258,13 @@ def test_each_name_has_its_own_model(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(POTENTIALS, name, named(name))
         assert load_batched(name, "cuda") == f"{name} on cuda"
     assert load_potential("second") == "ASE"
-    with pytest.raises(ValueError, match="leave out --batch, or take sevennet-0, first, second or MODULE:FUNCTION"):
+    with pytest.raises(ValueError, match="use batch=1, or take sevennet-0, first, second or MODULE:FUNCTION"):
         load_batched("chgnet")
 
 
 @needs_torch_sim
 def test_ase_calculators_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"EMT returns a EMT, no torch-sim model: leave out --batch") as caught:
+    with pytest.raises(ValueError, match=r"EMT returns a EMT, no torch-sim model: use batch=1") as caught:
         relaxed(made("a", "Cu", "fcc", 3.6), name="ase.calculators.emt:EMT")
     assert "\n" not in str(caught.value)
 
@@ -282,31 +279,33 @@ def test_a_run_may_go_on_with_another_batch(tmp_path: Path) -> None:
 
     model: Any = SimpleNamespace(step=1, run={"data": {}}, config=SimpleNamespace(to_dict=dict))
 
-    def ask(**relax: object) -> None:
-        _same_request(DiscoverConfig(("Cu",), "x", relax=relax), tmp_path, model)
+    def ask(**relax: Any) -> None:
+        _same_request(DiscoveryConfig(("Cu",), "x", relax=RelaxSettings(**relax)), tmp_path, model)
 
     ask(steps=3)
     (tmp_path / "1_conditions").mkdir()
     (tmp_path / "1_conditions" / "conditions.jsonl").touch()  # it has begun
     ask(steps=3, batch=8, device="cuda")
-    with pytest.raises(ValueError, match=r"relax was \{'steps': 3\}, now \{'steps': 4\}"):
+    with pytest.raises(ValueError, match=r"relax.steps was 3, now 4"):
         ask(steps=4, batch=8)
 
 
-def test_options_of_the_commands() -> None:
-    parser = argparse.ArgumentParser()
-    commands = parser.add_subparsers()
-    add_discovery(commands)
-    add_hull(commands)
-    parse = parser.parse_args
-    assert settings_of(parse([*RELAX, *OPTIONS])) == RelaxSettings(batch=8, device="cuda")
-    assert settings_of(parse(RELAX)) == RelaxSettings()
-    for command in (["discover", "--formula", "Cu"], ["modify", "a.cif", "--checkpoint", "c"]):
-        assert _unusual(settings_of(parse([*command, *OPTIONS]))) == {
-            "batch": 8,
-            "device": "cuda",
-        }
-        assert _unusual(settings_of(parse(command))) == {}
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["relax", "a.cif", "--out", "o"], ""),
+        (["discover", "--formula", "Cu"], "relax."),
+        (["modify", "a.cif", "--checkpoint", "c"], "relax."),
+    ],
+)
+def test_options_of_the_commands(arguments: list[str], part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Any] = []
+    for name in ("placing.relax_source", "pipeline.discover", "modify.modify"):
+        monkeypatch.setattr(f"fastcrystal.discovery.{name}", lambda *given, **_: found.extend(given))
+    for options in ([], ["--set", f"{part}batch=8", "--set", f"{part}device=cuda"]):
+        assert main([*arguments, *options]) == 0
+    before, now = (getattr(x, "relax", x) for x in found if isinstance(x, Settings))
+    assert (before, now) == (RelaxSettings(), RelaxSettings(batch=8, device="cuda"))
 
 
 @needs_torch_sim
