@@ -32,7 +32,7 @@ def crystals(batch: int) -> tuple[Array, Array, Array, Array]:
 
 
 def row_by_row(species: Array, frac: Array, first: Array, count: Array, max_sites: int) -> tuple[Array, Array]:
-    """What one writes first: a Python loop over crystals."""
+    """The naive way: a Python loop over crystals."""
     padded = np.zeros((len(first), max_sites), np.int64), np.zeros((len(first), max_sites, 3), frac.dtype)
     for i, (a, n) in enumerate(zip(first.tolist(), count.tolist(), strict=True)):
         padded[0][i, :n], padded[1][i, :n] = species[a : a + n], frac[a : a + n]

@@ -64,7 +64,7 @@ def test_batch(benchmark: Any, workers: int, tmp_path: Path) -> None:
 
 
 def as_dictionaries(data: CrystalDataset) -> list[dict[str, Any]]:
-    """What a database answers, without its labels."""
+    """Answer of a database, without its labels."""
     offsets = data.offsets
     return [
         {

@@ -97,7 +97,7 @@ def _measured(run: Callable[[], Any]) -> tuple[Row, Any]:
 
 
 def build(folder: Path, size: int) -> Row:
-    """What making the entries takes is measured alone and subtracted: prototypes and random numbers are no store."""
+    """Seconds of a store's build; those of making the entries are measured alone and subtracted."""
     next(synthetic_crystals(1))  # the prototypes are read and put in order once
     start = time.perf_counter()
     for _ in synthetic_crystals(size):

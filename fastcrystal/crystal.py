@@ -74,7 +74,7 @@ class CrystalBatch:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """Device of the tensors."""
         return self.species.device
 
     @property

@@ -1,4 +1,4 @@
-"""How often a crystal keeps its canonical matrix when it is described another way.
+"""Share of crystals that keep their canonical matrix when they are described another way.
 
     python scripts/measure_canonical.py DATA.npz [--count 1000] [--seed 0] [--jobs 2] [--source NAME]
 
@@ -117,7 +117,7 @@ def difference(a: Canonical, b: Canonical) -> str:
 
 
 def measure(cell: Crystal, seed: int) -> tuple[dict[str, tuple[str, bool]], float]:
-    """How every change of one crystal came out and whether it matches; and the seconds of one canonical form."""
+    """Outcome of every change of one crystal, and whether it matches; and the seconds of one canonical form."""
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
     start = time.perf_counter()

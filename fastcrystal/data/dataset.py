@@ -57,7 +57,7 @@ class CrystalDataset:
     labels: dict[str, NDArray[np.str_]] = field(default_factory=dict)
     """Optional: "id", "source", "prototype"."""
     name: str = ""
-    """Where it came from, for run folders and tables."""
+    """Name of its source, for run folders and tables."""
 
     @classmethod
     def from_columns(

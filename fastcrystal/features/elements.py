@@ -83,7 +83,7 @@ def element_table() -> ElementTable:
 
 
 def element_features() -> NDArray[np.float32]:
-    """What the model is told about an element: one-hot, then the standardized properties.
+    """Element features of the model: one-hot, then the standardized properties.
 
     Returns
     -------

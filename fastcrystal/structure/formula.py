@@ -15,7 +15,7 @@ _ELEMENTS = 128
 
 
 class Counts(NamedTuple):
-    """How many sites of each element each crystal has, divided by their greatest common divisor; M entries in all."""
+    """Reduced compositions: sites of each element in each crystal over their greatest common divisor; M entries."""
 
     crystal: NDArray[np.int64]
     """(M,) position of the crystal, ascending."""

@@ -75,7 +75,7 @@ def operations(batch: CrystalBatch, i: int) -> dict[bytes, np.ndarray]:
 
 
 def same_operations(a: dict[bytes, np.ndarray], b: dict[bytes, np.ndarray]) -> bool:
-    """Whether two sets of operations are one, up to rounding and lattice translations."""
+    """True where two sets of operations are one, up to rounding and lattice translations."""
     steps = [a[w] - b[w] for w in a if w in b]
     return a.keys() == b.keys() and bool(np.abs(np.array(steps) - np.round(steps)).max() < 1e-3)
 

@@ -72,7 +72,7 @@ def test_groups_that_disagree_are_counted(tmp_path: Path) -> None:
     report = import_store(path, tmp_path / "s", jobs=1, progress=False)
     assert (report.declared, report.disagree) == (2, 1)
     assert "space groups: 1 of 2 declared ones (50.0%)" in str(report)
-    assert open_store(tmp_path / "s").declared_sg.tolist() == [1, 0, 136]
+    assert open_store(tmp_path / "s").declared_group.tolist() == [1, 0, 136]
     other = import_store(path, tmp_path / "o", ImportSettings(group_column="band_gap"), jobs=1, progress=False)
     assert other.declared == 0
 

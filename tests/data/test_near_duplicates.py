@@ -1,4 +1,4 @@
-"""Which pairs are compared, and pymatgen's verdicts on crystals whose likeness is known."""
+"""Choice of the pairs to compare, and pymatgen's verdicts on crystals whose likeness is known."""
 
 from __future__ import annotations
 

@@ -101,7 +101,7 @@ def test_one_by_one(data: CrystalDataset, tmp_path: Path) -> None:
     store = writer.store
     assert store.ids() == ["é0", "é1", "é2", "é3", "é4"]
     np.testing.assert_allclose(store.energy, [0, -0.5, -1, -1.5, -2])
-    assert store.declared_sg.tolist() == [0, 1, 2, 3, 4]
+    assert store.declared_group.tolist() == [0, 1, 2, 3, 4]
     assert store.space_group.tolist() == [f.space_group for f in forms]
     assert [store.labels[i] for i in store.label] == ["x", "x", "x", "x", "z"]
     assert pq.read_table(tmp_path / "s" / "rejects.parquet").to_pylist() == [

@@ -43,7 +43,7 @@ VALUES = [
 
 @dataclass
 class Counts:
-    """What became of the files.
+    """Counts of the files by outcome.
 
     Attributes
     ----------

@@ -168,7 +168,7 @@ def _json(folder: Path, kind: str) -> Path:
 
 
 def same_crystal(numbers: np.ndarray, frac: np.ndarray, lattice: np.ndarray, id: str) -> bool:
-    """Whether arrays are the crystal that was written under this id, by pymatgen's matcher."""
+    """True where arrays are the crystal that was written under this id, by pymatgen's matcher."""
     from pymatgen.analysis.structure_matcher import StructureMatcher
 
     return bool(StructureMatcher(scale=False).fit(Structure(lattice, numbers, frac), CRYSTALS[id][0]))

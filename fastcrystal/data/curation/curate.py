@@ -100,7 +100,7 @@ class Step:
 
     @property
     def detail(self) -> str:
-        """What went besides crystals, in words."""
+        """Elements, space groups and formulas that went, in words."""
         parts = []
         for what, names in (("element", self.elements), ("space group", self.groups)):
             if names:

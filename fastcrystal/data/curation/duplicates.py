@@ -14,7 +14,7 @@ from fastcrystal.data.store import Store
 from fastcrystal.data.store.format import Columns
 from fastcrystal.structure.formula import mix
 
-#: what is rounded off: angstrom, fraction of the cell, eV/atom
+#: units of rounding: angstrom, fraction of the cell, eV/atom
 LENGTH, FRACTION, ENERGY = 1e-3, 1e-4, 1e-4
 #: crystals whose sites are in memory at once
 _CHUNK = 65_536
@@ -22,7 +22,7 @@ _COMPARED = ("lattice", "numbers", "frac")
 
 
 def repeated(store: Store) -> NDArray[np.bool_]:
-    """Which crystals are exact duplicates of one before them.
+    """Mask of the crystals that are exact duplicates of one before them.
 
     Sites are compared by a sum of 64-bit hashes, so their order does not count; among a million crystals of one kind
     (formula, sites, group, energy) a pair is taken for equal by mistake with probability 3e-8.

@@ -1,4 +1,4 @@
-"""Which formulas a store has, which elements are in them, and which crystals they belong to; in little memory."""
+"""Formulas of a store, their elements and their crystals, in little memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many crystals of a store are nearly another one of its polymorph group, by pymatgen's structure matching.
+"""Near-duplicates: crystals that match another one of their formula, by pymatgen's structure matching.
 
     report = find_near_duplicates(open_store("aflow.curated"), PairSettings(sample=200))
     print(report)
@@ -34,7 +34,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrystal.data.store import Store
-from fastcrystal.structure.formula import formula_strings
 from fastcrystal.utils.files import whole_file
 
 if TYPE_CHECKING:
@@ -164,7 +163,7 @@ class NearDuplicates:
             columns[f"{side}_sites"] = store.num_sites[rows]
             columns[f"{side}_group"] = store.space_group[rows]
             columns[f"{side}_energy"] = store.energy[rows]
-        columns["formula"] = _formulas(store, first)
+        columns["formula"] = store.formulas[0][store.formulas[1][first]]
         columns["volume_ratio"] = volume[at["second"]] / volume[at["first"]]
         columns["fit"] = self.result.fit
         columns["rms"] = pa.array(self.result.rms, mask=~self.result.match_rms)
@@ -263,13 +262,3 @@ def _volumes(store: Store, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     lattices = [store.columns(rows[a : a + _CHUNK], ["lattice"])["lattice"] for a in range(0, len(rows), _CHUNK)]
     volume: NDArray[np.float64] = np.abs(np.linalg.det(np.concatenate([np.zeros((0, 3, 3)), *lattices])))
     return volume
-
-
-def _formulas(store: Store, rows: NDArray[np.int64]) -> NDArray[np.str_]:
-    """Reduced formulas of some rows."""
-    distinct, first, inverse = np.unique(store.formula_key[rows], return_index=True, return_inverse=True)
-    if not len(distinct):
-        return np.zeros(0, dtype=np.str_)
-    columns = store.columns(rows[first], ["numbers"])
-    names: NDArray[np.str_] = formula_strings(columns["numbers"], columns["site_offsets"])[inverse.reshape(-1)]
-    return names

@@ -1,4 +1,4 @@
-"""What a store holds, in numbers: sites, space groups, elements, polymorphs and energies, from its columns alone.
+"""Numbers of a store: sites, space groups, elements, polymorphs and energies, from its columns alone.
 
 `fastcrystal.data.curation.summary_page` draws them.
 """
@@ -81,7 +81,7 @@ def summarize(store: Store) -> Summary:
     labels, label = store.labels, store.label
     known = np.isfinite(store.energy)
     counts = np.bincount(label, minlength=len(labels)).tolist()
-    both = (store.space_group > 0) & (store.declared_sg > 0)
+    both = (store.space_group > 0) & (store.declared_group > 0)
     return Summary(
         store.name,
         len(store),
@@ -92,7 +92,7 @@ def summarize(store: Store) -> Summary:
         table.size,
         {name: store.energy[known & (label == i)] for i, name in enumerate(labels) if (known & (label == i)).any()},
         int(both.sum()),
-        int((both & (store.space_group != store.declared_sg)).sum()),
+        int((both & (store.space_group != store.declared_group)).sum()),
     )
 
 

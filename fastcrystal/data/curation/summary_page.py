@@ -159,7 +159,7 @@ def table_place(z: int) -> tuple[int, float]:
 
 
 def draw_polymorphs(axis: Any, summary: Summary) -> None:
-    """How many formulas have how many crystals, in bins that grow; those of the paper's groups are shaded."""
+    """Histogram of the crystals of a formula, in bins that grow; those of the paper's groups are shaded."""
     size = summary.group_sizes
     edges = list(_SIZE_EDGES)
     while edges[-1] <= size.max():

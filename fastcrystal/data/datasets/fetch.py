@@ -39,7 +39,7 @@ class Fetched:
 
     @property
     def import_command(self) -> str:
-        """What makes a store of it."""
+        """Command that makes a store of it."""
         d = self.dataset
         words = [*(str(self.folder / name) for name in d.structures), *map(self._word, d.options)]
         words += ["--set", f"licence={d.licence}", "--out", f"{d.name}.store"]

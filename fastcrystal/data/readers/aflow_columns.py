@@ -30,7 +30,7 @@ MAX_LITERAL = 200_000
 
 
 def is_aflow(names: list[str]) -> bool:
-    """Whether columns of these names make crystals."""
+    """True where columns of these names make crystals."""
     have = set(names)
     return {"geometry", "positions_fractional"} <= have and bool(have & {"pretty_formula", "compound", "species"})
 

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 
 from fastcrystal.structure.crystal import Crystal
 
-#: how an entry's payload is written
+#: formats of payloads
 Format: TypeAlias = Literal["cif", "poscar", "extxyz", "json", "arrays"]
 
 
@@ -24,9 +24,9 @@ class Entry:
     id: str
     """Its name for people: a file's without "POSCAR_" and suffix, a table's id, a database's identifier."""
     name: str
-    """Where it was found inside the source: the file's path, the archive member, "table.csv:17"."""
+    """Place inside the source: the file's path, the archive member, "table.csv:17"."""
     format: Format
-    """How `payload` is written."""
+    """Format of `payload`."""
     payload: str | Crystal
     """The text of a file; of one frame ("extxyz"); of the lattice and sites of a pymatgen Structure ("json"); or, for
     "arrays", the crystal, unchecked."""

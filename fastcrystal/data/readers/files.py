@@ -28,7 +28,7 @@ _NAMES = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, t
 
 
 def is_tar(path: Path) -> bool:
-    """Whether a name is that of a tar, packed or not."""
+    """True for the name of a tar, packed or not."""
     return re.search(r"\.(tar(\.\w+)?|tgz|tbz2|txz)$", path.name, re.I) is not None
 
 

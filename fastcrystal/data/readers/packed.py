@@ -47,7 +47,7 @@ class Packed:
             return
         for first in range(0, self.total, _BATCH):
             rows = np.arange(first, min(first + _BATCH, self.total))
-            declared = np.asarray(self._store.declared_sg[rows], dtype=np.int64)
+            declared = np.asarray(self._store.declared_group[rows], dtype=np.int64)
             yield from _unpacked(self._store.read(rows), declared, first, self.path.name)
 
 

@@ -34,7 +34,7 @@ from fastcrystal.structure.crystal import Crystal
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
-#: what is done with partial occupancies
+#: treatment of partial occupancies
 Disorder: TypeAlias = Literal["reject", "expand"]
 
 
@@ -70,7 +70,7 @@ class Rules:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of an entry."""
+    """Result for an entry: a crystal, or the reason for its rejection."""
 
     source: int
     """Number of its source."""

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 KEYED = ("table", "aflow", "extxyz", "ase", "json")
 #: raw pages of databases: the kind in their `pages.json` -> the module whose `entries(folder)` reads them
 PAGES = {"aflux": "fastcrystal.data.databases.aflow", "optimade": "fastcrystal.data.databases.optimade"}
-#: what is missing in an empty source
+#: contents that an empty source lacks
 _CONTENTS = {
     **dict.fromkeys(("file", "folder", "tar", "zip"), "CIF or POSCAR files"),
     "table": 'rows with a column "cif"',
@@ -46,12 +46,12 @@ class Source:
 
     path: Path
     kind: str
-    """As in the table above."""
+    """As in the table of `fastcrystal.data.readers`."""
     entries: Callable[[], Iterator[Entry | Reject]] = field(repr=False)
     columns: Columns = field(default_factory=Columns)
-    """What is read from which column or key."""
+    """Columns or keys that are read."""
     total: int | None = None
-    """How many structures there are, where that is known before they are read."""
+    """Number of structures, where it is known before they are read."""
     energies: EnergyTable | None = field(default=None, repr=False)
 
     @property
@@ -61,7 +61,7 @@ class Source:
         return re.sub(ends, "", self.path.resolve().name)
 
     def nothing(self) -> str:
-        """What to say where there is not one structure in it."""
+        """Message for a source without any structure."""
         return f"no {_CONTENTS.get(self.kind, 'structures')} in {self.path}"
 
     def __iter__(self) -> Iterator[Entry | Reject]:

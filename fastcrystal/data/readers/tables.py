@@ -102,7 +102,7 @@ class Table:
 
 
 def _is_damage(error: Exception) -> bool:
-    """Whether an exception says that a file is damaged, not that the code is wrong. pyarrow has kinds of its own."""
+    """True for exceptions of damaged files, not of wrong code; pyarrow has kinds of its own."""
     return isinstance(error, (*DAMAGED, csv.Error)) or type(error).__module__.partition(".")[0] == "pyarrow"
 
 

@@ -1,4 +1,4 @@
-"""What every source needs: limits, names into ids, bytes into text, and reading packed files without being flooded.
+"""Common to all sources: limits, names into ids, bytes into text, unpacking with a limit.
 
 Names found in archives become ids; nothing is ever written to disk under them.
 """
@@ -25,7 +25,7 @@ MAX_FILE_BYTES = 20_000_000
 MAX_UNPACKING = 200
 #: so much may come out of any file, however small
 FREE_BYTES = 50_000_000
-#: what a file cut off, or made by an enemy, raises while it is unpacked
+#: exceptions of truncated and malicious files while they are unpacked
 DAMAGED = (
     tarfile.TarError,
     zipfile.BadZipFile,
@@ -93,7 +93,7 @@ def open_unpacked(path: Path) -> BinaryIO:
 
 
 def lines_of(stream: BinaryIO, longest: int = 2 * MAX_FILE_BYTES) -> Generator[str, None, None]:
-    """The lines of a text file, ends included; universal newlines; what is no UTF-8 becomes U+FFFD.
+    """Lines of a text file, ends included; universal newlines; bytes that are no UTF-8 become U+FFFD.
 
     Raises
     ------
@@ -117,7 +117,7 @@ def read_text(file: Path) -> str | Reject:
 
 
 def decode(data: bytes) -> str:
-    """Text of any encoding: what is not UTF-8 stands in comments, or fails in the parser."""
+    """Text of any encoding: bytes that are not UTF-8 stand in comments, or fail in the parser."""
     return data.decode("utf-8", errors="replace")
 
 
@@ -127,7 +127,7 @@ def too_large(name: str, size: int) -> Reject:
 
 
 def is_structure(name: str) -> bool:
-    """Whether a name is that of a CIF or POSCAR; hidden files (macOS leaves "._x.cif" in archives) are not."""
+    """True for the name of a CIF or POSCAR; false for hidden files (macOS leaves "._x.cif" in archives)."""
     base = PurePosixPath(name).name
     return not base.startswith(".") and (
         base.lower().endswith((".cif", ".vasp", ".poscar")) or base.startswith(("POSCAR", "CONTCAR"))

@@ -1,4 +1,4 @@
-"""What an import did: counts, reasons, columns read, and how often the sources' space groups are not the computed."""
+"""Report of an import: counts, reasons of rejections, columns read, space groups that differ from the source's."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Tally:
     disagree: int = 0
     """Of the `declared` structures, whose source states a space group, those in which the computed one is another."""
     reasons: dict[str, int] = field(default_factory=dict)
-    """How many were rejected for each kind of reason."""
+    """Number of rejections by kind of reason."""
 
     def count(self, outcome: Outcome) -> None:
         """One more."""
@@ -72,17 +72,17 @@ class ImportReport:
 
     @property
     def n_structures(self) -> int:
-        """How many structures were written."""
+        """Number of structures written."""
         return sum(t.n_structures for t in self.tallies)
 
     @property
     def n_rejected(self) -> int:
-        """How many were left out."""
+        """Number of structures left out."""
         return sum(t.n_rejected for t in self.tallies)
 
     @property
     def reasons(self) -> dict[str, int]:
-        """How many were left out for each kind of reason, the commonest first (numbers and names replaced by "#")."""
+        """Number left out by kind of reason, the commonest first (numbers and names replaced by "#")."""
         counts: dict[str, int] = {}
         for tally in self.tallies:
             for kind, count in tally.reasons.items():
@@ -130,7 +130,7 @@ class ImportReport:
 
 
 def _columns(source: Source, energies_given: bool) -> list[str]:
-    """What is read from which column of a source."""
+    """Lines about the columns of a source."""
     columns = source.columns
     lines = []
     if shown := columns.shown():
@@ -152,7 +152,7 @@ def kind_of(reason: str) -> str:
 
 
 def provenance(source: Source, licence: str | None, given: dict[str, str]) -> dict[str, Any]:
-    """What a store's manifest says about a source: name, path, kind, size, licence, columns read, energies file."""
+    """Entry of a source in a store's manifest: name, path, kind, size, licence, columns read, energies file."""
     entry: dict[str, Any] = {"name": source.name, "path": str(source.path), "kind": source.kind}
     if source.path.is_file():
         entry["bytes"] = source.path.stat().st_size

@@ -96,7 +96,7 @@ class Store:
         return self._column("sg")
 
     @functools.cached_property
-    def declared_sg(self) -> NDArray[np.uint8]:
+    def declared_group(self) -> NDArray[np.uint8]:
         """Space groups as the sources state them, (N,) uint8; 0: not stated."""
         return self._column("declared_sg")
 
@@ -260,7 +260,7 @@ class Store:
         elements: Collection[str] | None,
         only: Collection[str] | None,
     ) -> NDArray[np.bool_]:
-        """Which of `formulas` are among those asked for, have all `elements`, and none but `only`."""
+        """Mask of the `formulas` that are among those asked for, have all `elements`, and none but `only`."""
         has = self.formula_elements()
         keep = np.ones(len(has), dtype=bool)
         if elements is not None:
@@ -321,7 +321,7 @@ class Store:
 
 
 def is_store(path: str | Path) -> bool:
-    """Whether a path is a store's or a view's folder."""
+    """True for the folder of a store or a view."""
     return (Path(path) / "manifest.json").is_file()
 
 

@@ -152,7 +152,7 @@ class StoreWriter:
         self._count(source, "n_crystals", 1)
 
     def add_many(
-        self, source: int, data: CrystalDataset, declared_sg: NDArray[np.integer[Any]] | None = None, label: str = ""
+        self, source: int, data: CrystalDataset, declared_group: NDArray[np.integer[Any]] | None = None, label: str = ""
     ) -> None:
         """Crystals that are packed already, as they are; ids from the label "id", else their running numbers.
 
@@ -160,7 +160,7 @@ class StoreWriter:
         ----------
         source : int
         data : CrystalDataset
-        declared_sg : ndarray, shape (N,), integer, optional
+        declared_group : ndarray, shape (N,), integer, optional
             Space groups that the source states; `data.space_group` where not given.
         label : str
             As for `add`.
@@ -169,7 +169,7 @@ class StoreWriter:
         first = self.consumed(source)
         ids = data.ids if "id" in data.labels else [str(first + i) for i in range(len(data))]
         code = self._label(label or str(self._source(source)["name"]))
-        declared = data.space_group if declared_sg is None else declared_sg
+        declared = data.space_group if declared_group is None else declared_group
         self._pending.append(_columns(data, ids, declared, np.full(len(data), code)))
         self._count(source, "n_crystals", len(data))
 
@@ -377,7 +377,7 @@ def _columns(
 
 
 def _difference(was: list[dict[str, Any]], asked: list[dict[str, Any]]) -> str:
-    """How two lists of sources differ, in a few words: their names, or the first value that is another."""
+    """Difference of two lists of sources in a few words: their names, or the first value that is another."""
     names = [[str(s.get("path", s["name"])) for s in sources] for sources in (was, asked)]
     if names[0] != names[1]:
         return f"{' '.join(names[0])}, now {' '.join(names[1])}"[:300]
