@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure
@@ -165,26 +166,20 @@ class CrystalBatch:
         for i, sites in enumerate(count):
             if not 1 <= sites <= MAX_SITES:
                 raise ValueError(f"num_sites must be in 1..{MAX_SITES}, got {sites} at index {i}")
-        n = max(count)
-        species = torch.zeros(len(structures), n, dtype=torch.int64)
-        frac = torch.zeros(len(structures), n, 3)
-        lattice = torch.zeros(len(structures), 3, 3)
         for i, s in enumerate(structures):
             if not s.is_ordered:
                 raise ValueError(f"structure {i} ({s.formula}) has partial occupancies: order it first")
-            species[i, : len(s)] = torch.tensor(s.atomic_numbers)
-            # wrapped after the cast: the float32 nearest to 0.99999999 is 1
-            frac[i, : len(s)] = torch.as_tensor(s.frac_coords % 1.0, dtype=torch.float32) % 1.0
-            lattice[i] = torch.as_tensor(s.lattice.matrix.copy(), dtype=torch.float32)
-        unknown_group = torch.zeros(len(structures), dtype=torch.int64)
-        unknown_energy = torch.full((len(structures),), float("nan"))
+        # wrapped after the cast: the float32 nearest to 0.99999999 is 1
+        frac = [torch.as_tensor(s.frac_coords % 1.0, dtype=torch.float32) % 1.0 for s in structures]
+        space_group = [0] * len(count) if space_group is None else space_group
+        energy = [float("nan")] * len(count) if energy is None else energy
         return CrystalBatch(
-            species,
-            frac,
-            lattice,
+            pad_sequence([torch.tensor(s.atomic_numbers) for s in structures], batch_first=True),
+            pad_sequence(frac, batch_first=True),
+            torch.stack([torch.tensor(s.lattice.matrix, dtype=torch.float32) for s in structures]),
             torch.tensor(count),
-            unknown_group if space_group is None else torch.as_tensor(space_group, dtype=torch.int64),
-            unknown_energy if energy is None else torch.as_tensor(energy, dtype=torch.float32),
+            torch.as_tensor(space_group, dtype=torch.int64),
+            torch.as_tensor(energy, dtype=torch.float32),
         ).validate()
 
     def to_structures(self) -> list[Structure]:
