@@ -209,11 +209,9 @@ def test_ranges_of_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_pages_go_into_no_folder_of_something_else(tmp_path: Path) -> None:
     """`pages.json` among somebody's CIFs would make pages of the folder, and hide the CIFs from `data import`."""
-    from fastcrystal.data.databases.pages import PageFolder
-
     (tmp_path / "mine.cif").write_text("")
     with pytest.raises(ValueError, match=r"holds other files \(mine.cif\): choose another folder"):
-        PageFolder(tmp_path, "aflux", {}, "http://x")
+        download(AfluxQuery(), tmp_path, base_url="http://x")
     assert not (tmp_path / "pages.json").exists()
-    with pytest.raises(ValueError, match=r"mine.cif is a file: choose a folder"):
-        PageFolder(tmp_path / "mine.cif", "aflux", {}, "http://x")
+    with pytest.raises(ValueError, match=r"mine.cif cannot be written \(File exists\): use another folder"):
+        download(AfluxQuery(), tmp_path / "mine.cif", base_url="http://x")

@@ -18,6 +18,7 @@ import pytest
 from fastcrystal.data.databases.aflow import AfluxQuery, download, entries
 from fastcrystal.data.databases.download import DownloadError, RetryPolicy
 from fastcrystal.data.readers.entry import Reject
+from fastcrystal.utils.files import alone_in
 from tests.factories.aflux_made import QUERY, QUICK, Aflux, auids, kept, paging, row
 from tests.factories.aflux_made import _no_proxy as _no_proxy
 from tests.factories.bad_server import Deed, bad_server, unused_port
@@ -268,11 +269,11 @@ def test_another_query_in_the_same_folder_is_refused(tmp_path: Path) -> None:
 
 
 def test_one_download_a_folder(tmp_path: Path) -> None:
-    from fastcrystal.data.databases.pages import PageFolder
-
-    with PageFolder(tmp_path, "aflux", {}, "http://x"), pytest.raises(ValueError, match="another download is using"):
-        PageFolder(tmp_path, "aflux", {}, "http://x")
-    PageFolder(tmp_path, "aflux", {}, "http://x").__exit__(None, None, None)
+    with bad_server(Aflux(5)) as server:
+        with alone_in(tmp_path), pytest.raises(ValueError, match="another process is at work in"):
+            download(QUERY, tmp_path, base_url=server.url, retry_policy=QUICK, progress=False)
+        assert server.log.urls == []
+        assert download(QUERY, tmp_path, base_url=server.url, retry_policy=QUICK, progress=False).complete
 
 
 def test_stops_at_max_entries_and_goes_on(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from fastcrystal.features.elements import atomic_number
 from fastcrystal.structure.canonical import MAX_INPUT_SITES
 from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.lattice import lattice_from_parameters
+from fastcrystal.utils.files import alone_in
 
 BASE_URL = "https://aflow.org/API/aflux/"
 KIND = "aflux"
@@ -129,7 +130,8 @@ def download(
         # a short page is no sign of the end: the server may send fewer than it is asked for
         return Page(ids, address(number + 1) if rows else None, total)
 
-    with PageFolder(Path(folder), KIND, asdict(query), base) as pages:
+    with alone_in(Path(folder)):
+        pages = PageFolder(Path(folder), KIND, asdict(query), base)
         return download_pages(pages, address(1), parse, retry_policy, max_entries=max_entries, progress=progress)
 
 

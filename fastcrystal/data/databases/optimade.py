@@ -34,6 +34,7 @@ from fastcrystal.data.readers.entry import Entry, Reject
 from fastcrystal.features.elements import atomic_number
 from fastcrystal.structure.canonical import MAX_INPUT_SITES
 from fastcrystal.structure.crystal import Crystal
+from fastcrystal.utils.files import alone_in
 
 KIND = "optimade"
 MISSING_EXTRA = "OPTIMADE downloads need the optimade client: pip install 'fastcrystal[optimade]'"
@@ -204,7 +205,8 @@ def download(
     base = base_url.rstrip("/")
     asked = {"response_fields": ",".join(query.fields), "page_limit": query.page_size}
     first = f"{base}/v1/structures?{urlencode({'filter': query.filter, **asked} if query.filter else asked)}"
-    with PageFolder(Path(folder), KIND, asdict(query), base) as pages:
+    with alone_in(Path(folder)):
+        pages = PageFolder(Path(folder), KIND, asdict(query), base)
         return download_pages(pages, first, _page, retry_policy, max_entries=max_entries, progress=progress)
 
 

@@ -2,7 +2,7 @@
 
 FOLDER/pages.json              {"kind", "query", "base_url", "pages", "entries", "total", "complete"}
 FOLDER/page-000001.json.gz     the first answer, byte for byte (gzip); further pages follow without a gap
-FOLDER/lock                    held while a download runs
+FOLDER/.lock                   held while a download runs
 
 A page is written beside its name, brought to the disk and renamed: each page that has its name is whole.
 """
@@ -16,14 +16,13 @@ import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastcrystal.data.readers.entry import Reject
-from fastcrystal.utils.files import try_lock, whole_file, write_json
+from fastcrystal.utils.files import LOCK, whole_file, write_json
 
 RECORD = "pages.json"
 _PAGE = re.compile(r"page-(\d{6,})\.json\.gz")
@@ -35,7 +34,7 @@ class BadPageError(ValueError):
 
 
 class PageFolder:
-    """The folder of one query, open for a download; a context manager that keeps other downloads out.
+    """The folder of one query, open for a download: its caller keeps other processes out (`alone_in`).
 
     Attributes
     ----------
@@ -50,44 +49,27 @@ class PageFolder:
     Raises
     ------
     ValueError
-        If the folder holds another query's pages, or pages without pages.json, or another download is using it.
+        If the folder holds another query's pages, other files, or pages without pages.json.
     """
 
     def __init__(self, path: Path, kind: str, query: dict[str, Any], base_url: str) -> None:
         self.path = path
         self._asked = {"kind": kind, "query": json.loads(json.dumps(query)), "base_url": base_url}
-        if path.exists() and not path.is_dir():
-            raise ValueError(f"{path} is a file: choose a folder for the pages")
-        path.mkdir(parents=True, exist_ok=True)
-        lock = try_lock(path / "lock")
-        if lock is None:
-            raise ValueError(f"another download is using {path}: wait for it, or choose another folder")
-        self._lock = lock
-        try:
-            record = self._matching_record()
-            self.pages = _whole_pages(path)
-            self.recorded = min(int(record["pages"]), self.pages)
-            self.entries = int(record["entries"]) if self.recorded == record["pages"] else -1
-            self.total: int | None = record["total"]
-            self.complete = bool(record["complete"]) and self.pages == record["pages"]
-            for partial in path.glob("*.partial"):
-                partial.unlink()
-        except BaseException:
-            self._lock.release()
-            raise
-
-    def __enter__(self) -> PageFolder:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._lock.release()
+        record = self._matching_record()
+        self.pages = _whole_pages(path)
+        self.recorded = min(int(record["pages"]), self.pages)
+        self.entries = int(record["entries"]) if self.recorded == record["pages"] else -1
+        self.total: int | None = record["total"]
+        self.complete = bool(record["complete"]) and self.pages == record["pages"]
+        for partial in path.glob("*.partial"):
+            partial.unlink()
 
     def _matching_record(self) -> dict[str, Any]:
         """pages.json if it is this query's; a new one where the folder has none."""
         if not (self.path / RECORD).is_file():
             if any(_numbered(self.path)):
                 raise ValueError(f"{self.path} has pages but no {RECORD}: choose another folder")
-            strange = sorted(p.name for p in self.path.iterdir() if p.name not in ("lock", RECORD + ".partial"))
+            strange = sorted(p.name for p in self.path.iterdir() if p.name not in (LOCK, RECORD + ".partial"))
             if strange:
                 raise ValueError(f"{self.path} holds other files ({strange[0]}): choose another folder for the pages")
             record = {**self._asked, "pages": 0, "entries": 0, "total": None, "complete": False}
