@@ -26,7 +26,7 @@ from fastcrystal.data.store import open_store
 from fastcrystal.data.store.export import export
 from fastcrystal.data.store.writer import StoreWriter
 from fastcrystal.ops.philox import Noise
-from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.config import RunConfig
 from fastcrystal.training.trainer import Trainer
 
 pytestmark = pytest.mark.timeout(600)
@@ -39,12 +39,13 @@ STORED = 50_000
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batch(benchmark: Any, workers: int, tmp_path: Path) -> None:
-    trainer = Trainer(TrainConfig.from_preset("slim", batch_size=BATCH, device=DEVICE), tmp_path / "run")
+    config = RunConfig.from_preset("slim", trainer={"batch_size": BATCH, "device": DEVICE})
+    trainer = Trainer(config, tmp_path / "run")
     task, splits = trainer.task, trainer.splits
     crystals = splits.load(splits.indices.train).batch()
     dense = DenseCrystals(crystals, trainer.scaling, splits.length)
-    batches = iter(loader(dense, BATCH, trainer.config.seed, workers))
-    noise = Noise(trainer.config.seed, 1)
+    batches = iter(loader(dense, BATCH, trainer.config.trainer.seed, workers))
+    noise = Noise(trainer.config.trainer.seed, 1)
     ours, theirs = task.batch(noise), next(batches)
     torch.testing.assert_close(theirs.x_1, ours.x_1.cpu())
     torch.testing.assert_close(theirs.species, ours.crystals.species.cpu())

@@ -1,4 +1,4 @@
-"""Seconds per crystal of Euler sampling: `Generator.sample` against the plain recipe in float32.
+"""Seconds per crystal of Euler sampling: `CrystalGenerator.sample` against the plain recipe in float32.
 
     pytest benchmarks/bench_sampling.py --benchmark-only
 
@@ -18,9 +18,9 @@ from benchmarks.timing import DEVICE, paired
 from fastcrystal.crystal import EXTRA_ROWS
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import CrystalUNet
-from fastcrystal.sampling.generator import Generator
+from fastcrystal.sampling.generator import CrystalGenerator
 from fastcrystal.testing import fill_zero_layers, random_batch
-from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.config import RunConfig
 
 pytestmark = pytest.mark.timeout(600)
 #: preset, L, crystals, Euler steps: those of the paper on a GPU, fewer on a CPU, where the paper's network is too slow
@@ -29,18 +29,18 @@ CASES = [("slim", 16, 256, 100), ("paper", 64, 256, 100)] if DEVICE == "cuda" el
 
 @pytest.mark.parametrize(("preset", "length", "crystals", "steps"), CASES)
 def test_sampling(benchmark: Any, preset: str, length: int, crystals: int, steps: int) -> None:
-    config = TrainConfig.from_preset(preset)
+    config = RunConfig.from_preset(preset)
     conditions = random_batch(crystals, length - EXTRA_ROWS)
     scaling = LatticeScaling()
-    if config.lattice != "raw":
-        scaling = LatticeScaling.fit(conditions, config.site_scale, 0.5)
-    network = config.network(length=length, site_period=scaling.site_scale)
+    if config.data.lattice != "raw":
+        scaling = LatticeScaling.fit(conditions, config.data.scale, 0.5)
+    config = config.with_data(length, scaling)
     torch.manual_seed(0)
-    model = CrystalUNet(network)
+    model = CrystalUNet(config.model)
     fill_zero_layers(model)
-    plain = PlainTrainer(config, conditions, scaling, network, DEVICE)
+    plain = PlainTrainer(config, conditions, scaling, DEVICE)
     plain.load(model.state_dict())
-    ours = Generator(model.to(DEVICE).eval(), config, scaling, length)
+    ours = CrystalGenerator(model.to(DEVICE).eval(), config, scaling)
 
     gap = plain.sample(conditions, 2).frac - ours.sample(conditions, steps=2).frac
     assert (gap - gap.round()).abs().max() < 1e-3  # no speed is reported for other crystals

@@ -16,7 +16,7 @@ import torch
 
 from benchmarks.plain import PlainTrainer
 from benchmarks.timing import DEVICE, paired, wait
-from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.config import RunConfig
 from fastcrystal.training.trainer import Trainer
 
 pytestmark = pytest.mark.timeout(600)
@@ -28,21 +28,21 @@ WORKERS = 4 if DEVICE == "cuda" else 0
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_training_step(benchmark: Any, preset: str, tmp_path: Path) -> None:
-    config = TrainConfig.from_preset(preset, device=DEVICE)
+    config = RunConfig.from_preset(preset, trainer={"device": DEVICE})
     ours = Trainer(config, tmp_path / "run")
     train = ours.splits.load(ours.splits.indices.train).batch()
-    plain = PlainTrainer(config, train, ours.scaling, ours.model.config, ours.device, WORKERS)
+    plain = PlainTrainer(ours.config, train, ours.scaling, ours.device, WORKERS)
     plain.load(ours.model.state_dict())
 
     def step() -> None:
-        ours.train_step(config.lr / 100)
+        ours.train_step(config.optim.lr / 100)
         ours.step += 1
         wait()
 
-    found = paired(step, lambda: plain.train_step(config.lr / 100), rounds=25, limit=30)
+    found = paired(step, lambda: plain.train_step(config.optim.lr / 100), rounds=25, limit=30)
     benchmark.pedantic(step, rounds=5)
     benchmark.extra_info.update(
-        title=f"training step, {preset}, batch {config.batch_size}, {ours.splits.length} rows",
+        title=f"training step, {preset}, batch {config.trainer.batch_size}, {ours.splits.length} rows",
         times_plain=found.ratio,
         steps_per_second=1 / found.ours,
         plain_steps_per_second=1 / found.theirs,

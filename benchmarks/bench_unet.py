@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from benchmarks.timing import DEVICE, seconds
-from fastcrystal.model.config import PRESETS
 from fastcrystal.model.unet import CrystalUNet
 from fastcrystal.ops.philox import Noise
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.testing import random_batch
+from fastcrystal.training.config import RunConfig
 
 LENGTH = 24
 #: the paper's network takes minutes a step on a CPU
@@ -26,7 +26,7 @@ Run = Callable[[], None]
 
 def build(name: str) -> CrystalUNet:
     torch.manual_seed(0)
-    return CrystalUNet(replace(PRESETS[name], length=LENGTH)).to(DEVICE)
+    return CrystalUNet(replace(RunConfig.from_preset(name).model, length=LENGTH)).to(DEVICE)
 
 
 def training_step(model: CrystalUNet, compiled: bool, batch_size: int = 128) -> Run:

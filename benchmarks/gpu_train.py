@@ -28,18 +28,15 @@ from torch import Tensor
 from benchmarks.gpu_check import arguments, machine, write
 from benchmarks.plain import PlainTrainer
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
-from fastcrystal.model.config import UNetConfig
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import Condition, CrystalUNet
 from fastcrystal.ops.philox import Noise, Stream
-from fastcrystal.process import Process
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.process.samplers import Problem, SamplingConfig
 from fastcrystal.process.samplers import sample as sample_process
 from fastcrystal.testing import random_batch
-from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.config import RunConfig
 from fastcrystal.training.objective import Objective, TrainingBatch
-from fastcrystal.training.process import make_process
 from fastcrystal.utils.device import compile_network, compile_step
 
 
@@ -91,31 +88,28 @@ def write_losses(path: Path, rows: list[tuple[str, int, float]]) -> None:
         out.writerows(rows)
 
 
-def network(case: Case, recipe: TrainConfig, scaling: LatticeScaling, tiny: bool) -> UNetConfig:
-    """The recipe's network for the case's length; tiny: its form with fewer and narrower layers."""
-    config = recipe.network(length=case.length, site_period=scaling.site_scale)
-    if tiny:
-        config = replace(config, model_channels=32, num_res_blocks=1, condition_channels=(8, 16, 32))
-    return config
+#: settings of a network with fewer and narrower layers
+TINY: dict[str, Any] = {"model": {"model_channels": 32, "num_res_blocks": 1, "condition_channels": [8, 16, 32]}}
 
 
 def run(case: Case, device: str, tiny: bool) -> tuple[dict[str, Any], list[float]]:
     """Train and sample, eager and compiled, and the plain recipe; the figures, and the loss of every eager step."""
     half = device == "cuda"
     data = random_batch(case.crystals, case.length - EXTRA_ROWS)
-    recipe = TrainConfig.from_preset(case.preset, batch_size=case.batch)
-    raw = recipe.lattice == "raw"
-    scaling = LatticeScaling() if raw else LatticeScaling.fit(data, recipe.site_scale, 0.5)
-    flow = make_process(recipe, scaling)
+    recipe = RunConfig.from_preset(case.preset, trainer={"batch_size": case.batch}, **(TINY if tiny else {}))
+    raw = recipe.data.lattice == "raw"
+    scaling = LatticeScaling() if raw else LatticeScaling.fit(data, recipe.data.scale, 0.5)
+    recipe = recipe.with_data(case.length, scaling)
+    flow = recipe.process
     assert isinstance(flow, FlowMatching)
     torch.manual_seed(0)
-    model = CrystalUNet(network(case, recipe, scaling, tiny)).to(device)
-    plain = PlainTrainer(recipe, data, scaling, model.config, device, workers=0 if tiny else 4)
+    model = CrystalUNet(recipe.model).to(device)
+    plain = PlainTrainer(recipe, data, scaling, device, workers=0 if tiny else 4)
     plain.load(model.state_dict())
     data = data.to(device)
 
     reset_peak(device)
-    losses, step = train(model, flow, data, scaling.encode(data, case.length), case, recipe, half)
+    losses, step = train(model, data, scaling.encode(data, case.length), case, recipe, half)
     train_peak = peak(device)
     reset_peak(device)
     crystal, (frac, lattice) = sample(model, flow, scaling, data[: case.sampled], case, half)
@@ -130,7 +124,7 @@ def run(case: Case, device: str, tiny: bool) -> tuple[dict[str, Any], list[float
     if not tiny:
         compiled_crystal, _ = sample(model, flow, scaling, data[: case.sampled], case, half, compiled=True)
         compile_network(model.unet)
-        _, compiled_step = train(model, flow, data, scaling.encode(data, case.length), few, recipe, half)
+        _, compiled_step = train(model, data, scaling.encode(data, case.length), few, recipe, half)
 
     failed = []
     if not all(map(math.isfinite, losses)):
@@ -169,18 +163,17 @@ def run(case: Case, device: str, tiny: bool) -> tuple[dict[str, Any], list[float
 
 def train(
     model: CrystalUNet,
-    flow: Process,
     data: CrystalBatch,
     x_1: Tensor,
     case: Case,
-    recipe: TrainConfig,
+    recipe: RunConfig,
     half: bool,
 ) -> tuple[list[float], float]:
     """What a step of fastcrystal.training.trainer does; the losses, and the seconds of a step after the first tenth."""
     device = data.device.type
-    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.lr, fused=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=recipe.optim.lr, fused=True)
     scaler = torch.amp.GradScaler(device, enabled=half)
-    objective = Objective(flow, recipe, case.length)
+    objective = Objective(recipe)
     average = {k: v.detach().clone() for k, v in model.state_dict().items()}
     losses = []
     warm_up = max(1, case.steps // 10)
@@ -200,7 +193,7 @@ def train(
         losses.append(loss.detach())
         with torch.no_grad():
             own = model.state_dict()
-            torch._foreach_lerp_([average[k] for k in own], list(own.values()), 1 - recipe.ema)
+            torch._foreach_lerp_([average[k] for k in own], list(own.values()), 1 - recipe.optim.ema)
     synchronise(device)
     seconds = (time.perf_counter() - start) / (case.steps - warm_up)
     return torch.stack(losses).tolist(), seconds

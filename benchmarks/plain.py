@@ -22,12 +22,10 @@ from benchmarks.plain_unet import Dense, PlainUNet
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch, padding_mask
 from fastcrystal.features.elements import element_features
 from fastcrystal.features.space_groups import space_group_table
-from fastcrystal.model.config import UNetConfig
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.ops.philox import Noise, Stream
 from fastcrystal.process.flow import FlowMatching
-from fastcrystal.training.config import TrainConfig
-from fastcrystal.training.process import make_process
+from fastcrystal.training.config import RunConfig
 
 
 class DenseCrystals(Dataset[Dense]):
@@ -128,17 +126,15 @@ def sample(model: PlainUNet, flow: FlowMatching, batch: Dense, x_0: Tensor, step
 
 
 class PlainTrainer:
-    """Training and sampling, step by step as `fastcrystal.training.trainer.Trainer` and `Generator` do them.
+    """Training and sampling, step by step as `fastcrystal.training.trainer.Trainer` and `CrystalGenerator` do them.
 
     Parameters
     ----------
-    config : TrainConfig
-        Generation by flow matching, with settings this recipe knows.
+    config : RunConfig
+        Generation by flow matching, with settings this recipe knows, for a data set (`RunConfig.with_data`).
     crystals : CrystalBatch
         The training set, on the CPU; its dtype is that of the whole training.
     scaling : LatticeScaling
-    network : UNetConfig
-        Its `length` is L.
     device : torch.device or str
     workers : int
         Of the DataLoader.
@@ -151,25 +147,25 @@ class PlainTrainer:
 
     def __init__(
         self,
-        config: TrainConfig,
+        config: RunConfig,
         crystals: CrystalBatch,
         scaling: LatticeScaling,
-        network: UNetConfig,
         device: torch.device | str,
         workers: int = 0,
     ) -> None:
-        flow = make_process(config, scaling)
-        idle = config.torus or config.origin_shifts or config.condition_dropout or config.site_order != "canonical"
-        if not isinstance(flow, FlowMatching) or config.task != "generate" or idle or not config.mask_padding:
+        flow, network, own = config.process, config.model, config.data
+        idle = own.origin_shifts or config.regularization.condition_dropout or own.site_order != "canonical"
+        idle = idle or config.task != "generate" or not own.mask_padding
+        if not isinstance(flow, FlowMatching) or flow.torus or idle:
             raise ValueError(f"the plain recipe generates by flow matching, without augmentation; got {config}")
         self.config, self.flow, self.scaling, self.device = config, flow, scaling, torch.device(device)
         self.length = network.length
         data = DenseCrystals(crystals, scaling, self.length)
         self.model = PlainUNet(network).to(self.device, data.x_1.dtype)
         self.average = copy.deepcopy(self.model)
-        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.lr)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=config.optim.lr)
         self.step = 0
-        self.batches = iter(loader(data, config.batch_size, config.seed, workers))
+        self.batches = iter(loader(data, config.trainer.batch_size, config.trainer.seed, workers))
 
     def load(self, weights: dict[str, Tensor]) -> None:
         """Start from these weights, the averaged ones too."""
@@ -182,14 +178,15 @@ class PlainTrainer:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.step += 1
-        noise = Noise(self.config.seed, self.step)  # the numbers of the fast path
+        noise = Noise(self.config.trainer.seed, self.step)  # the numbers of the fast path
         b, dtype = len(batch.x_1), batch.x_1.dtype
         nameless = None
-        if self.config.energy_noise:
+        noisy = self.config.regularization
+        if noisy.energy_noise:
             z = noise.normal(Stream.ENERGY, (b,)).to(self.device)
-            batch = batch._replace(energy=batch.energy + self.config.energy_noise * z)
-        if self.config.name_dropout:
-            nameless = (noise.uniform(Stream.ELEMENT_DROPOUT, (b,)) < self.config.name_dropout).to(self.device)
+            batch = batch._replace(energy=batch.energy + noisy.energy_noise * z)
+        if noisy.element_dropout:
+            nameless = (noise.uniform(Stream.ELEMENT_DROPOUT, (b,)) < noisy.element_dropout).to(self.device)
         t = noise.uniform(Stream.TIME, (b,), dtype=dtype).to(self.device)
         x_0 = self.flow.start(batch.num_sites, self.length, noise, dtype=dtype)
         loss = flow_loss(self.model, self.flow, batch, t, x_0, nameless)
@@ -198,7 +195,7 @@ class PlainTrainer:
         self.optimizer.step()
         with torch.no_grad():
             for mean, own in zip(self.average.parameters(), self.model.parameters(), strict=True):
-                mean.mul_(self.config.ema).add_(own, alpha=1 - self.config.ema)
+                mean.mul_(self.config.optim.ema).add_(own, alpha=1 - self.config.optim.ema)
         return loss.item()
 
     def sample(self, conditions: CrystalBatch, steps: int, batch_size: int = 256) -> CrystalBatch:

@@ -21,7 +21,7 @@ from fastcrystal.model.channels import (
     MAX_KINDS,
     NAMES,
     PLACE_CHANNELS,
-    site_waves,
+    fourier_features,
     species_places,
     stoichiometry,
 )
@@ -229,7 +229,7 @@ class Conditions(nn.Module):
         self.space_groups = space_group_cnn(config.condition_channels)
         self.energy = nn.Sequential(nn.Linear(1, width), nn.SiLU(), nn.Linear(width, width))
         self.no_group, self.no_energy = learned(width), learned(width)
-        self.identity = Identity(config, width) if config.identity_embedding else None
+        self.identity = Identity(config, width) if config.composition_embedding else None
         self.out = nn.Linear(3 * width, config.embed_dim)
 
     def forward(self, batch: Dense) -> Tensor:
@@ -302,8 +302,8 @@ class PlainUNet(nn.Module):
         self.time = TimeEmbedding(config.model_channels, config.embed_dim, config.time_scale)
         self.conditions = Conditions(config)
         self.site_channels = SiteChannels(config.species_channels) if config.site_species else None
-        self.place_channels = SitePositionEmbedding(config.length) if config.place_channels else None
-        channels = 3 + 6 * config.site_waves + PLACE_CHANNELS * config.place_channels
+        self.place_channels = SitePositionEmbedding(config.length) if config.site_position_embedding else None
+        channels = 3 + 6 * config.fourier_features + PLACE_CHANNELS * config.site_position_embedding
         self.unet = UNet(channels + (config.species_channels + 4) * config.site_species, config)
 
     def forward(self, x: Tensor, t: Tensor, batch: Dense, nameless: Tensor | None = None) -> Tensor:
@@ -331,8 +331,8 @@ class PlainUNet(nn.Module):
         real = ~padding_mask(batch.num_sites, length)
         x = x * real
         rows = [x]
-        if self.config.site_waves:
-            rows.append(site_waves(x, self.config.site_period) * real)
+        if self.config.fourier_features:
+            rows.append(fourier_features(x, self.config.site_period) * real)
         if self.site_channels is not None:
             rows.append(self.site_channels(batch.elements, batch.num_sites, length))
         if self.place_channels is not None:

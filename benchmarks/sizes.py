@@ -30,8 +30,9 @@ from benchmarks.gpu_train import peak, reset_peak, synchronise
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.model.scaling import LatticeScaling
+from fastcrystal.sampling.generator import CrystalGenerator
 from fastcrystal.testing import random_batch
-from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.config import RunConfig
 from fastcrystal.training.trainer import Trainer
 
 #: L; that of the shipped data set
@@ -143,18 +144,20 @@ def data_set_row(size: int, device: str) -> Row:
 
 def batch_row(size: int, data: Path, device: str, quick: bool) -> Row:
     """A training step of `Trainer`, and sampling with its weights."""
-    config = TrainConfig.from_preset("slim", data=str(data), length=LENGTH, batch_size=size, device=device)
+    config = RunConfig.from_preset(
+        data={"name": str(data)}, model={"length": LENGTH}, trainer={"batch_size": size, "device": device}
+    )
     reset_peak(device)
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(config, Path(folder) / "run")
 
     def step() -> None:
-        trainer.train_step(config.lr / 100)
+        trainer.train_step(config.optim.lr / 100)
         trainer.step += 1
 
     training = seconds(step, device, rounds=3 if quick else 9)
     memory = peak(device)
-    generator, conditions = trainer.sampler(), random_batch(size, LENGTH - EXTRA_ROWS)
+    generator, conditions = CrystalGenerator.from_trainer(trainer), random_batch(size, LENGTH - EXTRA_ROWS)
     steps = 2 if quick else EULER // 10 if device == "cpu" else EULER
     sampling = seconds(lambda: generator.sample(conditions, steps=steps, batch_size=size), device, rounds=3)
     return {

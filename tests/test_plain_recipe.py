@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,13 +14,14 @@ from benchmarks import plain
 from benchmarks.plain_unet import Dense, PlainUNet
 from benchmarks.timing import paired
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
-from fastcrystal.model.config import PRESETS, UNetConfig
+from fastcrystal.model.config import UNetConfig
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import CrystalUNet
 from fastcrystal.ops.philox import Noise, Stream
 from fastcrystal.process.flow import FlowMatching
+from fastcrystal.sampling.generator import CrystalGenerator
 from fastcrystal.testing import fill_zero_layers, random_batch
-from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.config import RunConfig
 from fastcrystal.training.trainer import Trainer
 from tests.factories.sampled import made
 from tests.factories.tiny import TINY_NETWORK, shrink_networks, tiny_config
@@ -29,16 +31,20 @@ LENGTH = 16
 
 def rich(config: UNetConfig) -> UNetConfig:
     """With all that the slim recipe switches on beside its preset, and numbers that are not their defaults."""
-    config = replace(config, place_channels=True, site_waves=True, identity_embedding=True)
+    config = replace(config, site_position_embedding=True, fourier_features=True, composition_embedding=True)
     return replace(config, energy_mean=-1.0, energy_std=0.5, site_period=3.0)
 
 
 NETWORKS = {
     "tiny": replace(TINY_NETWORK, length=LENGTH),
     "tiny, all channels": rich(replace(TINY_NETWORK, length=LENGTH)),
-    "slim": rich(replace(PRESETS["slim"], length=24)),
+    "slim": rich(replace(RunConfig.from_preset("slim").model, dropout=0.0, length=24)),
     "paper, small": replace(
-        PRESETS["paper"], length=LENGTH, model_channels=32, num_res_blocks=2, condition_channels=(8, 8, 16)
+        RunConfig.from_preset("paper").model,
+        length=LENGTH,
+        model_channels=32,
+        num_res_blocks=2,
+        condition_channels=(8, 8, 16),
     ),
 }
 FLOWS = {
@@ -78,8 +84,8 @@ def crystals(config: UNetConfig, dtype: torch.dtype, size: int = 9) -> tuple[Cry
 
 @pytest.mark.parametrize("preset", ["slim", "paper"])
 def test_weights_of_the_presets_fit(preset: str) -> None:
-    recipe = TrainConfig.from_preset(preset)
-    config = recipe.network(length=recipe.length or LENGTH)
+    config = RunConfig.from_preset(preset).model
+    config = replace(config, length=config.length or LENGTH)
     with torch.device("meta"):
         fast, slow = CrystalUNet(config), PlainUNet(config)
     assert {k: v.shape for k, v in slow.state_dict().items()} == {k: v.shape for k, v in fast.state_dict().items()}
@@ -135,10 +141,10 @@ def test_sampling(predict: str) -> None:
 def trainers(npz: Path, tmp_path: Path, patch: pytest.MonkeyPatch) -> tuple[Trainer, plain.PlainTrainer]:
     """Both recipes from the same weights and seed. No dropout: its masks have other layouts."""
     shrink_networks(patch)
-    config = tiny_config(npz, dropout=0.0)
+    config = tiny_config(npz, {"model.dropout": 0.0})
     fast = Trainer(config, tmp_path / "run")
     train = fast.splits.data.select(fast.splits.indices.train).batch()
-    slow = plain.PlainTrainer(config, train, fast.scaling, fast.model.config, "cpu")
+    slow = plain.PlainTrainer(fast.config, train, fast.scaling, "cpu")
     slow.load(fast.model.state_dict())
     return fast, slow
 
@@ -160,7 +166,7 @@ def test_crystals(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     fast.average = {k: v.detach().clone() for k, v in fast.model.state_dict().items()}
     slow.load(fast.average)
     conditions = fast.splits.data.select(range(10)).batch()
-    wanted = fast.sampler().sample(conditions, steps=4, batch_size=6)
+    wanted = CrystalGenerator.from_trainer(fast).sample(conditions, steps=4, batch_size=6)
     got = slow.sample(conditions, 4, batch_size=6)
     gap = got.frac - wanted.frac
     torch.testing.assert_close(gap - gap.round(), torch.zeros_like(gap), rtol=0, atol=1e-4)
@@ -168,12 +174,18 @@ def test_crystals(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize(
-    "changes", [{"algo": "ddpm"}, {"torus": True}, {"condition_dropout": 0.1}, {"mask_padding": False}]
+    "changes",
+    [
+        {"algo": "ddpm"},
+        {"process": {"torus": True}},
+        {"regularization": {"condition_dropout": 0.1}},
+        {"data": {"mask_padding": False}},
+    ],
 )
-def test_other_recipes_are_refused(changes: dict[str, object]) -> None:
-    config = TrainConfig.from_preset("slim", **changes)
+def test_other_recipes_are_refused(changes: dict[str, Any]) -> None:
+    config = RunConfig.from_preset("slim", **changes)
     with pytest.raises(ValueError, match="flow matching"):
-        plain.PlainTrainer(config, random_batch(4, 12), LatticeScaling(), NETWORKS["tiny"], "cpu")
+        plain.PlainTrainer(config, random_batch(4, 12), LatticeScaling(), "cpu")
 
 
 def test_paired_timing_takes_turns() -> None:

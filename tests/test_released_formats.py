@@ -18,7 +18,8 @@ from pymatgen.core import Composition, Lattice, Structure
 
 from fastcrystal import load_dataset
 from fastcrystal.cli.app import main
-from fastcrystal.sampling.generator import Generator
+from fastcrystal.sampling.generator import CrystalGenerator
+from fastcrystal.utils.settings import names
 from tests.factories.pins import FIXTURES
 from tests.factories.text import unpadded
 from tests.factories.tiny import ROOT, match_in_process
@@ -28,6 +29,46 @@ DATA = ("tiny.npz", "tiny.store")
 RUNS = ("run-cfm", "run-ddpm-modify")
 #: the energies of the candidates, as discovery recorded them
 SCALE = "ase.calculators.lj:LennardJones 3.29.0"
+
+
+#: names of the settings of format 3, and their places now
+SETTINGS = {
+    "data": "data.name",
+    **{
+        name: f"data.{name}"
+        for name in (
+            *("source", "max_sites", "min_polymorphs", "max_test", "lattice", "site_scale", "site_order"),
+            *("mask_padding", "origin_shifts", "pairing", "pairs_per_group", "stream"),
+        )
+    },
+    **{
+        name: f"trainer.{name}"
+        for name in (
+            *("max_steps", "batch_size", "seed", "device", "precision", "checkpoint_every", "validate_every"),
+            *("keep", "compile", "recompute"),
+        )
+    },
+    **{name: f"optim.{name}" for name in ("lr", "warmup", "ema", "max_bad_steps", "gradient_hook")},
+    **{name: f"sampling.{name}" for name in ("guidance", "eta", "clip")},
+    "sampling_steps": "sampling.steps",
+    "name_dropout": "regularization.element_dropout",
+    "energy_noise": "regularization.energy_noise",
+    "condition_dropout": "regularization.condition_dropout",
+    "dropout": "model.dropout",
+    "site_species": "model.site_species",
+    "place_channels": "model.site_position_embedding",
+    "site_waves": "model.fourier_features",
+    "identity_embedding": "model.composition_embedding",
+    "torus": "process.torus",
+    "schedule": "process.schedule",
+    "diffusion_steps": "process.training_steps",
+    "lattice_weight": "process.lattice_weight",
+}
+RENAMED = {
+    "place_channels": "site_position_embedding",
+    "site_waves": "fourier_features",
+    "identity_embedding": "composition_embedding",
+}
 
 
 def command(*arguments: str | Path) -> None:
@@ -110,8 +151,19 @@ def test_the_settings_of_a_run_are_read(name: str) -> None:
     folder = ROOT / "fastcrystal" / "models" / shipped[name] if name in shipped else RELEASED / name
     recorded = read_json(folder / "config.json")
     assert recorded["format"] == 3
-    model = Generator.from_run(checkpoint(name), "cpu")
-    assert model.config.to_dict() == recorded["train"]
+    model = CrystalGenerator.from_run(checkpoint(name), "cpu")
+    now, before = dict(names(model.config)), recorded["train"]
+    for name, path in SETTINGS.items():
+        if path in now:  # else of another process, which this run does not have
+            assert now[path] == before[name], name
+    assert (model.config.task, model.config.algo, model.config.noise) == tuple(
+        before[name] for name in ("task", "algo", "noise")
+    )
+    assert model.config.preset == before["preset"]
+    assert model.config.predicts_data == (before["predict"] == "data")
+    network = {RENAMED.get(name, name): value for name, value in recorded["model"].items()}
+    assert model.config.model.to_dict() == network
+    assert model.scaling.to_dict() == recorded["scaling"]
     assert model.length == recorded["length"]
     assert model.run["data"] == recorded["data"]
     (state,) = folder.glob("checkpoints/*/state.json")

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from fastcrystal.cli.app import main
+from fastcrystal.training.checkpoint import read_settings
 from tests.factories.pins import FIXTURES, check_pin
 from tests.factories.tiny import TINY, match_in_process
 
@@ -70,10 +71,10 @@ def test_result_of_a_tiny_run(
     run = tmp_path / "run"
     asked = ["--task", task, "--algo", algo, "--data", str(tiny_npz), "--out", str(run), "--jobs", "1"]
     asked += [] if noise == "none" else ["--noise", noise]
-    settings = [word for name, value in TINY.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    settings = [word for name, value in TINY.items() for word in ("--set", f"{name}={value}")]
     assert main(["train", *asked, *settings]) == 0
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))
-    assert config["train"]["noise"] == noise
+    config = read_settings(run)
+    assert (config.task, config.algo, config.noise) == (task, algo, noise)
     result = json.loads((run / "result.json").read_text(encoding="utf-8"))
     check_ranges(result)
     check_pin(FIXTURES / "results" / f"{task}-{algo}-{noise}.json", pinned(result))

@@ -14,7 +14,7 @@ import matplotlib as mpl
 import numpy as np
 
 from fastcrystal.features.space_groups import symbol
-from fastcrystal.sampling.generator import Generator
+from fastcrystal.sampling.generator import CrystalGenerator
 from fastcrystal.structure.match import match_pairs
 from fastcrystal.training.tasks import prepare
 from fastcrystal.utils.plotting import draw_cell
@@ -27,7 +27,7 @@ def main(path: Path) -> None:
     mpl.use("Agg")
     import matplotlib.pyplot as plt
 
-    model = Generator.from_run("pretrained", "cpu")
+    model = CrystalGenerator.from_run("pretrained", "cpu")
     prepared = prepare(model.config)
     test = prepared.load(prepared.split.test)
     formulas = np.unique(test.formula)[::EVERY]

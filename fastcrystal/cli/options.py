@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Collection, Mapping
 
 T = TypeVar("T")
 
@@ -45,29 +46,46 @@ def add_settings(p: Any, *, file: bool = True) -> None:
         p.add_argument("--config", type=Path, metavar="FILE", help="settings from a TOML file; --set goes before it")
 
 
-def given_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Values of `--config` and `--set` as nested dicts, for `fastcrystal.utils.settings.updated`.
+def given_settings(args: argparse.Namespace, flags: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Values of `--config`, of flags and of `--set`, the last first, for `fastcrystal.utils.settings.updated`.
+
+    Parameters
+    ----------
+    args : Namespace
+        Of a parser with `add_settings`.
+    flags : mapping of str to str, optional
+        Attribute of `args` -> full name of its setting; None is not given.
+
+    Returns
+    -------
+    dict
+        Nested, by part.
 
     Raises
     ------
     FileNotFoundError, ValueError
         If the file or a `--set` cannot be read.
     """
-    from fastcrystal.utils.settings import load_toml, merge, parse_overrides
+    from fastcrystal.utils.settings import load_toml, merge, nested, parse_overrides
 
     values = {} if args.config is None else load_toml(args.config)
+    for attribute, name in (flags or {}).items():
+        if getattr(args, attribute) is not None:
+            values = merge(values, nested(name, getattr(args, attribute)))
     return merge(values, parse_overrides([text for text in args.set if text != "help"]))
 
 
-def with_settings(args: argparse.Namespace, config: T) -> T:
-    """The settings changed by `--config` and `--set`; `--set help` prints them instead and ends the command.
+def with_settings(args: argparse.Namespace, config: T, flags: Mapping[str, str] | None = None) -> T:
+    """The settings changed by `--config`, flags and `--set`; `--set help` prints them instead and ends the command.
 
     Parameters
     ----------
     args : Namespace
         Of a parser with `add_settings`.
     config : dataclass
-        Defaults of the command, with its own flags applied: `--set` and `--config` change what they name.
+        Defaults of the command.
+    flags : mapping of str to str, optional
+        As in `given_settings`.
 
     Raises
     ------
@@ -76,7 +94,7 @@ def with_settings(args: argparse.Namespace, config: T) -> T:
     """
     from fastcrystal.utils.settings import updated
 
-    config = updated(config, given_settings(args))
+    config = updated(config, given_settings(args, flags))
     show_settings(args, config)
     return config
 
@@ -86,10 +104,10 @@ def part_of(kind: type[T], settings: object) -> T:
     return kind(**{f.name: getattr(settings, f.name) for f in fields(kind)})  # type: ignore[arg-type]
 
 
-def show_settings(args: argparse.Namespace, config: object) -> None:
-    """Print the settings and end the command, where `--set help` asks for it."""
+def show_settings(args: argparse.Namespace, config: object, hidden: Collection[str] = ()) -> None:
+    """Print the settings, but the `hidden` ones, and end the command, where `--set help` asks for it."""
     from fastcrystal.utils.settings import describe
 
     if "help" in args.set:
-        print(describe(config))
+        print(describe(config, hidden))
         raise SystemExit(0)

@@ -1,11 +1,66 @@
-"""Flags of 0.1.0's development that became settings: what to write instead."""
+"""Former flags that are settings now, and what to write instead."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-#: command -> flag -> what to write instead; the values are examples
+#: command -> flag -> what to write instead; values are examples
 REPLACED: dict[str, dict[str, str]] = {
+    "train": {
+        "--source": "--set data.source=LABEL",
+        "--max-sites": "--set data.max_sites=40",
+        "--min-polymorphs": "--set data.min_polymorphs=7",
+        "--max-test": "--set data.max_test=100",
+        "--lattice": "--set data.lattice=raw",
+        "--site-scale": "--set data.site_scale=1",
+        "--site-order": "--set data.site_order=random",
+        "--mask-padding": "--set data.mask_padding=true",
+        "--no-mask-padding": "--set data.mask_padding=false",
+        "--origin-shifts": "--set data.origin_shifts=true",
+        "--pairing": "--set data.pairing=nearest",
+        "--pairs-per-group": "--set data.pairs_per_group=10",
+        "--stream": "--set data.stream=true",
+        "--length": "--set model.length=64",
+        "--dropout": "--set model.dropout=0.1",
+        "--site-species": "--set model.site_species=true",
+        "--no-site-species": "--set model.site_species=false",
+        "--place-channels": "--set model.site_position_embedding=true",
+        "--no-place-channels": "--set model.site_position_embedding=false",
+        "--site-waves": "--set model.fourier_features=true",
+        "--no-site-waves": "--set model.fourier_features=false",
+        "--identity-embedding": "--set model.composition_embedding=true",
+        "--no-identity-embedding": "--set model.composition_embedding=false",
+        "--predict": "--set process.predict=data (or velocity, noise: the papers' targets)",
+        "--lattice-weight": "--set process.lattice_weight=1",
+        "--torus": "--set process.torus=true",
+        "--schedule": "--set process.schedule=linear",
+        "--diffusion-steps": "--set process.training_steps=1000",
+        "--lr": "--set optim.lr=1e-3",
+        "--warmup": "--set optim.warmup=200",
+        "--ema": "--set optim.ema=0.995",
+        "--max-bad-steps": "--set optim.max_bad_steps=20",
+        "--gradient-hook": "--set optim.gradient_hook=bf16",
+        "--name-dropout": "--set regularization.element_dropout=0.3",
+        "--energy-noise": "--set regularization.energy_noise=0.03",
+        "--condition-dropout": "--set regularization.condition_dropout=0.1",
+        "--checkpoint-every": "--set trainer.checkpoint_every=1000",
+        "--validate-every": "--set trainer.validate_every=250",
+        "--keep": "--set trainer.keep=2",
+        "--compile": "--set trainer.compile=true",
+        "--recompute": "--set trainer.recompute=true",
+        "--sampling-steps": "--set sampling.steps=100",
+        "--guidance": "--set sampling.guidance=2",
+        "--eta": "--set sampling.eta=0.5",
+        "--clip": "--set sampling.clip=3",
+    },
+    "sample": {
+        "--method": "--set sampler=midpoint",
+        "--sampler": "--set sampler=ddim",
+        "--eta": "--set eta=0.5",
+        "--precision": "--set precision=fp16",
+        "--compile": "--set compile=true",
+    },
+    "largest-batch": {"--recompute": "--set trainer.recompute=true"},
     "data build": {
         "--work": "--set work=FOLDER",
         "--formula": "--set formulas=TaB2,TiO2",

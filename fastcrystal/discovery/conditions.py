@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from fastcrystal.sampling.generator import Generator
+from fastcrystal.sampling.generator import CrystalGenerator
 from fastcrystal.utils.files import write_lines
 
 
@@ -123,7 +123,7 @@ def plan(
     return out
 
 
-def training_groups(model: Generator) -> list[int]:
+def training_groups(model: CrystalGenerator) -> list[int]:
     """Space groups that the model was trained on, ascending."""
     return sorted({int(kind.rpartition(":")[2]) for kind in model.run["data"]["formula_units"]})
 

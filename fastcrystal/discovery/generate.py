@@ -12,7 +12,7 @@ from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.discovery.conditions import Condition
 from fastcrystal.discovery.filtering import crystals_of, only_finite
 from fastcrystal.relaxation.candidate import Candidate, read_candidates
-from fastcrystal.sampling.generator import Generator
+from fastcrystal.sampling.generator import CrystalGenerator
 from fastcrystal.sampling.pretrained import resolve
 from fastcrystal.sampling.request import Request
 from fastcrystal.sampling.request import conditions as conditions_of
@@ -25,14 +25,14 @@ from fastcrystal.utils.progress import progress_bar
 BATCH = 256
 
 
-def usable(formulas: Sequence[str], model: Generator) -> tuple[list[str], dict[str, str]]:
+def usable(formulas: Sequence[str], model: CrystalGenerator) -> tuple[list[str], dict[str, str]]:
     """The formulas that the model can be asked for, and the reason for each of the others.
 
     Parameters
     ----------
     formulas : sequence of str
         As a user writes them; one that comes twice, in whatever order of its elements, counts once.
-    model : Generator
+    model : CrystalGenerator
     """
     reasons = {formula: _why_not(formula, model) for formula in formulas}
     seen: dict[tuple[int, ...], str] = {}
@@ -53,7 +53,7 @@ def accuracy(checkpoint: str | Path) -> dict[str, Any] | None:
     return {k: result[k] for k in ("n_test", *rates) if result.get(k) is not None}
 
 
-def _why_not(formula: str, model: Generator) -> str:
+def _why_not(formula: str, model: CrystalGenerator) -> str:
     try:
         conditions_of(Request(formula, count=1), model)
     except ValueError as error:
@@ -61,7 +61,7 @@ def _why_not(formula: str, model: Generator) -> str:
     return ""
 
 
-def batch_of(conditions: Sequence[Condition], model: Generator) -> CrystalBatch:
+def batch_of(conditions: Sequence[Condition], model: CrystalGenerator) -> CrystalBatch:
     """Conditions as the model's input; the cell's size as most often among training crystals of that type and group."""
     kinds: dict[tuple[str, int], Crystal] = {}
     for c in conditions:
@@ -75,7 +75,7 @@ def batch_of(conditions: Sequence[Condition], model: Generator) -> CrystalBatch:
 
 def generate(
     conditions: Sequence[Condition],
-    model: Generator,
+    model: CrystalGenerator,
     path: Path,
     *,
     seed: int = 0,
@@ -88,7 +88,7 @@ def generate(
     Parameters
     ----------
     conditions : sequence of Condition
-    model : Generator
+    model : CrystalGenerator
     path : Path
         .jsonl file of the candidates; those that are in it are not generated again.
     seed : int
@@ -97,7 +97,7 @@ def generate(
     progress : bool
         Show a progress bar on stderr.
     **sampling
-        As for `Generator.sample`.
+        As for `CrystalGenerator.sample`.
     """
     cut_broken_line(path)
     done = sum(1 for _ in read_candidates(path)) // batch * batch

@@ -22,7 +22,7 @@ from fastcrystal.discovery.ranking import with_group
 from fastcrystal.relaxation.candidate import Candidate, write_candidates
 from fastcrystal.relaxation.candidates import relax_candidates
 from fastcrystal.relaxation.settings import RelaxSettings
-from fastcrystal.sampling.generator import Generator
+from fastcrystal.sampling.generator import CrystalGenerator
 from fastcrystal.sampling.request import check_elements
 from fastcrystal.structure.canonical import canonicalize
 from fastcrystal.structure.crystal import Crystal
@@ -91,7 +91,7 @@ def modify(path: Path, asked: Modification, out: Path, *, jobs: int | None = Non
     """
     if asked.potential is not None:
         asked.relax.check(asked.potential)
-    model = Generator.from_run(asked.checkpoint, asked.device)
+    model = CrystalGenerator.from_run(asked.checkpoint, asked.device)
     if model.config.task != "modify":
         raise ValueError(f"{asked.checkpoint} generates from conditions alone: train a model with --task modify")
     given = start = _input(path, model)
@@ -115,7 +115,7 @@ def modify(path: Path, asked: Modification, out: Path, *, jobs: int | None = Non
     return _write(out, given, start, proposals)
 
 
-def _input(path: Path, model: Generator) -> Candidate:
+def _input(path: Path, model: CrystalGenerator) -> Candidate:
     """The crystal to modify, in canonical form."""
     from fastcrystal.data.readers import parse_structure
 

@@ -35,7 +35,7 @@ from fastcrystal.discovery.stage import Stage
 from fastcrystal.features.elements import SYMBOLS
 from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.relaxation.folder import relax_missing
-from fastcrystal.sampling.generator import Generator
+from fastcrystal.sampling.generator import CrystalGenerator
 from fastcrystal.stability.hull import Hull, HullEntry, best_per_formula, table, write_hull_data
 from fastcrystal.structure.formula import parse_formula
 from fastcrystal.utils.files import alone_in, write_json
@@ -77,10 +77,10 @@ def discover(config: DiscoveryConfig, run: Path, *, jobs: int | None = None) -> 
     if jobs is not None and jobs < 1:
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     with alone_in(run):
-        return _discover(config, run, Generator.from_run(config.checkpoint, config.device), jobs)
+        return _discover(config, run, CrystalGenerator.from_run(config.checkpoint, config.device), jobs)
 
 
-def _discover(config: DiscoveryConfig, run: Path, model: Generator, jobs: int | None) -> str:
+def _discover(config: DiscoveryConfig, run: Path, model: CrystalGenerator, jobs: int | None) -> str:
     formulas, refused = usable(config.formulas, model)
     for formula, why in refused.items():
         logger.warning(f"{formula} is left out: {why}")
@@ -115,7 +115,7 @@ def _report(run: Path) -> None:
         logger.warning(f"no report.html: {error}; then `fastcrystal report {run}`")
 
 
-def _same_request(config: DiscoveryConfig, run: Path, model: Generator) -> None:
+def _same_request(config: DiscoveryConfig, run: Path, model: CrystalGenerator) -> None:
     """Write request.json, or compare with the one that is there."""
     path = run / "request.json"
     has_work = any((run / name).exists() for name in (ENTRIES, CONDITIONS))
@@ -187,7 +187,7 @@ def elements_of(formula: str) -> frozenset[str]:
 
 
 def _conditions(
-    config: DiscoveryConfig, run: Path, model: Generator, formulas: list[str], hull: Hull
+    config: DiscoveryConfig, run: Path, model: CrystalGenerator, formulas: list[str], hull: Hull
 ) -> list[Condition]:
     path = run / CONDITIONS
     if not path.is_file():

@@ -22,7 +22,7 @@ from fastcrystal.evaluation.pairs import Cross, all_pairs, endless, number_of_pa
 from fastcrystal.evaluation.requested import find_table, obtained, read_requested, request_columns
 from fastcrystal.evaluation.result import Evaluation
 from fastcrystal.evaluation.settings import EvaluationSettings
-from fastcrystal.sampling.request import SYMPRECS
+from fastcrystal.sampling.output import SYMPRECS
 from fastcrystal.structure import validity
 from fastcrystal.structure.match import TOLERANCES, Pairs, match_many
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,12 @@ from fastcrystal.evaluation.evaluator import evaluate
 from fastcrystal.evaluation.result import Evaluation
 from fastcrystal.evaluation.settings import EvaluationSettings
 from fastcrystal.parallel.distributed import DistributedContext
-from fastcrystal.process.samplers import SamplerName
-from fastcrystal.sampling.generator import Generator
+from fastcrystal.sampling.generator import CrystalGenerator
 from fastcrystal.training.checkpoint import run_folder
-from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.config import RunConfig
 from fastcrystal.training.tasks import DataSplits, draw_test_set, make_splits
 from fastcrystal.utils.files import write_json
+from fastcrystal.utils.settings import updated
 
 #: training crystals whose labels are checked for repeats at the end of a run: half a minute's matching
 REDUNDANCY_SAMPLE = 50
@@ -28,88 +29,72 @@ REDUNDANCY_SAMPLE = 50
 
 def evaluate_run(
     run: Path,
-    max_test: int | None,
-    steps: int | None,
-    seed: int,
-    device: str,
-    jobs: int | None,
-    guidance: float | None = None,
-    method: SamplerName | None = None,
-    sampler: str | None = None,
-    eta: float | None = None,
-    precision: str = "fp32",
-    compile: bool = False,
+    changes: Mapping[str, Any] | None = None,
+    *,
+    seed: int = 0,
+    device: str = "auto",
+    jobs: int | None = None,
 ) -> Evaluation:
     """Evaluate a finished run again, on its own test formulas; writes its result.json anew.
+
+    Parameters
+    ----------
+    run : Path
+        Run folder, or a checkpoint in it.
+    changes : mapping, optional
+        Settings that differ from the run's own: {"sampling": {"steps": 25}, "data": {"max_test": 50}}.
+    seed : int
+        Of the sampler's noise and of the baselines.
+    device : str
+    jobs : int, optional
+        Processes that match crystals; all cores where not given.
 
     Raises
     ------
     ValueError
-        If `run` has no usable checkpoint, its data set is gone or has changed, or an option does not suit it.
+        If `run` has no usable checkpoint, its data set is gone or has changed, or a setting does not suit it.
     """
-    trained = Generator.from_run(run, device)
+    trained = CrystalGenerator.from_run(run, device)
     splits = make_splits(trained.config)
     if splits.data.fingerprint() != trained.run["data"]["sha256"]:
         raise ValueError(
-            f"{trained.config.data} has changed since {run} was trained: its test formulas are no longer known"
+            f"{trained.config.data.name} has changed since {run} was trained: its test formulas are no longer known"
         )
-    asked: dict[str, Any] = {"max_test": max_test, "sampling_steps": steps, "guidance": guidance, "eta": eta}
-    if sampler is not None:
-        if not trained.config.diffuses:
-            raise ValueError(f"sampler {sampler} is for diffusion; {run} was trained with {trained.config.algo}")
-        asked |= {"algo": sampler, "eta": eta or 0.0}
-    config = replace(trained.config, **{k: v for k, v in asked.items() if v is not None})
-    return evaluate_model(trained, splits, config, run_folder(run), jobs, seed, method, precision, compile)
+    changes = dict(changes or {})
+    sampling = changes.pop("sampling", {})
+    config = updated(trained.config, changes)
+    # another sampler begins with eta 0
+    config = replace(config, sampling=updated(config.sampling.changed(sampler=sampling.get("sampler")), sampling))
+    return evaluate_model(trained, splits, config, run_folder(run), jobs, seed)
 
 
 def evaluate_model(
-    model: Generator,
-    splits: DataSplits,
-    config: TrainConfig,
-    run: Path,
-    jobs: int | None,
-    seed: int = 0,
-    method: SamplerName | None = None,
-    precision: str = "fp32",
-    compile: bool = False,
+    model: CrystalGenerator, splits: DataSplits, config: RunConfig, run: Path, jobs: int | None, seed: int = 0
 ) -> Evaluation:
     """Generate for the test formulas and evaluate; leaves result.json, table.md and the crystals in the folder `run`.
 
     Parameters
     ----------
-    model : Generator
+    model : CrystalGenerator
     splits : DataSplits
-    config : TrainConfig
-        Says how many test crystals, and how to sample.
+    config : RunConfig
+        Its `data.max_test` and `sampling` are used.
     run : Path
     jobs : int, optional
         Processes that match crystals; all cores where not given.
     seed : int
         Of the sampler's noise and of the baselines.
-    method : {"euler", "midpoint", "heun"}, optional
-    precision, compile
-        As for `Generator.sample`.
 
     Raises
     ------
     ValueError
-        If an option does not suit the algorithm.
+        If the sampling does not suit the model.
     """
     asked = draw_test_set(splits, config)
     started = time.perf_counter()
     is_main = DistributedContext.current().is_main_process
-    generated = model.sample(
-        asked.conditions,
-        initial=None if asked.initial is None else asked.initial.batch(),
-        steps=config.sampling_steps,
-        seed=seed,
-        guidance=config.guidance,
-        sampler=config.algo if config.diffuses else method,
-        eta=config.eta if config.algo == "ddim" else None,
-        precision=precision,
-        compile=compile,
-        progress=is_main,
-    )
+    initial = None if asked.initial is None else asked.initial.batch()
+    generated = model.sample(asked.conditions, config.sampling, initial=initial, seed=seed, progress=is_main)
     seconds = (time.perf_counter() - started) / len(asked.target)
     # a data set holds finite numbers; a crystal that is not finite is counted in result.json
     finite = (generated.frac.isfinite().flatten(1).all(1) & generated.lattice.isfinite().flatten(1).all(1)).numpy()
@@ -133,21 +118,20 @@ def evaluate_model(
         ),
     )
     if is_main:
-        how = {**_sampling(config), "method": method, "seed": seed, "precision": precision}
-        values = {**run_values(result), "seconds_per_crystal": seconds, "step": model.step, "sampling": how}
+        values = {**run_values(result), "seconds_per_crystal": seconds, "step": model.step}
+        values["sampling"] = _sampling(config, seed)
         write_json(run / "result.json", values)
         (run / "table.md").write_text(result.table() + "\n", encoding="utf-8")
     return result
 
 
-def is_evaluated(config: TrainConfig, run: Path) -> bool:
+def is_evaluated(config: RunConfig, run: Path) -> bool:
     """Whether `run` holds the result of just these settings, after the last training step."""
     path = run / "result.json"
     if not path.is_file():
         return False
     values = json.loads(path.read_text(encoding="utf-8"))
-    asked = {**_sampling(config), "method": None, "seed": 0, "precision": "fp32"}
-    return bool(values.get("step") == config.max_steps and values.get("sampling") == asked)
+    return bool(values.get("step") == config.trainer.max_steps and values.get("sampling") == _sampling(config))
 
 
 def run_values(result: Evaluation) -> dict[str, Any]:
@@ -173,7 +157,17 @@ def run_values(result: Evaluation) -> dict[str, Any]:
     }
 
 
-def _sampling(config: TrainConfig) -> dict[str, Any]:
-    """Settings that a result depends on beside the weights."""
-    names = ("algo", "max_test", "sampling_steps", "guidance", "eta", "clip")
-    return {name: getattr(config, name) for name in names}
+def _sampling(config: RunConfig, seed: int = 0) -> dict[str, Any]:
+    """Settings that a result depends on beside the weights, by the names that result.json has for them."""
+    how = config.sampling
+    return {
+        "algo": config.algo,
+        "max_test": config.data.max_test,
+        "sampling_steps": how.steps,
+        "guidance": how.guidance,
+        "eta": how.eta,
+        "clip": how.clip,
+        "method": None if how.sampler in ("auto", config.algo) else how.sampler,
+        "seed": seed,
+        "precision": how.precision,
+    }

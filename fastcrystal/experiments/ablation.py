@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,37 +14,42 @@ import torch
 from fastcrystal.evaluation.result import wilson
 from fastcrystal.evaluation.runs import evaluate_model, is_evaluated
 from fastcrystal.experiments.run import finish_training
-from fastcrystal.training.config import TrainConfig
+from fastcrystal.sampling.generator import CrystalGenerator
+from fastcrystal.training.config import RunConfig
 from fastcrystal.training.tasks import make_splits
 from fastcrystal.utils.files import write_json
+from fastcrystal.utils.settings import merge
 from fastcrystal.utils.tables import markdown_table
 
 #: row -> what differs from the recipe; the first row is the recipe itself
 ROWS: dict[str, dict[str, Any]] = {
     "recipe": {},
-    "lattice and sites as in the paper, unscaled": {"lattice": "raw", "site_scale": 1.0},
-    "lattice in angstrom, standardized": {"lattice": "standard"},
-    "lattice lower-triangular, log-diagonal": {"lattice": "triangular"},
-    "lattice as a log-metric": {"lattice": "metric"},
-    "sites not scaled to unit variance": {"site_scale": 1.0},
-    "species only as a condition": {"site_species": False},
-    "velocity instead of data": {"predict": "paper"},
-    "no places of rows": {"place_channels": False},
-    "no sine and cosine of sites": {"site_waves": False},
-    "no embeddings of sites, group, stoichiometry": {"identity_embedding": False},
-    "no regularization": {"dropout": 0.0, "name_dropout": 0.0, "energy_noise": 0.0},
-    "torus path": {"torus": True},
-    "random order of equal sites": {"site_order": "random"},
-    "origin shifts allowed by the group": {"origin_shifts": True},
-    "padding not masked": {"mask_padding": False},
-    "no averaged weights": {"ema": 0.0},
+    "lattice and sites as in the paper, unscaled": {"data": {"lattice": "raw", "site_scale": 1.0}},
+    "lattice in angstrom, standardized": {"data": {"lattice": "standard"}},
+    "lattice lower-triangular, log-diagonal": {"data": {"lattice": "triangular"}},
+    "lattice as a log-metric": {"data": {"lattice": "metric"}},
+    "sites not scaled to unit variance": {"data": {"site_scale": 1.0}},
+    "species only as a condition": {"model": {"site_species": False}},
+    "velocity instead of data": {"process": {"predict": "velocity"}},
+    "no places of rows": {"model": {"site_position_embedding": False}},
+    "no sine and cosine of sites": {"model": {"fourier_features": False}},
+    "no embeddings of sites, group, stoichiometry": {"model": {"composition_embedding": False}},
+    "no regularization": {
+        "model": {"dropout": 0.0},
+        "regularization": {"element_dropout": 0.0, "energy_noise": 0.0},
+    },
+    "torus path": {"process": {"torus": True}},
+    "random order of equal sites": {"data": {"site_order": "random"}},
+    "origin shifts allowed by the group": {"data": {"origin_shifts": True}},
+    "padding not masked": {"data": {"mask_padding": False}},
+    "no averaged weights": {"optim": {"ema": 0.0}},
     "normal noise": {"noise": "normal"},
     "twice the steps": {},
 }
 #: the same for modification
 MODIFY_ROWS: dict[str, dict[str, Any]] = {
     "recipe": {},
-    "sites of a pair by least distance": {"pairing": "nearest"},
+    "sites of a pair by least distance": {"data": {"pairing": "nearest"}},
 }
 
 
@@ -54,15 +58,19 @@ def rows_of(task: str) -> dict[str, dict[str, Any]]:
     return ROWS if task == "generate" else MODIFY_ROWS
 
 
-def settings(base: TrainConfig, row: str, seed: int) -> TrainConfig:
+def settings(base: Mapping[str, Any], row: str, seed: int) -> RunConfig:
     """The recipe with one row's switch."""
-    steps = 2 * base.max_steps if row == "twice the steps" else base.max_steps
-    return replace(base, max_steps=steps, seed=seed, **rows_of(base.task)[row])
+    recipe = RunConfig.from_preset(**base)
+    switch = rows_of(recipe.task)[row]
+    if recipe.diffuses and row == "velocity instead of data":
+        switch = {"process": {"predict": "noise"}}
+    steps = recipe.trainer.max_steps * (2 if row == "twice the steps" else 1)
+    return RunConfig.from_preset(**merge(merge(base, switch), {"trainer": {"max_steps": steps, "seed": seed}}))
 
 
 def ablate(
     out: Path,
-    base: TrainConfig,
+    base: Mapping[str, Any],
     rows: Sequence[str] | None = None,
     seeds: Sequence[int] = (42,),
     jobs: int | None = None,
@@ -73,8 +81,8 @@ def ablate(
     ----------
     out : Path
         Folder: a run folder for each row and seed, ablation.md, ablation.json.
-    base : TrainConfig
-        The recipe.
+    base : mapping
+        The recipe: arguments of `RunConfig.from_preset`.
     rows : sequence of str, optional
         Keys of `rows_of` the task; all where not given.
     seeds : sequence of int
@@ -93,7 +101,8 @@ def ablate(
     ValueError
         If a row is unknown, or `out` holds rows of other settings.
     """
-    known = rows_of(base.task)
+    recipe = RunConfig.from_preset(**base)
+    known = rows_of(recipe.task)
     rows = tuple(known) if rows is None else rows
     unknown = [row for row in rows if row not in known]
     if unknown:
@@ -105,26 +114,26 @@ def ablate(
             run = out / f"{row.replace(' ', '-').replace(',', '')}-{seed}"
             trainer = finish_training(config, run)
             if not is_evaluated(config, run):
-                evaluate_model(trainer.sampler(), make_splits(config), config, run, jobs)
+                evaluate_model(CrystalGenerator.from_trainer(trainer), make_splits(config), config, run, jobs)
             done.setdefault(row, []).append(json.loads((run / "result.json").read_text("utf-8")))
     about = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
         "date": time.strftime("%Y-%m-%d"),
-        "base": base.to_dict(),
+        "base": recipe.to_dict(),
         "seeds": list(seeds),
     }
-    text = table(done, base, seeds)
+    text = table(done, recipe, seeds)
     write_json(out / "ablation.json", {**about, "rows": done})
     (out / "ablation.md").write_text(text + "\n", encoding="utf-8")
     return f"{text}\n\nwritten to {out}"
 
 
-def table(done: dict[str, list[dict[str, Any]]], base: TrainConfig, seeds: Sequence[int]) -> str:
+def table(done: dict[str, list[dict[str, Any]]], base: RunConfig, seeds: Sequence[int]) -> str:
     """One row a switch, the crystals of all seeds counted together."""
     first = next(iter(done.values()))
     about = (
-        f"{base.data}, {base.max_steps} steps of {base.batch_size}, seeds {', '.join(map(str, seeds))}, "
-        f"{sum(r['n_test'] for r in first)} test crystals; [ ] are 95 % intervals"
+        f"{base.data.name}, {base.trainer.max_steps} steps of {base.trainer.batch_size}, "
+        f"seeds {', '.join(map(str, seeds))}, {sum(r['n_test'] for r in first)} test crystals; [ ] are 95 % intervals"
     )
     kinds = [(row, results, "match_rate", "rmse") for row, results in done.items()]
     kinds += [(f"*{name}*", first, name, f"{name}_rmse") for name in ("retrieval", "chance")]

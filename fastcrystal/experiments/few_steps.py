@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastcrystal.sampling.generator import Generator
+from fastcrystal.sampling.generator import CrystalGenerator
 from fastcrystal.structure.match import match_many
 from fastcrystal.training.tasks import draw_test_set, make_splits
 from fastcrystal.utils.files import write_json
+from fastcrystal.utils.settings import updated
 from fastcrystal.utils.tables import markdown_table
 
 #: sampler -> steps that are tried; Heun and midpoint call the network twice a step, rk4 four times
@@ -54,8 +54,8 @@ def few_steps(run: Path, out: Path, max_test: int = 400, device: str = "auto", j
     ValueError
         If the run cannot be read, or is a regression, which takes one step.
     """
-    trained = Generator.from_run(run, device)
-    config = replace(trained.config, max_test=max_test)
+    trained = CrystalGenerator.from_run(run, device)
+    config = updated(trained.config, {"data": {"max_test": max_test}})
     if config.algo == "regression":
         raise ValueError(f"{run} is a regression: it takes one step in any case")
     asked = draw_test_set(make_splits(config), config)
@@ -69,7 +69,7 @@ def few_steps(run: Path, out: Path, max_test: int = 400, device: str = "auto", j
         made.append(trained.sample(asked.conditions, initial=initial, sampler=sampler, steps=steps, progress=True))
         seconds = (time.perf_counter() - started) / len(asked.target)
         # where the network gives the data, the last step of Heun and of Runge-Kutta is Euler's
-        ends = config.predict == "data"
+        ends = config.predicts_data
         calls = {"midpoint": 2 * steps, "heun": 2 * steps - ends, "rk4": 4 * steps - 3 * ends}.get(sampler, steps)
         rows.append({"sampler": sampler, "steps": steps, "calls": calls, "seconds_per_crystal": seconds})
     true = asked.target.batch()

@@ -13,7 +13,8 @@ import logging
 import math
 import platform
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ import torch
 import fastcrystal
 from fastcrystal.evaluation.runs import evaluate_model, is_evaluated
 from fastcrystal.experiments.run import finish_training
-from fastcrystal.sampling.generator import Generator
-from fastcrystal.training.config import TrainConfig
+from fastcrystal.sampling.generator import CrystalGenerator
+from fastcrystal.training.config import RunConfig
 from fastcrystal.training.tasks import make_splits
 from fastcrystal.training.trainer import Trainer
 from fastcrystal.utils.files import write_json
+from fastcrystal.utils.settings import merge
 from fastcrystal.utils.tables import markdown_table
 
 logger = logging.getLogger(__name__)
@@ -76,15 +78,15 @@ BASELINES = {
 }
 
 
-def reproduce(out: Path, base: TrainConfig, minutes: float, jobs: int | None = None) -> str:
+def reproduce(out: Path, settings: Mapping[str, Any], minutes: float, jobs: int | None = None) -> str:
     """Train and evaluate all seven models in `out`; what is done already is kept, what was interrupted goes on.
 
     Parameters
     ----------
     out : Path
         Folder: a run folder for each network, tables.md, tables.json, tables.png.
-    base : TrainConfig
-        Data, recipe and seed that all models share.
+    settings : mapping
+        Data, recipe and seed that all models share: arguments of `RunConfig.from_preset`.
     minutes : float
         For everything, about; decides the number of steps, which is the same for every model.
     jobs : int, optional
@@ -103,12 +105,13 @@ def reproduce(out: Path, base: TrainConfig, minutes: float, jobs: int | None = N
     if not 0 < minutes < math.inf:
         raise ValueError(f"budget must be a positive number of minutes, got {minutes}")
     started = time.perf_counter()
-    base = plan(out, base, minutes)
+    settings = plan(out, settings, minutes)
+    base = RunConfig.from_preset(**settings)
     for model in MODELS:
         if model.weights_of is None:
-            finish_training(config_of(model, base), out / model.name)
-        if not is_evaluated(config_of(model, base), out / model.name):
-            evaluate_row(out, model, base, jobs)
+            finish_training(config_of(model, settings), out / model.name)
+        if not is_evaluated(config_of(model, settings), out / model.name):
+            evaluate_row(out, model, settings, jobs)
     results = {m.name: json.loads((out / m.name / "result.json").read_text("utf-8")) for m in MODELS}
     about = {
         "machine": f"{platform.machine()}, {torch.get_num_threads()} threads"
@@ -116,10 +119,10 @@ def reproduce(out: Path, base: TrainConfig, minutes: float, jobs: int | None = N
         "fastcrystal": fastcrystal.__version__,
         "torch": torch.__version__,
         "date": time.strftime("%Y-%m-%d"),
-        "data": base.data,
-        "steps": base.max_steps,
-        "batch_size": base.batch_size,
-        "seed": base.seed,
+        "data": base.data.name,
+        "steps": base.trainer.max_steps,
+        "batch_size": base.trainer.batch_size,
+        "seed": base.trainer.seed,
         "minutes_this_time": (time.perf_counter() - started) / 60,
         "paper": PAPER,
     }
@@ -130,27 +133,29 @@ def reproduce(out: Path, base: TrainConfig, minutes: float, jobs: int | None = N
     return f"{text}\n\nwritten to {out}: tables.md, tables.json, tables.png and a run folder for each network"
 
 
-def plan(out: Path, base: TrainConfig, minutes: float) -> TrainConfig:
-    """`base` with the number of steps that fits the budget, timed once and kept in plan.json."""
-    path = out / "plan.json"
-    settings = {k: v for k, v in base.to_dict().items() if k not in ("max_steps", "warmup")}
+def plan(out: Path, settings: Mapping[str, Any], minutes: float) -> Mapping[str, Any]:
+    """`settings` with the number of steps that fits the budget, timed once and kept in plan.json."""
+    path, base = out / "plan.json", RunConfig.from_preset(**settings)
+    same = base.to_dict()
+    del same["trainer"]["max_steps"], same["optim"]["warmup"]
     if path.is_file():
         known = json.loads(path.read_text(encoding="utf-8"))
-        if known["settings"] != json.loads(json.dumps(settings)) or known["minutes"] != minutes:
+        if known["settings"] != json.loads(json.dumps(same)) or known["minutes"] != minutes:
             raise ValueError(f"{out} holds tables of other settings: give another --out, or delete it")
-        return replace(base, max_steps=known["max_steps"], warmup=known["warmup"])
-    trainings = sum(m.weights_of is None for m in MODELS)
-    timed = [config_of(m, base) for m in MODELS if m.name in ("cfm-uniform", "modify-ddpm")]
-    rate = len(timed) / sum(1 / steps_per_second(config) for config in timed)
-    steps = max(1, int(60 * minutes * TRAINING_SHARE / trainings * rate))
-    warmup = min(base.warmup, steps // 10)
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"minutes": minutes, "max_steps": steps, "warmup": warmup, "settings": settings})
-    logger.info(f"{rate:.2f} steps/s: {steps} steps for each of {trainings} trainings in {minutes:g} minutes")
-    return replace(base, max_steps=steps, warmup=warmup)
+        steps, warmup = known["max_steps"], known["warmup"]
+    else:
+        trainings = sum(m.weights_of is None for m in MODELS)
+        timed = [config_of(m, settings) for m in MODELS if m.name in ("cfm-uniform", "modify-ddpm")]
+        rate = len(timed) / sum(1 / steps_per_second(config) for config in timed)
+        steps = max(1, int(60 * minutes * TRAINING_SHARE / trainings * rate))
+        warmup = min(base.optim.warmup, steps // 10)
+        out.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"minutes": minutes, "max_steps": steps, "warmup": warmup, "settings": same})
+        logger.info(f"{rate:.2f} steps/s: {steps} steps for each of {trainings} trainings in {minutes:g} minutes")
+    return merge(settings, {"trainer": {"max_steps": steps}, "optim": {"warmup": warmup}})
 
 
-def steps_per_second(config: TrainConfig) -> float:
+def steps_per_second(config: RunConfig) -> float:
     """Speed of training on this machine, measured on a few steps that are thrown away."""
     trainer = Trainer(config, Path("unused"))
     for _ in range(2):
@@ -161,15 +166,15 @@ def steps_per_second(config: TrainConfig) -> float:
     return _TIMED_STEPS / (time.perf_counter() - started)
 
 
-def config_of(model: Model, base: TrainConfig) -> TrainConfig:
+def config_of(model: Model, settings: Mapping[str, Any]) -> RunConfig:
     """The settings of one model."""
-    return replace(base, **{"noise": "auto", **model.settings})  # type: ignore[arg-type]
+    return RunConfig.from_preset(**{**settings, **model.settings})
 
 
-def evaluate_row(out: Path, model: Model, base: TrainConfig, jobs: int | None) -> None:
+def evaluate_row(out: Path, model: Model, settings: Mapping[str, Any], jobs: int | None) -> None:
     """Sample and match; the result lies in the model's own folder."""
-    config = config_of(model, base)
-    trained = Generator.from_run(out / (model.weights_of or model.name), config.device)
+    config = config_of(model, settings)
+    trained = CrystalGenerator.from_run(out / (model.weights_of or model.name), config.trainer.device)
     (out / model.name).mkdir(exist_ok=True)
     evaluate_model(trained, make_splits(config), config, out / model.name, jobs)
 

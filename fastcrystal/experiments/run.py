@@ -10,20 +10,21 @@ import numpy as np
 
 from fastcrystal.evaluation.runs import evaluate_model
 from fastcrystal.parallel.distributed import DistributedContext, process_group
-from fastcrystal.training.checkpoint import list_checkpoints, read_config
-from fastcrystal.training.config import TrainConfig
+from fastcrystal.sampling.generator import CrystalGenerator
+from fastcrystal.training.checkpoint import list_checkpoints, read_settings
+from fastcrystal.training.config import RunConfig
 from fastcrystal.training.logger import read_metrics
 from fastcrystal.training.trainer import Trainer, new_run_folder
 
 logger = logging.getLogger(__name__)
 
 
-def train_and_evaluate(config: TrainConfig, out: Path | None, *, resume: bool = False, jobs: int | None = None) -> str:
+def train_and_evaluate(config: RunConfig, out: Path | None, *, resume: bool = False, jobs: int | None = None) -> str:
     """Train as `config` says, evaluate, and leave everything in a run folder.
 
     Parameters
     ----------
-    config : TrainConfig
+    config : RunConfig
     out : Path, optional
         Run folder; made from the settings and the time where not given.
     resume : bool
@@ -48,12 +49,12 @@ def train_and_evaluate(config: TrainConfig, out: Path | None, *, resume: bool = 
     started = time.perf_counter()
     if resume and out is None:
         raise ValueError("--resume needs --out: the run folder to go on with")
-    with process_group(config.device) as ranks:
+    with process_group(config.trainer.device) as ranks:
         return _train_and_evaluate(config, out, resume, jobs, ranks, started)
 
 
 def _train_and_evaluate(
-    config: TrainConfig, out: Path | None, resume: bool, jobs: int | None, ranks: DistributedContext, started: float
+    config: RunConfig, out: Path | None, resume: bool, jobs: int | None, ranks: DistributedContext, started: float
 ) -> str:
     if out is None:  # one name for all processes, whose clocks differ
         out = new_run_folder(config, began=ranks.all_reduce_max(time.time()))
@@ -68,12 +69,12 @@ def _train_and_evaluate(
     trainer.fit()
     if ranks.is_main_process:
         draw_curves(run)
-    result = evaluate_model(trainer.sampler(), trainer.splits, config, run, jobs)
+    result = evaluate_model(CrystalGenerator.from_trainer(trainer), trainer.splits, config, run, jobs)
     minutes = (time.perf_counter() - started) / 60
     return f"{result.table()}\n\nrun folder: {run}  ({minutes:.1f} min in all)"
 
 
-def finish_training(config: TrainConfig, run: Path) -> Trainer:
+def finish_training(config: RunConfig, run: Path) -> Trainer:
     """Train in the folder `run` from wherever it stands: from the start, the newest checkpoint, or not at all.
 
     Unlike `--resume` it takes only the settings that the folder was begun with, the number of steps included.
@@ -85,11 +86,11 @@ def finish_training(config: TrainConfig, run: Path) -> Trainer:
     """
     trainer = Trainer(config, run)
     if list_checkpoints(run):
-        was = read_config(run)["train"].get("max_steps")
-        if was != config.max_steps:
-            raise ValueError(f"{run} was begun with max_steps {was}, not {config.max_steps}: give another folder")
+        was, wanted = read_settings(run).trainer.max_steps, config.trainer.max_steps
+        if was != wanted:
+            raise ValueError(f"{run} was begun with max_steps {was}, not {wanted}: give another folder")
         trainer.resume()
-    if trainer.step < config.max_steps:
+    if trainer.step < config.trainer.max_steps:
         logger.info(_opening(trainer))
         trainer.fit()
         draw_curves(run)
@@ -126,11 +127,11 @@ def draw_curves(run: Path) -> Path:
 
 
 def _opening(trainer: Trainer) -> str:
-    what = trainer.description()
+    what, config = trainer.description(), trainer.config
     data = what["data"]
     left_out = "".join(f"; left out: {n} {why}" for why, n in data["left_out"].items())
     return (
         f"{data['name']}: {data['n_train']} crystals to train on, {data['n_val']} to validate, {data['n_test']} to "
-        f"test, no formula on two sides{left_out}\n{trainer.config.preset}: {what['parameters']:,} parameters, matrix "
-        f"{what['length']}x3, {trainer.device}; step {trainer.step} of {trainer.config.max_steps}; {trainer.run}"
+        f"test, no formula on two sides{left_out}\n{config.preset}: {what['parameters']:,} parameters, matrix "
+        f"{trainer.splits.length}x3, {trainer.device}; step {trainer.step} of {config.trainer.max_steps}; {trainer.run}"
     )

@@ -120,7 +120,7 @@ def stoichiometry(species: Tensor, num_sites: Tensor) -> Tensor:
     return torch.cat([amounts / 4, 2 * amounts / num_sites[:, None]], dim=1)
 
 
-def site_waves(x: Tensor, period: float) -> Tensor:
+def fourier_features(x: Tensor, period: float) -> Tensor:
     """sin and cos of 2 pi x / `period` on the site rows of (B, L, 3), zero on lattice rows: (B, L, 6)."""
     angle = x[:, :-3] * (2 * math.pi / period)
     return F.pad(torch.cat([angle.sin(), angle.cos()], dim=2), (0, 0, 0, 3))

@@ -248,7 +248,7 @@ class ConditionBlock(nn.Module):
         See `ElementCNN` and `InitialCNN`.
     initial : bool
         Take initial structures; the energy MLP then has a second input, 1 for a change and 0 for a formation energy.
-    identity_embedding : bool
+    composition_embedding : bool
         Add learned vectors for the number of sites (up to `length` - 4; larger ones share the last), for the space
         group (one for all where it is open), and an MLP of the stoichiometry.
     element_table : ndarray, shape (104, 125), floating, optional
@@ -274,7 +274,7 @@ class ConditionBlock(nn.Module):
         element_pool: Literal["mean", "flatten"] = "mean",
         length: int = 64,
         initial: bool = False,
-        identity_embedding: bool = False,
+        composition_embedding: bool = False,
         element_table: NDArray[np.floating] | None = None,
         space_group_table: NDArray[np.floating] | None = None,
     ) -> None:
@@ -305,7 +305,7 @@ class ConditionBlock(nn.Module):
         self.energy = nn.Sequential(nn.Linear(1 + initial, width), nn.SiLU(), nn.Linear(width, width))
         self.initial = InitialCNN(channels[1:], element_pool, length) if initial else None
         self.no_group, self.no_energy = learned(width), learned(width)
-        self.identity = Identity(embed_dim, width, length) if identity_embedding else None
+        self.identity = Identity(embed_dim, width, length) if composition_embedding else None
         self.out = nn.Linear((3 + initial) * width, embed_dim)
 
     def forward(

@@ -1,16 +1,16 @@
-"""What decides the network's weights, and its presets."""
+"""Settings of the network; the presets are in fastcrystal/training/presets."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-from fastcrystal.utils.settings import Settings
+from fastcrystal.utils.settings import Settings, check_choices
 
 
 @dataclass(frozen=True)
 class UNetConfig(Settings):
-    """Everything that decides the network's weights; plain numbers, so it goes into JSON as it is."""
+    """Settings of the network, which decide its weights."""
 
     model_channels: int = 32
     """Channels of the first level."""
@@ -35,19 +35,19 @@ class UNetConfig(Settings):
     element_pool: Literal["mean", "flatten"] = "mean"
     """How rows become one vector: "mean" for any L; "flatten", the paper's, ties the network to `length`."""
     length: int = 64
-    """L of the crystal matrix, which "flatten" expects."""
+    """L of the crystal matrix; 0 in the settings of a training: the shortest that holds the data set's cells."""
     site_species: bool = True
     """Give each row its species and kind as input channels. False is the paper's form: species only as a condition."""
     species_channels: int = 28
     """Channels of the species embedding where `site_species`; four more say what kind of row it is."""
-    place_channels: bool = False
+    site_position_embedding: bool = False
     """16 learned channels that say where a row stands: the rank of its species, which of its kind it is, how many there
     are, and the row. Ties the network to matrices of at most `length` rows."""
-    site_waves: bool = False
+    fourier_features: bool = False
     """Sine and cosine of the coordinates beside them: both ends of the cell look alike."""
     site_period: float = 1.0
-    """Period of the site rows (`LatticeScaling.site_scale`), for `site_waves`."""
-    identity_embedding: bool = False
+    """Period of the site rows (`LatticeScaling.site_scale`), for `fourier_features`."""
+    composition_embedding: bool = False
     """Learned embeddings of the number of sites (which the mean over sites forgets), of the space-group number, and of
     the stoichiometry, added to the condition embedding. Ties the network to matrices of at most `length` rows."""
     initial: bool = False
@@ -77,8 +77,9 @@ class UNetConfig(Settings):
                 )
         if len(self.condition_channels) != 3:
             raise ValueError(f"condition_channels must be three widths, got {self.condition_channels}")
-        if self.element_pool not in ("mean", "flatten"):
-            raise ValueError(f"element_pool must be 'mean' or 'flatten', got {self.element_pool!r}")
+        check_choices(self)
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {self.dropout}")
         for name in ("energy_std", "change_std", "site_period"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
@@ -87,20 +88,3 @@ class UNetConfig(Settings):
     def embed_dim(self) -> int:
         """E, the width of the condition embedding."""
         return self.embed_mult * self.model_channels
-
-
-#: named configurations; dataclasses.replace(PRESETS["slim"], energy_mean=...) adapts one to a data set
-PRESETS = {
-    "slim": UNetConfig(),
-    "paper": UNetConfig(
-        model_channels=128,
-        num_res_blocks=7,
-        channel_mult=(1, 2, 4, 8),
-        num_heads=1,
-        norm_groups=32,
-        scale_shift=False,
-        condition_channels=(64, 128, 256),
-        element_pool="flatten",
-        site_species=False,
-    ),
-}

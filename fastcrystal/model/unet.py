@@ -25,11 +25,11 @@ from fastcrystal.model.channels import (
     PLACE_CHANNELS,
     SiteChannels,
     SitePositionEmbedding,
+    fourier_features,
     initial_channels,
-    site_waves,
 )
 from fastcrystal.model.conditioning import ConditionBlock, TimeEmbedding
-from fastcrystal.model.config import PRESETS, UNetConfig
+from fastcrystal.model.config import UNetConfig
 from fastcrystal.model.layers import ChannelsLastConv1d, RowNorm
 from fastcrystal.ops.row_attention import row_attention
 
@@ -198,7 +198,7 @@ class CrystalUNet(nn.Module):
     Parameters
     ----------
     config : UNetConfig, optional
-        `PRESETS["slim"]` if not given.
+        Its defaults if not given.
     element_table : ndarray, shape (104, 125), optional
         See `ConditionBlock`.
     space_group_table : ndarray, shape (231, 192, 4, 4), optional
@@ -219,7 +219,7 @@ class CrystalUNet(nn.Module):
         space_group_table: NDArray[np.floating] | None = None,
     ) -> None:
         super().__init__()
-        config = PRESETS["slim"] if config is None else config
+        config = UNetConfig() if config is None else config
         self.config = config
         self.time = TimeEmbedding(config.model_channels, config.embed_dim, config.time_scale)
         self.conditions = ConditionBlock(
@@ -232,13 +232,15 @@ class CrystalUNet(nn.Module):
             element_pool=config.element_pool,
             length=config.length,
             initial=config.initial,
-            identity_embedding=config.identity_embedding,
+            composition_embedding=config.composition_embedding,
             element_table=element_table,
             space_group_table=space_group_table,
         )
         self.site_channels = SiteChannels(config.species_channels) if config.site_species else None
-        self.place_channels = SitePositionEmbedding(config.length) if config.place_channels else None
-        channels = 3 + 4 * config.initial + 6 * config.site_waves + PLACE_CHANNELS * config.place_channels
+        self.place_channels = SitePositionEmbedding(config.length) if config.site_position_embedding else None
+        channels = (
+            3 + 4 * config.initial + 6 * config.fourier_features + PLACE_CHANNELS * config.site_position_embedding
+        )
         if self.site_channels is not None:
             channels += self.site_channels.width
         self.unet = UNet(channels, config)
@@ -313,12 +315,13 @@ class CrystalUNet(nn.Module):
             raise ValueError(
                 f"x, t and cond must share a batch size, got {len(x)}, {tuple(t.shape)} and {len(cond.num_sites)}"
             )
-        if (self.config.identity_embedding or self.config.place_channels) and x.shape[1] > self.config.length:
+        tied = self.config.composition_embedding or self.config.site_position_embedding
+        if tied and x.shape[1] > self.config.length:
             raise ValueError(f"this network knows matrices of up to {self.config.length} rows, got {x.shape[1]}")
         real = ~padding_mask(cond.num_sites, x.shape[1])
         rows = [x.masked_fill(~real, 0)]
-        if self.config.site_waves:
-            rows.append(site_waves(rows[0], self.config.site_period).masked_fill(~real, 0))
+        if self.config.fourier_features:
+            rows.append(fourier_features(rows[0], self.config.site_period).masked_fill(~real, 0))
         if self.site_channels is not None:
             table = self.conditions.element_table
             rows.append(self.site_channels(cond.species, cond.num_sites, table, x.shape[1], cond.nameless))

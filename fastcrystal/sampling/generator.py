@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
-from fastcrystal.model.config import UNetConfig
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import Condition, CrystalUNet
 from fastcrystal.ops.philox import Noise
@@ -26,38 +25,41 @@ from fastcrystal.training.checkpoint import (
     find_checkpoint,
     load_weights,
     read_config,
+    read_settings,
     read_state,
     read_tensors,
     run_folder,
 )
-from fastcrystal.training.config import TrainConfig
-from fastcrystal.training.process import live_rows, make_process, make_sampling
+from fastcrystal.training.config import RunConfig
+from fastcrystal.training.objective import live_rows
 from fastcrystal.utils.device import compile_network, compile_step, half_precision, pick_device
 from fastcrystal.utils.progress import progress_bar
 
+if TYPE_CHECKING:
+    from fastcrystal.training.trainer import Trainer
 
-class Generator:
+
+class CrystalGenerator:
     """A trained model that turns conditions, and in modification initial structures, into crystals.
 
     Parameters
     ----------
     model : CrystalUNet
         In evaluation mode, on its device.
-    config : TrainConfig
-        How it was trained.
+    config : RunConfig
+        Settings of its training, for its data set (`RunConfig.with_data`).
     scaling : LatticeScaling
-    length : int
-        L of the crystal matrix.
     """
 
-    def __init__(self, model: CrystalUNet, config: TrainConfig, scaling: LatticeScaling, length: int) -> None:
-        self.model, self.config, self.scaling, self.length = model, config, scaling, length
-        self.process, self.sampling = make_process(config, scaling), make_sampling(config)
+    def __init__(self, model: CrystalUNet, config: RunConfig, scaling: LatticeScaling) -> None:
+        self.model, self.config, self.scaling, self.length = model, config, scaling, config.model.length
+        # guidance is that of the closing evaluation alone
+        self.process, self.sampling = config.process, config.sampling.changed(guidance=1.0)
         self.run: dict[str, Any] = {}
         self.step = 0
 
     @classmethod
-    def from_run(cls, run: str | Path, device: str = "auto") -> Generator:
+    def from_run(cls, run: str | Path, device: str = "auto") -> CrystalGenerator:
         """Open the newest checkpoint of a run folder, with its averaged weights.
 
         Parameters
@@ -74,17 +76,23 @@ class Generator:
             If there is no usable checkpoint: not a run folder, damaged, or another version's.
         """
         path = resolve(run)
-        config = read_config(run_folder(path))
-        folder, checkpoint = find_checkpoint(path)
-        missing = sorted(set(TrainConfig.__dataclass_fields__) - set(config["train"]))
-        if missing:
-            raise ValueError(f"{folder} does not say {', '.join(missing)}: use the fastcrystal that wrote it")
+        folder = run_folder(path)
+        about, config = read_config(folder), read_settings(folder)
+        _, checkpoint = find_checkpoint(path)
         target = pick_device(device)
-        train, scaling = TrainConfig.from_dict(config["train"]), LatticeScaling.from_dict(config["scaling"])
-        model = CrystalUNet(UNetConfig.from_dict(config["model"]))
+        model = CrystalUNet(config.model)
         load_weights(model, read_tensors(checkpoint, "ema"), checkpoint)
-        out = cls(model.to(target).eval(), train, scaling, config["length"])
-        out.run, out.step = config, read_state(checkpoint)["step"]
+        out = cls(model.to(target).eval(), config, LatticeScaling.from_dict(about["scaling"]))
+        out.run, out.step = about, read_state(checkpoint)["step"]
+        return out
+
+    @classmethod
+    def from_trainer(cls, trainer: Trainer) -> CrystalGenerator:
+        """The averaged weights of a training as they are now."""
+        model = CrystalUNet(trainer.config.model).to(trainer.device).eval()
+        model.load_state_dict(trainer.average)
+        out = cls(model, trainer.config, trainer.scaling)
+        out.run, out.step = trainer.description(), trainer.step
         return out
 
     @property
@@ -154,10 +162,11 @@ class Generator:
                 chunk = torch.cat([chunk, chunk[-1:].expand(size - real)])
             part = conditions[chunk].to(self.device)
             x_0 = None if initial is None else self.scaling.encode(initial[chunk].to(self.device), self.length)
-            rows = live_rows(self.config, part.num_sites, self.length)
+            rows = live_rows(self.config.data, part.num_sites, self.length)
             with autocast():
                 network = self._network(part, x_0, config.guidance)
-                problem = Problem(self.process, network, rows, Noise(seed, first=first + number * size))
+                noise = Noise(seed, first=first + number * size)
+                problem: Problem[Process] = Problem(self.process, network, rows, noise)
                 if config.compile:
                     problem = self._compiled(problem)
                 x = sample(problem, self.length, config, x_0)
@@ -183,8 +192,8 @@ class Generator:
 
     def _network(self, part: CrystalBatch, x_0: Tensor | None, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
         """The network with its conditions, and guidance where asked: (x, t) -> (B, L, 3)."""
-        told = x_0 if self.config.conditions_on_initial else None
-        rows = live_rows(self.config, part.num_sites, self.length)
+        told = x_0 if self.config.model.initial else None
+        rows = live_rows(self.config.data, part.num_sites, self.length)
 
         def embed(group: Tensor, energy: Tensor) -> Condition:
             cond = self.model.condition(part.species, part.num_sites, group, energy, told)
@@ -195,12 +204,10 @@ class Generator:
             return lambda x, t: self.model(x, t, told_all)
         left_open = embed(torch.zeros_like(part.space_group), torch.full_like(part.energy, torch.nan))
 
-        gives_data = self.config.predict == "data" or self.config.algo == "regression"
-
         def guided(x: Tensor, t: Tensor) -> Tensor:
             without = self.model(x, t, left_open)
             gap = self.model(x, t, told_all) - without
-            if gives_data:  # two predictions of a site may lie a whole turn apart
+            if self.config.predicts_data:  # two predictions of a site may lie a whole turn apart
                 period = self.scaling.site_scale
                 gap = torch.cat([gap[:, :-3] - period * (gap[:, :-3] / period).round(), gap[:, -3:]], dim=1)
             out: Tensor = without + guidance * gap
@@ -218,17 +225,17 @@ class Generator:
             if initial is not None:
                 raise ValueError("this model generates: it takes no initial structure (train one with --task modify)")
         elif initial is None:
-            if not (self.config.conditions_on_initial and self.config.condition_dropout):
+            if not (self.config.model.initial and self.config.regularization.condition_dropout):
                 raise ValueError(
-                    "this model modifies: give it initial structures, Generator.sample(..., initial=...), or generate "
+                    "this model modifies: give it initial structures, sample(..., initial=...), or generate "
                     "with a model of --task generate"
                 )
         elif initial.species.shape != conditions.species.shape or not initial.species.equal(conditions.species):
             raise ValueError("initial structures must have the species of the conditions, site by site")
-        if not self.config.condition_dropout:
+        if not self.config.regularization.condition_dropout:
             if guidance != 1:
                 raise ValueError(
-                    f"guidance {guidance:g} needs a model trained with --condition-dropout; this one was trained with 0"
+                    f"guidance {guidance:g} needs a model trained with condition_dropout; this one was trained with 0"
                 )
             for name, missing in (
                 ("space_group", conditions.space_group == 0),
@@ -237,5 +244,5 @@ class Generator:
                 if missing.any():
                     raise ValueError(
                         f"{name} is left open for crystal {int(missing.nonzero()[0])}: this model was trained without "
-                        "--condition-dropout and needs it"
+                        "condition_dropout and needs it"
                     )

@@ -5,7 +5,6 @@ A process that runs out of memory takes nothing else with it, and its peak is it
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -13,6 +12,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from fastcrystal.training.config import RunConfig
+from fastcrystal.utils.settings import updated
 
 #: batches whose peaks the line goes through
 PROBES = (16, 64)
@@ -40,28 +42,13 @@ class Fit:
     tried: dict[int, float | None]
 
 
-def largest_batch(
-    preset: str,
-    *,
-    length: int = 64,
-    device: str = "cpu",
-    precision: str = "auto",
-    recompute: bool = False,
-    limit: float | None = None,
-    most: int = 65536,
-) -> Fit:
+def largest_batch(config: RunConfig, *, limit: float | None = None, most: int = 65536) -> Fit:
     """The largest batch of which two training steps stay below a limit.
 
     Parameters
     ----------
-    preset : {"slim", "paper"}
-    length : int
-        L of the crystal matrix.
-    device : str
-        "cpu" or "cuda".
-    precision : {"auto", "fp32", "bf16", "fp16"}
-    recompute : bool
-        Activations again in the backward pass.
+    config : RunConfig
+        Of a training from conditions alone; a `model.length` of 0 is 64.
     limit : float, optional
         GiB; nine tenths of the memory that is free now where not given.
     most : int
@@ -72,12 +59,16 @@ def largest_batch(
     ValueError
         If even the smallest batch does not fit, or a step fails otherwise.
     """
+    from fastcrystal.utils.device import pick_device
+
+    device = pick_device(config.trainer.device).type
+    config = updated(config, {"model": {"length": config.model.length or 64}, "trainer": {"device": device}})
     limit = 0.9 * free_memory(device) if limit is None else limit
     tried: dict[int, float | None] = {}
 
     def peak(batch: int) -> float | None:
         if batch not in tried:
-            tried[batch] = _peak_elsewhere(preset, length, device, precision, recompute, batch)
+            tried[batch] = _peak_elsewhere(config, batch)
         return tried[batch]
 
     def fits(batch: int) -> bool:
@@ -87,7 +78,7 @@ def largest_batch(
     small, large = PROBES
     first, second = peak(small), peak(large)
     if first is None or first > limit:
-        raise ValueError(f"{preset} does not fit: a batch of {small} takes more than {limit:.2f} GiB")
+        raise ValueError(f"{config.preset} does not fit: a batch of {small} takes more than {limit:.2f} GiB")
     if second is None or second > limit:
         batch = large
     else:
@@ -116,15 +107,19 @@ def free_memory(device: str) -> float:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / GIB
 
 
-def _peak_elsewhere(preset: str, length: int, device: str, precision: str, recompute: bool, batch: int) -> float | None:
+def _peak_elsewhere(config: RunConfig, batch: int) -> float | None:
     """`_peak_here` in a process of its own; None where it ran out of memory."""
-    options = [preset, str(length), device, precision, str(int(recompute)), str(batch)]
     root = Path(__file__).resolve().parents[2]
     env = {
         **os.environ,
         "PYTHONPATH": os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
     }
-    done = subprocess.run([sys.executable, "-m", __name__, *options], capture_output=True, text=True, env=env)
+    done = subprocess.run(
+        [sys.executable, "-m", __name__, json.dumps(config.to_dict()), str(batch)],
+        capture_output=True,
+        text=True,
+        env=env,
+    )
     if done.returncode == 0:
         value: float = json.loads(done.stdout.splitlines()[-1])
         return value
@@ -135,7 +130,7 @@ def _peak_elsewhere(preset: str, length: int, device: str, precision: str, recom
     raise ValueError(f"a training step of batch {batch} failed: {last[0]}")
 
 
-def _peak_here(preset: str, length: int, device: str, precision: str, recompute: bool, batch: int) -> float:
+def _peak_here(config: RunConfig, batch: int) -> float:
     """Most memory in two training steps on random crystals, GiB: of the process on a CPU, of the GPU's allocator."""
     import torch
 
@@ -144,21 +139,20 @@ def _peak_here(preset: str, length: int, device: str, precision: str, recompute:
     from fastcrystal.model.unet import CrystalUNet
     from fastcrystal.ops.philox import Noise
     from fastcrystal.testing import random_batch
-    from fastcrystal.training.config import TrainConfig
     from fastcrystal.training.objective import Objective, TrainingBatch
-    from fastcrystal.training.process import make_process
     from fastcrystal.utils.device import half_precision
 
-    config = TrainConfig.from_preset(preset, precision=precision, device=device)
+    device, length = config.trainer.device, config.model.length
     data = random_batch(batch, length - EXTRA_ROWS)
-    raw = config.lattice == "raw"
-    scaling = LatticeScaling() if raw else LatticeScaling.fit(data, config.site_scale, 0.5, config.lattice)  # type: ignore[arg-type]
-    model = CrystalUNet(config.network(length=length, site_period=scaling.site_scale)).to(device)
-    model.unet.recompute = recompute
+    raw = config.data.lattice == "raw"
+    scaling = LatticeScaling() if raw else LatticeScaling.fit(data, config.data.scale, 0.5, config.data.lattice)
+    config = config.with_data(length, scaling)
+    model = CrystalUNet(config.model).to(device)
+    model.unet.recompute = config.trainer.recompute
     average = [p.detach().clone() for p in model.parameters()]
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, fused=True)
-    half = half_precision(precision, torch.device(device))
-    objective = Objective(make_process(config, scaling), config, length)
+    half = half_precision(config.trainer.precision, torch.device(device))
+    objective = Objective(config)
     data = data.to(device)
     example = TrainingBatch(data, scaling.encode(data, length))
     for step in range(2):
@@ -178,9 +172,4 @@ def _peak_here(preset: str, length: int, device: str, precision: str, recompute:
 
 
 if __name__ == "__main__":
-    p = argparse.ArgumentParser()
-    for name, kind in (("preset", str), ("length", int), ("device", str), ("precision", str), ("recompute", int)):
-        p.add_argument(name, type=kind)
-    p.add_argument("batch", type=int)
-    a = p.parse_args()
-    sys.stdout.write(f"{_peak_here(a.preset, a.length, a.device, a.precision, bool(a.recompute), a.batch)}\n")
+    sys.stdout.write(f"{_peak_here(RunConfig.from_dict(json.loads(sys.argv[1])), int(sys.argv[2]))}\n")

@@ -1,6 +1,6 @@
 """Checkpoints: safetensors and JSON, written beside the goal, brought to the disk, renamed: no kill leaves half of one.
 
-RUN/config.json                          what was asked for, and what it decided (network, scaling, data)
+RUN/config.json                          settings of the run, scaling of the lattices, and what the data set holds
 RUN/checkpoints/step_00006000/
     model.safetensors  ema.safetensors   weights, and their running average
     optimizer.safetensors                Adam's moments
@@ -13,18 +13,24 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastcrystal.training.config import RunConfig, refuse_measured
+from fastcrystal.training.upgrade import from_format_3
 from fastcrystal.utils.files import file_sha256, to_disk, write_json
+from fastcrystal.utils.settings import updated
 
-#: raised whenever older checkpoints can no longer be read
-FORMAT = 3
-#: what config.json must hold for a run to be opened again
-CONFIG_PARTS = ("train", "model", "scaling", "length", "data")
+#: format of state.json, raised whenever older checkpoints can no longer be read
+STATE_FORMAT = 3
+#: format of config.json; older ones are translated by `fastcrystal.training.upgrade`
+CONFIG_FORMAT = 4
+#: what config.json must hold, by format, for a run to be opened again
+CONFIG_PARTS = {3: ("train", "model", "scaling", "length", "data"), 4: ("config", "scaling", "data")}
 #: how many of the newest checkpoints a run folder keeps, where nothing else is asked for
 KEEP = 2
 #: the name, in place of a step's folder, of the checkpoint with the lowest validation loss
@@ -33,11 +39,11 @@ BEST = "best"
 
 def write_config(run: Path, values: dict[str, Any]) -> None:
     """Write RUN/config.json with the format's number."""
-    write_json(run / "config.json", {"format": FORMAT, **values})
+    write_json(run / "config.json", {"format": CONFIG_FORMAT, **values})
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """RUN/config.json.
+    """RUN/config.json, in the present format.
 
     Raises
     ------
@@ -51,15 +57,60 @@ def read_config(run: Path) -> dict[str, Any]:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is damaged: {error}") from None
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
-        found = values.get("format") if isinstance(values, dict) else None
+    found = values.get("format") if isinstance(values, dict) else None
+    if found not in CONFIG_PARTS:
+        formats = ", ".join(map(str, CONFIG_PARTS))
         raise ValueError(
-            f"{path} has checkpoint format {found}, this version reads {FORMAT}: use the fastcrystal that wrote it"
+            f"{path} has checkpoint format {found}, this version reads {formats}: use the fastcrystal that wrote it"
         )
-    missing = [k for k in CONFIG_PARTS if k not in values]
+    missing = [k for k in CONFIG_PARTS[found] if k not in values]
     if missing:
         raise ValueError(f"{path} is damaged: it lacks {', '.join(missing)}")
-    return values
+    if found == CONFIG_FORMAT:
+        return values
+    try:
+        return from_format_3(values)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: {error!r}") from None
+
+
+def read_settings(run: Path) -> RunConfig:
+    """The settings in RUN/config.json; those that it does not name have their defaults.
+
+    Raises
+    ------
+    ValueError
+        As `read_config`, or if a setting is unknown or has another type.
+    """
+    values = read_config(run)["config"]
+    try:
+        return RunConfig.from_dict(values)
+    except ValueError as error:
+        raise ValueError(f"{run / 'config.json'}: {error}: use the fastcrystal that wrote it") from None
+
+
+def continued(run: Path, values: Mapping[str, Any]) -> RunConfig:
+    """The settings of a run that goes on, with changes; `Trainer.resume` says which may change.
+
+    Parameters
+    ----------
+    run : Path
+        Run folder.
+    values : mapping
+        Arguments of `RunConfig.from_preset`: task, algorithm and noise must be the run's own.
+
+    Raises
+    ------
+    ValueError
+        As `read_settings`, if the run has another task, algorithm or noise, or as `fastcrystal.utils.settings.updated`.
+    """
+    config, values = read_settings(run), dict(values)
+    for name in ("task", "preset", "algo", "noise"):
+        wanted, was = values.pop(name, None), getattr(config, name)
+        if wanted not in (None, was):
+            raise ValueError(f"{run} was trained with {name} {was}, not {wanted}: resume with its own settings")
+    refuse_measured(values)
+    return updated(config, values)
 
 
 def save_checkpoint(
@@ -104,7 +155,7 @@ def save_checkpoint(
             save_file({k: v.detach().contiguous().cpu() for k, v in values.items()}, path)
             to_disk(path)
             sums[name] = file_sha256(path)
-        write_json(partial / "state.json", {"format": FORMAT, "step": step, "sha256": sums, **state})
+        write_json(partial / "state.json", {"format": STATE_FORMAT, "step": step, "sha256": sums, **state})
         to_disk(partial)
         shutil.rmtree(replaced, ignore_errors=True)
         if folder.exists():  # the step was taken again
@@ -156,7 +207,9 @@ def latest_checkpoint(run: Path) -> Path:
     """
     found = list_checkpoints(run)
     if not found:
-        raise ValueError(f"{run} has no checkpoint yet: it stopped before the first one (see --checkpoint-every)")
+        raise ValueError(
+            f"{run} has no checkpoint yet: it stopped before the first one (see --set trainer.checkpoint_every)"
+        )
     return found[-1]
 
 
@@ -203,8 +256,8 @@ def read_state(folder: Path) -> dict[str, Any]:
         raise ValueError(f"checkpoint {folder} is damaged: {error}") from None
     if not isinstance(state, dict) or not isinstance(state.get("sha256", {}), dict):
         raise ValueError(f"checkpoint {folder} is damaged: state.json does not hold what it should")
-    if state.get("format") != FORMAT:
-        raise ValueError(f"checkpoint {folder} has format {state.get('format')}, this version reads {FORMAT}")
+    if state.get("format") != STATE_FORMAT:
+        raise ValueError(f"checkpoint {folder} has format {state.get('format')}, this version reads {STATE_FORMAT}")
     return state
 
 

@@ -8,13 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastcrystal.crystal import CrystalBatch
+from fastcrystal.crystal import EXTRA_ROWS, CrystalBatch
 from fastcrystal.model.condition_dropout import drop_conditions
 from fastcrystal.model.unet import CrystalUNet
 from fastcrystal.ops.philox import Noise, Stream
-from fastcrystal.process import Process
-from fastcrystal.training.config import TrainConfig
-from fastcrystal.training.process import live_rows
+from fastcrystal.training.config import DataConfig, RunConfig
 
 
 @dataclass(frozen=True)
@@ -39,20 +37,22 @@ class TrainingBatch:
     initial_energy: Tensor | None = None
 
 
+def live_rows(config: DataConfig, num_sites: Tensor, length: int) -> Tensor:
+    """Number of rows of a crystal matrix that are noised and learned: the sites, or, unmasked, the padding too."""
+    return num_sites if config.mask_padding else torch.full_like(num_sites, length - EXTRA_ROWS)
+
+
 class Objective:
     """The loss of a batch under a network.
 
     Parameters
     ----------
-    process : Process
-    config : TrainConfig
-        Regularization, and what is left open.
-    length : int
-        L of the crystal matrix.
+    config : RunConfig
+        Its process and regularization, for a data set (`RunConfig.with_data`).
     """
 
-    def __init__(self, process: Process, config: TrainConfig, length: int) -> None:
-        self.process, self.config, self.length = process, config, length
+    def __init__(self, config: RunConfig) -> None:
+        self.config = config
 
     def __call__(
         self,
@@ -62,14 +62,14 @@ class Objective:
         regularize: bool = True,
     ) -> Tensor:
         """The mean loss, shape (); `regularize` off: no noise on energies, all names told, no condition left open."""
-        crystals, config, device = example.crystals, self.config, example.x_1.device
+        crystals, config, device = example.crystals, self.config.regularization, example.x_1.device
         nameless = None
         if regularize and config.energy_noise:
             z = noise.normal(Stream.ENERGY, (len(crystals),), device)
             crystals = replace(crystals, energy=crystals.energy + config.energy_noise * z)
-        if regularize and config.name_dropout:
-            nameless = noise.uniform(Stream.ELEMENT_DROPOUT, (len(crystals),), device) < config.name_dropout
-        told = example.initial if config.conditions_on_initial else None
+        if regularize and config.element_dropout:
+            nameless = noise.uniform(Stream.ELEMENT_DROPOUT, (len(crystals),), device) < config.element_dropout
+        told = example.initial if self.config.model.initial else None
         has_initial = None if told is None else torch.ones_like(crystals.num_sites, dtype=torch.bool)
         rate = config.condition_dropout if regularize else 0.0
         group, energy, has_initial = drop_conditions(crystals.space_group, crystals.energy, has_initial, rate, noise)
@@ -77,9 +77,9 @@ class Objective:
             # without its initial structure a row is told the formation energy instead of the change
             energy = torch.where(has_initial, energy, energy + example.initial_energy)
         cond = model.condition(crystals.species, crystals.num_sites, group, energy, told, has_initial, nameless)
-        rows = live_rows(self.config, crystals.num_sites, self.length)
+        rows = live_rows(self.config.data, crystals.num_sites, self.config.model.length)
         cond = cond._replace(num_sites=rows)
-        return self.process.loss(model, example.x_1, rows, cond, noise, example.initial)
+        return self.config.process.loss(model, example.x_1, rows, cond, noise, example.initial)
 
     def bind(self, model: CrystalUNet) -> nn.Module:
         """A module whose forward is the loss: what DistributedDataParallel wraps."""

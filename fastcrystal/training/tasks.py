@@ -28,7 +28,7 @@ from fastcrystal.data.streaming import Streamed
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.ops.philox import Noise, Stream
 from fastcrystal.parallel.distributed import DistributedContext
-from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.config import DataConfig, RunConfig
 from fastcrystal.training.objective import TrainingBatch
 
 #: shares of train, validation and test, by formula
@@ -60,7 +60,7 @@ class DataSplits:
         return in_memory(self.data.select(index))
 
 
-def make_splits(config: TrainConfig) -> DataSplits:
+def make_splits(config: RunConfig) -> DataSplits:
     """Open the data set of `config`, leave out what cannot be used, and split it by formula.
 
     Raises
@@ -68,18 +68,19 @@ def make_splits(config: TrainConfig) -> DataSplits:
     ValueError
         If the data set cannot be read, or a side of the split is empty.
     """
-    data = _open(config)
-    largest = min(config.max_sites, config.length - EXTRA_ROWS) if config.length else config.max_sites
+    asked, length = config.data, config.model.length
+    data = _open(asked)
+    largest = min(asked.max_sites, length - EXTRA_ROWS) if length else asked.max_sites
     bad: dict[str, NDArray[np.bool_]] = {
         f"larger than {largest} sites": data.num_sites > largest,
         "without energy": ~np.isfinite(data.energy),
         "without space group": data.space_group == 0,
     }
-    if config.min_polymorphs > 1:
+    if asked.min_polymorphs > 1:
         usable = ~np.any(list(bad.values()), axis=0)
         kinds, kind = data.formulas
-        few = np.bincount(kind[usable], minlength=len(kinds)) < config.min_polymorphs
-        bad[f"of formulas with fewer than {config.min_polymorphs} crystals"] = usable & few[kind]
+        few = np.bincount(kind[usable], minlength=len(kinds)) < asked.min_polymorphs
+        bad[f"of formulas with fewer than {asked.min_polymorphs} crystals"] = usable & few[kind]
     unusable = np.any(list(bad.values()), axis=0)
     if config.task == "modify" and not unusable.all():
         # left out before the split: else the heavy formulas that training gets would take nearly all pairs along
@@ -90,20 +91,20 @@ def make_splits(config: TrainConfig) -> DataSplits:
     left_out = {why: int(mask.sum()) for why, mask in bad.items() if mask.any()}
     if unusable.all():
         listed = ", ".join(f"{n} {why}" for why, n in left_out.items())
-        raise ValueError(f"{config.data} has no crystal to train on: {listed} of {len(data)}")
+        raise ValueError(f"{asked.name} has no crystal to train on: {listed} of {len(data)}")
     data = data.select(~unusable)
-    length = config.length or matrix_length(int(data.num_sites.max()))
-    split = split_by_formula(data, FRACTIONS, config.seed)
+    length = length or matrix_length(int(data.num_sites.max()))
+    split = split_by_formula(data, FRACTIONS, config.trainer.seed)
     for side in ("train", "test"):  # validation only draws a curve: a small set may do without
         if not len(getattr(split, side)):
-            raise ValueError(f"{config.data}: too few formulas to split, none is left for {side}")
+            raise ValueError(f"{asked.name}: too few formulas to split, none is left for {side}")
     return DataSplits(data, split, length, left_out)
 
 
-def _open(config: TrainConfig) -> CrystalDataset | Store:
-    if not config.stream or not is_store(config.data):
-        return load_dataset(config.data, config.source)
-    store = open_store(config.data)
+def _open(config: DataConfig) -> CrystalDataset | Store:
+    if not config.stream or not is_store(config.name):
+        return load_dataset(config.name, config.source)
+    store = open_store(config.name)
     return store if config.source is None else store.where(labels=[config.source])
 
 
@@ -126,7 +127,7 @@ class TestSet:
     initial: CrystalDataset | None = None
 
 
-def draw_test_set(splits: DataSplits, config: TrainConfig) -> TestSet:
+def draw_test_set(splits: DataSplits, config: RunConfig) -> TestSet:
     """The test crystals of a run, or `max_test` of them drawn with the seed; in modification the lowest-energy pairs.
 
     Raises
@@ -143,11 +144,11 @@ def draw_test_set(splits: DataSplits, config: TrainConfig) -> TestSet:
     return TestSet(target, _changes(initial.batch(), target.batch()), initial)
 
 
-def _some(index: NDArray[np.int64], config: TrainConfig) -> NDArray[np.int64]:
+def _some(index: NDArray[np.int64], config: RunConfig) -> NDArray[np.int64]:
     """At most `max_test` rows, drawn with the seed, in ascending order."""
-    if len(index) <= config.max_test:
+    if len(index) <= config.data.max_test:
         return index
-    rows = np.random.default_rng(config.seed).permutation(len(index))[: config.max_test]
+    rows = np.random.default_rng(config.trainer.seed).permutation(len(index))[: config.data.max_test]
     some: NDArray[np.int64] = index[np.sort(rows)]
     return some
 
@@ -163,7 +164,7 @@ class GenerateTask:
     Parameters
     ----------
     splits : DataSplits
-    config : TrainConfig
+    config : RunConfig
     scaling : LatticeScaling
     device : torch.device
     ranks : DistributedContext, optional
@@ -178,27 +179,27 @@ class GenerateTask:
     def __init__(
         self,
         splits: DataSplits,
-        config: TrainConfig,
+        config: RunConfig,
         scaling: LatticeScaling,
         device: torch.device,
         ranks: DistributedContext | None = None,
     ) -> None:
         ranks = DistributedContext.current() if ranks is None else ranks
         self.splits, self.config, self.scaling = splits, config, scaling
-        self.share = ranks.share(config.batch_size)
+        self.share = ranks.share(config.trainer.batch_size)
         self.first = ranks.rank * self.share
         self.device = device
         train = splits.data.select(splits.indices.train)
-        self.streamed = Streamed(train, self._drawn, device) if config.stream else None
+        self.streamed = Streamed(train, self._drawn, device) if config.data.stream else None
         if self.streamed is None:
             self.train = train.batch().to(device)
             self.x_1 = scaling.encode(self.train, splits.length)
         self.count = len(train)
-        self.shifts: Shifts | None = allowed_shifts(in_memory(train)).to(device) if config.origin_shifts else None
+        self.shifts: Shifts | None = allowed_shifts(in_memory(train)).to(device) if config.data.origin_shifts else None
 
     def _drawn(self, step: int) -> Tensor:
         """Positions of a step's crystals in the training set."""
-        noise = Noise(self.config.seed, step, self.first)
+        noise = Noise(self.config.trainer.seed, step, self.first)
         return noise.integers(Stream.BATCH, self.count, self.share, self.device)
 
     def batch(self, noise: Noise) -> TrainingBatch:
@@ -212,10 +213,10 @@ class GenerateTask:
         if self.shifts is not None:
             shift = self.shifts.draw(index, noise)
             crystals = replace(crystals, frac=shift_origin(crystals.frac, shift, crystals.num_sites))
-        if self.config.site_order == "random":
+        if self.config.data.site_order == "random":
             order = random_order(crystals.species, crystals.num_sites, noise)
             crystals = replace(crystals, frac=_reordered(crystals.frac, order))
-        if self.shifts is not None or self.config.site_order == "random":
+        if self.shifts is not None or self.config.data.site_order == "random":
             x_1 = _with_sites(x_1, crystals, self.scaling)
         return TrainingBatch(crystals, x_1)
 
@@ -234,7 +235,7 @@ class ModifyTask:
     Parameters
     ----------
     splits : DataSplits
-    config : TrainConfig
+    config : RunConfig
     scaling : LatticeScaling
     device : torch.device
     ranks : DistributedContext, optional
@@ -249,22 +250,22 @@ class ModifyTask:
     def __init__(
         self,
         splits: DataSplits,
-        config: TrainConfig,
+        config: RunConfig,
         scaling: LatticeScaling,
         device: torch.device,
         ranks: DistributedContext | None = None,
     ) -> None:
         ranks = DistributedContext.current() if ranks is None else ranks
         self.splits, self.config, self.scaling = splits, config, scaling
-        self.rows = ranks.rows(config.batch_size)
+        self.rows = ranks.rows(config.trainer.batch_size)
         data, split = in_memory(splits.data), splits.indices
         self.data = data
         self.pairs = find_pairs(data, split.train)
-        self.sampler = PairSampler(self.pairs, config.pairs_per_group, config.seed)
+        self.sampler = PairSampler(self.pairs, config.data.pairs_per_group, config.trainer.seed)
         self.crystals = data.batch().to(device)
         self.x = scaling.encode(self.crystals, splits.length)
         self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
-        if config.pairing == "listed":
+        if config.data.pairing == "listed":
             _check_listed(data, find_pairs(data).lowest)  # all sides; a group is alike if each is like its lowest
 
     def changes(self) -> Tensor:
@@ -275,8 +276,8 @@ class ModifyTask:
 
     def batch(self, noise: Noise) -> TrainingBatch:
         """The training batch of the step of `noise`: the same pairs however often the run was interrupted before it."""
-        example = self._example(self.sampler.batch(noise.step - 1, self.config.batch_size)[self.rows])
-        if self.config.site_order == "canonical" or example.initial is None:
+        example = self._example(self.sampler.batch(noise.step - 1, self.config.trainer.batch_size)[self.rows])
+        if self.config.data.site_order == "canonical" or example.initial is None:
             return example
         crystals = example.crystals
         order = random_order(crystals.species, crystals.num_sites, noise)
@@ -297,7 +298,7 @@ class ModifyTask:
         initial, target = torch.from_numpy(pairs.T.copy()).to(self.x.device)
         crystals = _changes(self.crystals[initial], self.crystals[target])
         x_1 = self.x[target]
-        if self.config.pairing == "nearest":
+        if self.config.data.pairing == "nearest":
             order = torch.from_numpy(self._nearest(pairs)).to(self.x.device)
             crystals = replace(crystals, frac=_reordered(crystals.frac, order))
             x_1 = _reordered(x_1, _rows(order, x_1.shape[1]))
@@ -322,8 +323,8 @@ def _check_listed(data: CrystalDataset, pairs: NDArray[np.int64]) -> None:
     for i, j in pairs:
         if not np.array_equal(data.species[offsets[i] : offsets[i + 1]], data.species[offsets[j] : offsets[j + 1]]):
             raise ValueError(
-                f"crystals {i} and {j} of {data.name} list their species in different orders: --pairing nearest, or "
-                "bring them into canonical form with `fastcrystal data import`"
+                f"crystals {i} and {j} of {data.name} list their species in different orders: "
+                "--set data.pairing=nearest, or bring them into canonical form with `fastcrystal data import`"
             )
 
 

@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -22,29 +23,29 @@ from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import in_memory
 from fastcrystal.data.store import Store
 from fastcrystal.features.elements import SYMBOLS
-from fastcrystal.model.config import UNetConfig
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import CrystalUNet
 from fastcrystal.ops.philox import Noise, Stream
 from fastcrystal.parallel.distributed import DistributedContext
-from fastcrystal.sampling.generator import Generator
+from fastcrystal.process.samplers import SamplingConfig
 from fastcrystal.training.checkpoint import (
     latest_checkpoint,
     load_weights,
     read_config,
+    read_settings,
     read_state,
     read_tensors,
     save_checkpoint,
     write_config,
 )
-from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.config import HIDDEN, DataConfig, RunConfig
 from fastcrystal.training.logger import MetricLogger
 from fastcrystal.training.objective import Averaged, Objective, TrainingBatch
-from fastcrystal.training.process import make_process
 from fastcrystal.training.signals import Stopped, StopRequest
 from fastcrystal.training.tasks import GenerateTask, ModifyTask, make_splits
 from fastcrystal.utils.device import compile_network, half_precision, pick_device
 from fastcrystal.utils.progress import progress_bar
+from fastcrystal.utils.settings import names
 
 logger = logging.getLogger(__name__)
 
@@ -56,13 +57,15 @@ FIT_ON = 262_144
 FETCH_EVERY = 20
 #: losses that are not finite end a run when more than `max_bad_steps` of so many steps have one
 BAD_WINDOW = 100
-#: settings that may change when a run is resumed; "data" may move, but must hold the same crystals
-FREE_ON_RESUME = frozenset(
-    (
-        *("data", "device", "precision", "max_steps", "max_test", "checkpoint_every", "validate_every", "keep"),
-        *("sampling_steps", "guidance", "eta", "clip", "compile", "recompute", "gradient_hook", "max_bad_steps"),
-    )
-)
+#: settings, by part, that may change when a run is resumed; the data set may move, but must hold the same crystals
+FREE_ON_RESUME: dict[str, frozenset[str]] = {
+    "data": frozenset(("name", "max_test")),
+    "optim": frozenset(("max_bad_steps", "gradient_hook")),
+    "trainer": frozenset(
+        ("max_steps", "device", "precision", "checkpoint_every", "validate_every", "keep", "compile", "recompute")
+    ),
+    "sampling": frozenset(f.name for f in fields(SamplingConfig)),
+}
 
 
 class Trainer:
@@ -70,37 +73,37 @@ class Trainer:
 
     Parameters
     ----------
-    config : TrainConfig
+    config : RunConfig
     run : Path
         Run folder; made if absent. A folder with checkpoints is resumed only by `resume`.
     ranks : DistributedContext, optional
         The processes that train together, `batch_size` crystals a step in all; those joined where not given.
     """
 
-    def __init__(self, config: TrainConfig, run: Path, ranks: DistributedContext | None = None) -> None:
-        self.config, self.run = config, run
+    def __init__(self, config: RunConfig, run: Path, ranks: DistributedContext | None = None) -> None:
+        self.run = run
         self.ranks = DistributedContext.current() if ranks is None else ranks
-        self.device = pick_device(config.device)
+        self.device = pick_device(config.trainer.device)
         self.splits = make_splits(config)
-        self.scaling = self._fit_scaling()
-        self.process = make_process(config, self.scaling)
+        self.scaling = self._fit_scaling(config.data)
         task = GenerateTask if config.task == "generate" else ModifyTask
         self.task = task(self.splits, config, self.scaling, self.device, self.ranks)
         self.val = self.task.validation(VALIDATION_SIZE)
+        self.config = config = config.with_data(self.splits.length, self.scaling, **self._energies(config))
         with self._own_random_state():
-            torch.manual_seed(config.seed)
-            self.model = CrystalUNet(self._model_config()).to(self.device)
-        self.model.unet.recompute = config.recompute
-        if config.compile:
+            torch.manual_seed(config.trainer.seed)
+            self.model = CrystalUNet(config.model).to(self.device)
+        self.model.unet.recompute = config.trainer.recompute
+        if config.trainer.compile:
             # the network alone: what it is trained for draws numbers, which a graph cannot
             compile_network(self.model.unet)
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=config.lr, betas=(0.9, 0.999), eps=1e-8, fused=True
+            self.model.parameters(), lr=config.optim.lr, betas=(0.9, 0.999), eps=1e-8, fused=True
         )
-        self.half = half_precision(config.precision, self.device)
+        self.half = half_precision(config.trainer.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half is torch.float16)
-        self.objective = Objective(self.process, config, self.splits.length)
+        self.objective = Objective(config)
         self._loss = self._for_all_ranks(self.objective.bind(self.model))
         self.step = 0
         self.bad_steps: list[int] = []
@@ -113,35 +116,35 @@ class Trainer:
         if self.ranks.is_single_process:
             return loss
         together = DistributedDataParallel(loss, gradient_as_bucket_view=True)
-        if self.config.gradient_hook == "bf16":
+        if self.config.optim.gradient_hook == "bf16":
             from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import bf16_compress_hook
 
             together.register_comm_hook(None, bf16_compress_hook)
         return together
 
-    def _fit_scaling(self) -> LatticeScaling:
-        if self.config.lattice == "raw":
+    def _fit_scaling(self, config: DataConfig) -> LatticeScaling:
+        if config.lattice == "raw":
             return LatticeScaling()
         train = self.splits.indices.train
         some = train[:: -(-len(train) // FIT_ON)]  # of millions, evenly spaced ones tell as much
-        crystals = self.splits.load(some).batch()
-        return LatticeScaling.fit(crystals, self.config.site_scale, 0.5, self.config.lattice)  # type: ignore[arg-type]
+        return LatticeScaling.fit(self.splits.load(some).batch(), config.scale, 0.5, config.lattice)
 
-    def _model_config(self) -> UNetConfig:
+    def _energies(self, config: RunConfig) -> dict[str, float]:
+        """Mean and deviation of the conditions on the energy, as fields of `UNetConfig`."""
         energy = torch.from_numpy(self.splits.data.energy[self.splits.indices.train])
-        scale: dict[str, Any] = dict(zip(("energy_mean", "energy_std"), _moments(energy), strict=True))
+        out = dict(zip(("energy_mean", "energy_std"), _moments(energy), strict=True))
         if isinstance(self.task, ModifyTask):
-            what = "change" if self.config.conditions_on_initial else "energy"
-            scale |= dict(zip((f"{what}_mean", f"{what}_std"), _moments(self.task.changes()), strict=True))
-        return self.config.network(length=self.splits.length, site_period=self.scaling.site_scale, **scale)
+            what = "change" if config.model.initial else "energy"
+            out |= dict(zip((f"{what}_mean", f"{what}_std"), _moments(self.task.changes()), strict=True))
+        return out
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then cosine decay to zero at the last step."""
-        c = self.config
-        warmup = min(c.warmup, c.max_steps // 2)
+        lr, last = self.config.optim.lr, self.config.trainer.max_steps
+        warmup = min(self.config.optim.warmup, last // 2)
         if step < warmup:
-            return c.lr * (step + 1) / warmup
-        return c.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, c.max_steps - warmup)))
+            return lr * (step + 1) / warmup
+        return lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, last - warmup)))
 
     def fit(self) -> None:
         """Train to `max_steps`; writes config.json, metrics.jsonl, TensorBoard events and checkpoints.
@@ -159,36 +162,36 @@ class Trainer:
         if self.ranks.is_main_process:
             write_config(self.run, self.description())
         bar = progress_bar(
-            total=self.config.max_steps * self.config.batch_size,
-            initial=self.step * self.config.batch_size,
+            total=self.config.trainer.max_steps * self.config.trainer.batch_size,
+            initial=self.step * self.config.trainer.batch_size,
             desc="training",
             unit="crystal",
             show=self.ranks.is_main_process,
         )
         metric_logger = MetricLogger(self.run, self.step, self.ranks)
         with StopRequest() as request, metric_logger, bar, self._own_random_state():
-            while self.step < self.config.max_steps:
+            while self.step < self.config.trainer.max_steps:
                 lr = self.learning_rate(self.step)
                 loss = self.train_step(lr)
                 self.step += 1
                 metric_logger.add(self.step, loss, lr)
-                save = self._due(self.config.checkpoint_every)
+                save = self._due(self.config.trainer.checkpoint_every)
                 validated: dict[str, float] = {}
-                if self.val is not None and (save or self._due(self.config.validate_every)):
+                if self.val is not None and (save or self._due(self.config.trainer.validate_every)):
                     value = self.validate(self.val)
                     bar.set_postfix(loss=f"{float(loss):.3f}", val=f"{value:.3f}", refresh=False)
                     validated = {"val_loss": value} if math.isfinite(value) else {}
-                if save or self._due(self.config.validate_every) or self._due(FETCH_EVERY):
+                if save or self._due(self.config.trainer.validate_every) or self._due(FETCH_EVERY):
                     self._count_bad(metric_logger.flush(**validated))
                 if save:
                     self.save(**validated)
-                bar.update(self.config.batch_size)
+                bar.update(self.config.trainer.batch_size)
                 # all processes must agree, which takes a message: not after every step where there are several
                 if self.ranks.is_single_process or self._due(FETCH_EVERY):
                     self._leave_if_asked(request, metric_logger, saved=save)
 
     def _due(self, every: int) -> bool:
-        return self.step % every == 0 or self.step == self.config.max_steps
+        return self.step % every == 0 or self.step == self.config.trainer.max_steps
 
     def _count_bad(self, steps: Sequence[int]) -> None:
         """Remember steps whose loss was not finite; FloatingPointError when they are too many."""
@@ -198,22 +201,22 @@ class Trainer:
                 f"the loss was not finite at step {', '.join(map(str, steps))}: skipped, the weights are as before "
                 f"({len(self.bad_steps)} of the last {BAD_WINDOW} steps)"
             )
-        if len(self.bad_steps) > self.config.max_bad_steps:
+        if len(self.bad_steps) > self.config.optim.max_bad_steps:
             raise FloatingPointError(
                 f"the loss was not finite in {len(self.bad_steps)} of the last {BAD_WINDOW} steps, last at step "
-                f"{self.bad_steps[-1]}: lower --lr and begin anew, or resume from the last checkpoint"
+                f"{self.bad_steps[-1]}: lower optim.lr and begin anew, or resume from the last checkpoint"
             )
 
     def _leave_if_asked(self, request: StopRequest, metric_logger: MetricLogger, saved: bool) -> None:
         """Save and raise Stopped where this or another process was told to end."""
-        if self.step == self.config.max_steps or not self.ranks.all_reduce_max(request.signal is not None):
+        if self.step == self.config.trainer.max_steps or not self.ranks.all_reduce_max(request.signal is not None):
             return
         if not saved:
             self._count_bad(metric_logger.flush())
             self.save()
         name = request.signal.name if request.signal else "a signal to another process"
         raise Stopped(
-            f"stopped by {name} after step {self.step} of {self.config.max_steps}, which is saved: go on with "
+            f"stopped by {name} after step {self.step} of {self.config.trainer.max_steps}, which is saved: go on with "
             f"--out {self.run} --resume",
             request.status,
         )
@@ -231,7 +234,7 @@ class Trainer:
         Tensor, shape ()
             The mean loss of this process's share of the batch, on the device: nothing waits for it here.
         """
-        noise = Noise(self.config.seed, self.step + 1, self.ranks.rows(self.config.batch_size).start)
+        noise = Noise(self.config.trainer.seed, self.step + 1, self.ranks.rows(self.config.trainer.batch_size).start)
         torch.manual_seed(noise.integer(Stream.LAYER_DROPOUT))
         example = self.task.batch(noise)
         for group in self.optimizer.param_groups:
@@ -250,7 +253,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         # a young average forgets faster, so that a short run does not carry its initial weights
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))
+        decay = min(self.config.optim.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             own = self.model.state_dict()
             torch._foreach_lerp_([self.average[k] for k in own], list(own.values()), 1 - decay)
@@ -260,7 +263,7 @@ class Trainer:
     def validate(self, example: TrainingBatch) -> float:
         """Loss of the averaged weights, with the same noise every time and no condition left open."""
         self.model.eval()
-        noise = Noise(self.config.seed)
+        noise = Noise(self.config.trainer.seed)
         loss = self.objective(Averaged(self.model, self.average), example, noise, regularize=False)
         self.model.train()
         return float(loss)
@@ -274,10 +277,8 @@ class Trainer:
             "python": platform.python_version(),
             "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {self.device}",
             "processes": self.ranks.world,
-            "train": self.config.to_dict(),
-            "model": self.model.config.to_dict(),
+            "config": self.config.to_dict(),
             "scaling": self.scaling.to_dict(),
-            "length": self.splits.length,
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "data": {
                 "name": data.name,
@@ -302,7 +303,7 @@ class Trainer:
             "optimizer": {f"{i}.{k}": torch.as_tensor(v) for i, entry in moments.items() for k, v in entry.items()},
         }
         state = {"scaler": self.scaler.state_dict(), "bad_steps": self.bad_steps, **measured}
-        return save_checkpoint(self.run, self.step, tensors, state, self.config.keep)
+        return save_checkpoint(self.run, self.step, tensors, state, self.config.trainer.keep)
 
     def resume(self) -> None:
         """Go on from the newest checkpoint of the run folder.
@@ -313,11 +314,8 @@ class Trainer:
             If there is none, or it belongs to other settings; names the first that differs.
         """
         before, now = read_config(self.run), json.loads(json.dumps(self.description()))
-        for name, value in now["train"].items():
-            was = before["train"].get(name)
-            if name not in FREE_ON_RESUME and was != value:
-                raise ValueError(f"{self.run} was trained with {name} {was}, not {value}: resume with its own settings")
-        for name in ("model", "scaling", "length", "data"):
+        _compare(self.run, read_settings(self.run), self.config)
+        for name in ("scaling", "data"):
             if before[name] != now[name]:
                 raise ValueError(f"{self.run} was trained with another {name}: resume with its config.json's settings")
         folder = latest_checkpoint(self.run)
@@ -338,13 +336,18 @@ class Trainer:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.bad_steps = state["step"], state["bad_steps"]
 
-    def sampler(self) -> Generator:
-        """The averaged weights, ready to generate."""
-        model = CrystalUNet(self.model.config).to(self.device).eval()
-        model.load_state_dict(self.average)
-        out = Generator(model, self.config, self.scaling, self.splits.length)
-        out.run, out.step = self.description(), self.step
-        return out
+
+def _compare(run: Path, before: RunConfig, now: RunConfig) -> None:
+    """ValueError for the first setting that differs and may not when a run is resumed; those of the data set last."""
+    if type(before.process) is not type(now.process):
+        raise ValueError(f"{run} was trained with algo {before.algo}, not {now.algo}: resume with its own settings")
+    was = dict(names(before))
+    for name, value in sorted(names(now), key=lambda item: item[0] in HIDDEN):
+        part, _, field = name.partition(".")
+        if field not in FREE_ON_RESUME.get(part, ()) and was[name] != value:
+            raise ValueError(
+                f"{run} was trained with {name} {was[name]}, not {value}: resume with its own settings and data"
+            )
 
 
 def _moments(values: Tensor) -> tuple[float, float]:
@@ -382,8 +385,8 @@ def anonymise(species: list[int]) -> tuple[str, int]:
     return "".join(f"{letters[i]}{n if n > 1 else ''}" for i, n in enumerate(reduced)), units
 
 
-def new_run_folder(config: TrainConfig, root: Path = Path("runs"), began: float | None = None) -> Path:
+def new_run_folder(config: RunConfig, root: Path = Path("runs"), began: float | None = None) -> Path:
     """A folder name that says what the run is and when it began (seconds since 1970; now where not given)."""
     stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(began))
-    what = [config.algo, config.noise if config.task == "generate" else config.task, Path(config.data).stem]
+    what = [config.algo, config.noise if config.task == "generate" else config.task, Path(config.data.name).stem]
     return root / "-".join([*what, config.preset, stamp])

@@ -10,10 +10,22 @@ import pytest
 from pymatgen.core import Composition, Structure
 
 from fastcrystal.cli.app import main
+from fastcrystal.training.checkpoint import read_settings
 from tests.factories.crystals import crystal
 from tests.factories.tiny import ROOT, run_command
 
-TRAIN = ("--max-steps", "2", "--batch-size", "4", "--sampling-steps", "1", "--max-test", "2", "--jobs", "1")
+TRAIN = (
+    "--max-steps",
+    "2",
+    "--batch-size",
+    "4",
+    "--set",
+    "sampling.steps=1",
+    "--set",
+    "data.max_test=2",
+    "--jobs",
+    "1",
+)
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +57,8 @@ def test_train(trained: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     assert "no formula on two sides" in done.stderr
     wanted = {"config.json", "metrics.jsonl", "checkpoints", "curves.png", "result.json", "table.md"}
     assert wanted <= {p.name for p in run.iterdir()}
-    config = json.loads((run / "config.json").read_text(encoding="utf-8"))["train"]
-    assert (config["max_steps"], config["batch_size"], config["noise"]) == (2, 4, "uniform")
+    config = read_settings(run)
+    assert (config.trainer.max_steps, config.trainer.batch_size, config.noise) == (2, 4, "uniform")
 
 
 def test_sample(trained: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
@@ -76,7 +88,7 @@ def test_resume_and_refusal_to_overwrite(
     run, _ = trained
     again = ("train", "--data", tiny_npz, "--out", run, *TRAIN)
     assert "holds a run already: add --resume to go on" in refused(capsys, *again)
-    assert "was trained with batch_size 4, not 8" in refused(capsys, *again, "--resume", "--batch-size", "8")
+    assert "was trained with trainer.batch_size 4, not 8" in refused(capsys, *again, "--resume", "--batch-size", "8")
     assert main([str(a) for a in (*again, "--resume", "--max-steps", "3")]) == 0
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3]

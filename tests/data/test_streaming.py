@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,11 @@ from fastcrystal.data.load import load_dataset
 from fastcrystal.data.store import Store
 from fastcrystal.data.store.writer import StoreWriter
 from fastcrystal.data.streaming import Streamed
-from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.config import RunConfig
 from fastcrystal.training.logger import read_metrics
 from fastcrystal.training.tasks import make_splits
 from fastcrystal.training.trainer import Trainer
+from fastcrystal.utils.settings import updated
 from tests.factories.tiny import tiny_config
 
 
@@ -32,7 +33,7 @@ def store(tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def losses(config: TrainConfig, run: Path) -> list[float]:
+def losses(config: RunConfig, run: Path) -> list[float]:
     Trainer(config, run).fit()
     return [r["loss"] for r in read_metrics(run / "metrics.jsonl")]
 
@@ -41,12 +42,14 @@ def losses(config: TrainConfig, run: Path) -> list[float]:
 def test_streamed_training_is_the_training_in_memory(tiny_npz: Path, store: Path, tmp_path: Path) -> None:
     config = tiny_config(tiny_npz)
     whole = losses(config, tmp_path / "whole")
-    streamed = replace(config, data=str(store), stream=True)
+    streamed = tiny_config(store, {"data.stream": True})
+    from_npz = tiny_config(tiny_npz, {"data.stream": True})
     assert isinstance(make_splits(streamed).data, Store)
     assert losses(streamed, tmp_path / "streamed") == whole
-    assert losses(replace(config, stream=True), tmp_path / "npz") == whole
-    assert losses(replace(streamed, origin_shifts=True), tmp_path / "moved") == losses(
-        replace(config, origin_shifts=True), tmp_path / "moved-whole"
+    assert losses(from_npz, tmp_path / "npz") == whole
+    shifts = {"data.origin_shifts": True}
+    assert losses(tiny_config(store, {"data.stream": True, **shifts}), tmp_path / "moved") == losses(
+        tiny_config(tiny_npz, shifts), tmp_path / "moved-whole"
     )
     told = [json.loads((tmp_path / run / "config.json").read_text())["data"] for run in ("whole", "streamed")]
     assert told[0]["formula_units"] == told[1]["formula_units"]
@@ -57,10 +60,10 @@ def test_a_streamed_run_goes_on(store: Path, tmp_path: Path) -> None:
     """Resumed in the middle it draws what the run in memory draws there."""
     found = []
     for stream in (True, False):
-        config = replace(tiny_config(store), stream=stream, max_steps=5)
+        config = tiny_config(store, {"data.stream": stream, "trainer.max_steps": 5})
         run = tmp_path / f"stream-{stream}"
         Trainer(config, run).fit()
-        again = Trainer(replace(config, max_steps=11), run)
+        again = Trainer(updated(config, {"trainer": {"max_steps": 11}}), run)
         again.resume()
         assert again.step == 5
         if stream:
@@ -100,4 +103,4 @@ def test_what_the_thread_meets_is_raised_in_the_training(tiny_npz: Path) -> None
 
 def test_pairs_are_not_streamed(store: Path) -> None:
     with pytest.raises(ValueError, match="stream is for task generate"):
-        replace(tiny_config(store), stream=True, task="modify")
+        tiny_config(store, {"data.stream": True}, task="modify", algo="cfm")

@@ -18,7 +18,7 @@ from fastcrystal.discovery.pipeline import discover
 from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.relaxation.potentials import scale_of
 from fastcrystal.relaxation.settings import RelaxSettings
-from fastcrystal.sampling.generator import Generator
+from fastcrystal.sampling.generator import CrystalGenerator
 from fastcrystal.stability.references import _is_final
 from fastcrystal.utils.files import alone_in
 from tests.factories.candidates import crystal, made
@@ -126,7 +126,7 @@ def test_two_processes_in_one_folder(tmp_path: Path) -> None:
 
 
 def test_a_formula_written_twice(tiny_run: Path) -> None:
-    model = Generator.from_run(str(tiny_run), "cpu")
+    model = CrystalGenerator.from_run(str(tiny_run), "cpu")
     assert usable(["NaCl", "ClNa", "NaCl"], model) == (["NaCl"], {"ClNa": "the same atoms as NaCl"})
     cell = [[0, 2.8, 2.8], [2.8, 0, 2.8], [2.8, 2.8, 0]]
     salt = Candidate("a", "NaCl", crystal([11, 17], [[0.0] * 3, [0.5] * 3], cell))

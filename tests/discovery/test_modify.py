@@ -16,7 +16,7 @@ from fastcrystal.discovery.modify import Modification, modify
 from fastcrystal.experiments.run import finish_training
 from fastcrystal.relaxation.candidate import read_candidates
 from fastcrystal.relaxation.settings import RelaxSettings
-from fastcrystal.sampling.generator import Generator
+from fastcrystal.sampling.generator import CrystalGenerator
 from tests.factories.tiny import shrink_networks, tiny_config
 
 POTENTIAL = "ase.calculators.lj:LennardJones"
@@ -28,7 +28,7 @@ def trained(tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     run = tmp_path_factory.mktemp("modify") / "run"
     with pytest.MonkeyPatch.context() as patch:
         shrink_networks(patch)
-        finish_training(tiny_config(tiny_npz, task="modify", algo="cfm", max_steps=4), run)
+        finish_training(tiny_config(tiny_npz, {"trainer.max_steps": 4}, task="modify", algo="cfm"), run)
     return str(run)
 
 
@@ -81,12 +81,12 @@ def test_the_input_itself_has_distance_zero(
 ) -> None:
     """A model that gives back what it gets: every proposal is one crystal, at no distance."""
 
-    def copy(self: Generator, conditions: CrystalBatch, *, initial: CrystalBatch, **how: object) -> CrystalBatch:
+    def copy(self: CrystalGenerator, conditions: CrystalBatch, *, initial: CrystalBatch, **how: object) -> CrystalBatch:
         assert torch.equal(conditions.energy, torch.full((4,), -0.1))
         assert torch.equal(conditions.space_group, torch.full((4,), 225))
         return initial
 
-    monkeypatch.setattr(Generator, "sample", copy)
+    monkeypatch.setattr(CrystalGenerator, "sample", copy)
     modify(salt, Modification(count=4, checkpoint=trained, potential=None), tmp_path / "out", jobs=1)
     start, *proposals = read_candidates(tmp_path / "out" / "candidates.jsonl")
     kept = [c for c in proposals if not c.reason]

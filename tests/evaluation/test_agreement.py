@@ -10,7 +10,7 @@ import pytest
 
 from fastcrystal.evaluation import EvaluationSettings, evaluate
 from fastcrystal.evaluation.runs import evaluate_run
-from fastcrystal.sampling.generator import Generator
+from fastcrystal.sampling.generator import CrystalGenerator
 from fastcrystal.training.tasks import make_splits
 from tests.factories.pins import FIXTURES
 from tests.factories.tiny import ROOT, match_in_process
@@ -25,9 +25,9 @@ def test_a_run_and_its_files_have_one_result(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(ROOT)  # the data set is recorded by a path from here
     run = Path(shutil.copytree(FIXTURES / "released" / "0.1" / "run-cfm", tmp_path / "run"))
     match_in_process(monkeypatch)
-    evaluate_run(run, None, 2, 0, "cpu", 1)
+    evaluate_run(run, {"sampling": {"steps": 2}}, device="cpu", jobs=1)
     of_run = json.loads((run / "result.json").read_text(encoding="utf-8"))
-    splits = make_splits(Generator.from_run(run, "cpu").config)
+    splits = make_splits(CrystalGenerator.from_run(run, "cpu").config)
     train = splits.load(splits.indices.train).save(tmp_path / "train.npz")
     settings = EvaluationSettings(pairwise=True, jobs=2, progress=False)
     of_files = evaluate(run / "generated.npz", run / "test.npz", train=train, settings=settings).values()

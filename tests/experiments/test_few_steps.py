@@ -32,7 +32,7 @@ def test_a_regression_is_refused(tiny_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     config = json.loads((tiny_run / "config.json").read_text(encoding="utf-8"))
-    config["train"] |= {"algo": "regression", "task": "modify", "noise": "none"}
+    config["config"] |= {"task": "modify", "process": {"kind": "Regression"}}
     (run / "config.json").write_text(json.dumps(config), encoding="utf-8")
     (run / "checkpoints").symlink_to(tiny_run / "checkpoints")
     with pytest.raises(ValueError, match="is a regression: it takes one step in any case"):

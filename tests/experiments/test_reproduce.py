@@ -18,19 +18,22 @@ from fastcrystal.experiments.ablation import ablate, rows_of, settings
 from fastcrystal.experiments.figures import make_figures
 from fastcrystal.model.unet import Condition
 from fastcrystal.process.samplers import SamplerName
-from fastcrystal.sampling.generator import Generator
+from fastcrystal.sampling.generator import CrystalGenerator
 from fastcrystal.testing import fill_zero_layers
-from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.checkpoint import read_settings
+from fastcrystal.training.config import RunConfig
 from fastcrystal.training.tasks import draw_test_set, make_splits
+from fastcrystal.utils.settings import merge
 from tests.factories.text import unpadded
-from tests.factories.tiny import match_in_process, shrink_networks, tiny_config
+from tests.factories.tiny import match_in_process, shrink_networks, tiny_settings
 
 
 @pytest.fixture(scope="module")
-def made(tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, TrainConfig, str]:
+def made(tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any], str]:
     """Folder, settings and text of tables made in seconds."""
     out = tmp_path_factory.mktemp("tables") / "out"
-    base = tiny_config(tiny_npz, max_test=3, condition_dropout=0.2, validate_every=10)
+    changes = {"data.max_test": 3, "regularization.condition_dropout": 0.2, "trainer.validate_every": 10}
+    base = tiny_settings(tiny_npz, changes)
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
         shrink_networks(patch)
@@ -42,14 +45,14 @@ def made(tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
     return out, base, text
 
 
-def sampler_of(out: Path, name: str) -> tuple[Generator, CrystalBatch, Any]:
+def sampler_of(out: Path, name: str) -> tuple[CrystalGenerator, CrystalBatch, Any]:
     """A trained model, the conditions that it is judged on and, in modification, the initial structures."""
-    sampler = Generator.from_run(out / name, "cpu")
+    sampler = CrystalGenerator.from_run(out / name, "cpu")
     asked = draw_test_set(make_splits(sampler.config), sampler.config)
     return sampler, asked.conditions, None if asked.initial is None else asked.initial.batch()
 
 
-def test_both_tables_have_every_model_and_baseline(made: tuple[Path, TrainConfig, str]) -> None:
+def test_both_tables_have_every_model_and_baseline(made: tuple[Path, dict[str, Any], str]) -> None:
     out, _, text = made
     assert [m.name for m in r.MODELS if m.task == "modify"] == ["modify-regression", "modify-cfm", "modify-ddpm"]
     assert all(m.title in text for m in r.MODELS)
@@ -62,13 +65,13 @@ def test_both_tables_have_every_model_and_baseline(made: tuple[Path, TrainConfig
     assert set(values["models"]) == {m.name for m in r.MODELS}
     assert values["steps"] == 4  # 0.8 of half a minute, six trainings, a step a second
     for m in r.MODELS:
-        config = json.loads((out / (m.weights_of or m.name) / "config.json").read_text(encoding="utf-8"))["train"]
-        assert (config["max_steps"], config["seed"]) == (4, 42)
+        config = read_settings(out / (m.weights_of or m.name)).trainer
+        assert (config.max_steps, config.seed) == (4, 42)
         assert values["models"][m.name]["n_test"] == 3
     assert text.startswith((out / "tables.md").read_text(encoding="utf-8").rstrip())
 
 
-def test_what_is_done_is_kept(made: tuple[Path, TrainConfig, str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_done_is_kept(made: tuple[Path, dict[str, Any], str], monkeypatch: pytest.MonkeyPatch) -> None:
     out, base, text = made
     shrink_networks(monkeypatch)
     monkeypatch.setattr(r, "evaluate_model", lambda *a, **k: pytest.fail("evaluated again"))
@@ -80,7 +83,7 @@ def test_what_is_done_is_kept(made: tuple[Path, TrainConfig, str], monkeypatch: 
         r.reproduce(out, base, 0)
 
 
-def test_modification_depends_on_the_initial_structure(made: tuple[Path, TrainConfig, str]) -> None:
+def test_modification_depends_on_the_initial_structure(made: tuple[Path, dict[str, Any], str]) -> None:
     for name in ("modify-regression", "modify-cfm", "modify-ddpm"):
         sampler, conditions, initial = sampler_of(made[0], name)
         fill_zero_layers(sampler.model)
@@ -94,7 +97,7 @@ def test_modification_depends_on_the_initial_structure(made: tuple[Path, TrainCo
         assert not torch.allclose(a.lattice, b.lattice, atol=1e-4), name
 
 
-def test_one_palette_model_serves_all_queries(made: tuple[Path, TrainConfig, str]) -> None:
+def test_one_palette_model_serves_all_queries(made: tuple[Path, dict[str, Any], str]) -> None:
     sampler, known, initial = sampler_of(made[0], "modify-ddpm")
     unknown = replace(known, energy=torch.full_like(known.energy, torch.nan), space_group=0 * known.space_group)
     for conditions in (known, unknown):
@@ -104,7 +107,7 @@ def test_one_palette_model_serves_all_queries(made: tuple[Path, TrainConfig, str
                 assert out.lattice.isfinite().all()
 
 
-def test_samplers_of_flow_matching(made: tuple[Path, TrainConfig, str]) -> None:
+def test_samplers_of_flow_matching(made: tuple[Path, dict[str, Any], str]) -> None:
     sampler, conditions, _ = sampler_of(made[0], "cfm-uniform")
     names: tuple[SamplerName | None, ...] = (None, "euler", "heun", "midpoint", "rk4")
     lattices = [sampler.sample(conditions, steps=3, sampler=name).lattice for name in names]
@@ -117,7 +120,7 @@ def test_samplers_of_flow_matching(made: tuple[Path, TrainConfig, str]) -> None:
     assert torch.equal(sampler.sample(conditions).lattice, sampler.sample(conditions, steps=2).lattice)  # as judged
 
 
-def test_guidance_does_not_see_whole_turns(made: tuple[Path, TrainConfig, str]) -> None:
+def test_guidance_does_not_see_whole_turns(made: tuple[Path, dict[str, Any], str]) -> None:
     sampler, conditions, _ = sampler_of(made[0], "cfm-uniform")
     told, left_open = torch.full((1, 8, 3), -1.73), torch.full((1, 8, 3), -1.6)
     turn = torch.zeros(8, 3)
@@ -135,7 +138,7 @@ def test_guidance_does_not_see_whole_turns(made: tuple[Path, TrainConfig, str]) 
             return told + self.turns * turn if cond.embedding[0, 0] else left_open
 
     network = Network()
-    guided = Generator(network, sampler.config, sampler.scaling, sampler.length)  # type: ignore[arg-type]
+    guided = CrystalGenerator(network, sampler.config, sampler.scaling)  # type: ignore[arg-type]
     ways = []
     for network.turns in (0, 1, -2):
         ways.append(guided._network(conditions, None, 1.5)(told, torch.zeros(1)))
@@ -144,7 +147,7 @@ def test_guidance_does_not_see_whole_turns(made: tuple[Path, TrainConfig, str]) 
     torch.testing.assert_close(ways[2], ways[0])
 
 
-def test_ddpm_and_ddim_differ_in_their_noise(made: tuple[Path, TrainConfig, str]) -> None:
+def test_ddpm_and_ddim_differ_in_their_noise(made: tuple[Path, dict[str, Any], str]) -> None:
     sampler, conditions, _ = sampler_of(made[0], "ddpm")
     with pytest.raises(ValueError, match=r"eta must be 0 where sampler is ddpm, got 0\.5: only ddim has an eta"):
         sampler.sample(conditions, eta=0.5)
@@ -158,10 +161,10 @@ def test_ddpm_and_ddim_differ_in_their_noise(made: tuple[Path, TrainConfig, str]
         sampler_of(made[0], "cfm-uniform")[0].sample(conditions, sampler="ddim")
 
 
-def test_what_a_model_cannot_do_is_one_line(made: tuple[Path, TrainConfig, str], tiny_run: Path) -> None:
+def test_what_a_model_cannot_do_is_one_line(made: tuple[Path, dict[str, Any], str], tiny_run: Path) -> None:
     out, _, _ = made
     generating, conditions, _ = sampler_of(tiny_run.parent, tiny_run.name)
-    with pytest.raises(ValueError, match="guidance 2 needs a model trained with --condition-dropout"):
+    with pytest.raises(ValueError, match="guidance 2 needs a model trained with condition_dropout"):
         generating.sample(conditions, guidance=2.0)
     with pytest.raises(ValueError, match="space_group is left open for crystal 0"):
         generating.sample(replace(conditions, space_group=0 * conditions.space_group))
@@ -176,13 +179,13 @@ def test_what_a_model_cannot_do_is_one_line(made: tuple[Path, TrainConfig, str],
         modifying.sample(conditions, initial=replace(initial, species=initial.species.flip(1)))
     with pytest.raises(ValueError, match="sampler heun does not suit Regression: take direct"):
         sampler_of(out, "modify-regression")[0].sample(conditions, initial=initial, sampler="heun")
-    with pytest.raises(ValueError, match=r"guidance 2\.0 needs a model trained with conditions left open"):
-        evaluate_run(tiny_run, None, None, 0, "cpu", 1, guidance=2.0)
-    with pytest.raises(ValueError, match=r"sampler ddim is for diffusion; .* was trained with cfm"):
-        evaluate_run(tiny_run, None, None, 0, "cpu", 1, sampler="ddim")
+    with pytest.raises(ValueError, match=r"guidance 2\.0 needs a model trained without conditions, too: --set"):
+        evaluate_run(tiny_run, {"sampling": {"guidance": 2.0}}, device="cpu", jobs=1)
+    with pytest.raises(ValueError, match="sampler ddim does not suit FlowMatching: take euler, midpoint, heun, rk4"):
+        evaluate_run(tiny_run, {"sampling": {"sampler": "ddim"}}, device="cpu", jobs=1)
 
 
-def test_a_judged_run_holds_its_crystals(made: tuple[Path, TrainConfig, str], tmp_path: Path) -> None:
+def test_a_judged_run_holds_its_crystals(made: tuple[Path, dict[str, Any], str], tmp_path: Path) -> None:
     run = made[0] / "modify-cfm"
     generated, test, initial = (load_dataset(run / f"{name}.npz") for name in ("generated", "test", "initial"))
     assert len(generated) == len(test) == len(initial) == 3
@@ -195,21 +198,21 @@ def test_a_judged_run_holds_its_crystals(made: tuple[Path, TrainConfig, str], tm
 
 def test_speed_is_measured(tiny_npz: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shrink_networks(monkeypatch)
-    config = tiny_config(tiny_npz)
-    assert 0.1 < r.steps_per_second(config) < 10_000
+    settings = tiny_settings(tiny_npz)
+    assert 0.1 < r.steps_per_second(RunConfig.from_preset(**settings)) < 10_000
     with pytest.raises(ValueError, match="no data set at"):
-        r.plan(tiny_npz.parent / "new", replace(config, data="gone.npz"), 1.0)
+        r.plan(tiny_npz.parent / "new", merge(settings, {"data": {"name": "gone.npz"}}), 1.0)
     assert not (tiny_npz.parent / "new").exists()
 
 
 def test_ablation(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shrink_networks(monkeypatch)
     match_in_process(monkeypatch)
-    base = tiny_config(tiny_npz, max_test=2, max_steps=2)
+    base = tiny_settings(tiny_npz, {"data.max_test": 2, "trainer.max_steps": 2})
     for task, algo in (("generate", "cfm"), ("modify", "ddpm")):
-        recipe = replace(base, task=task, algo=algo, noise="auto")
+        recipe = {**base, "task": task, "algo": algo}
         for row in rows_of(task):  # every row is a setting that can train
-            assert row == "recipe" or settings(recipe, row, 42) != recipe, row
+            assert row == "recipe" or settings(recipe, row, 42) != RunConfig.from_preset(**recipe), row
     text = ablate(tmp_path, base, ("recipe", "padding not masked"), (1, 2), jobs=1)
     assert "| padding not masked | " in unpadded(text)
     assert "seeds 1, 2, 4 test crystals" in text
@@ -217,5 +220,5 @@ def test_ablation(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         ablate(tmp_path, base, ("wings",))
     # results of other settings are not taken for these
     with pytest.raises(ValueError, match="was begun with max_steps 2, not 3: give another folder"):
-        ablate(tmp_path, replace(base, max_steps=3), ("recipe",), (1,), jobs=1)
-    assert "1 test crystals" in ablate(tmp_path, replace(base, max_test=1), ("recipe",), (1,), jobs=1)
+        ablate(tmp_path, merge(base, {"trainer": {"max_steps": 3}}), ("recipe",), (1,), jobs=1)
+    assert "1 test crystals" in ablate(tmp_path, merge(base, {"data": {"max_test": 1}}), ("recipe",), (1,), jobs=1)

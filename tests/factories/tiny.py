@@ -14,10 +14,12 @@ from typing import Any
 import numpy as np
 
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.model.config import PRESETS, UNetConfig
+from fastcrystal.model.config import UNetConfig
 from fastcrystal.structure.canonical import canonicalize
 from fastcrystal.structure.crystal import Crystal
-from fastcrystal.training.config import TrainConfig
+from fastcrystal.training import config as run_config
+from fastcrystal.training.config import RunConfig
+from fastcrystal.utils.settings import merge, nested
 from tests.factories.crystals import crystal
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -30,7 +32,14 @@ TINY_NETWORK = UNetConfig(
     model_channels=16, num_res_blocks=1, channel_mult=(1, 1), norm_groups=4, condition_channels=(8, 8, 16)
 )
 #: settings that train in a second
-TINY = {"max_steps": 12, "batch_size": 16, "warmup": 2, "sampling_steps": 2, "max_test": 6, "device": "cpu"}
+TINY = {
+    "trainer.max_steps": 12,
+    "trainer.batch_size": 16,
+    "trainer.device": "cpu",
+    "optim.warmup": 2,
+    "sampling.steps": 2,
+    "data.max_test": 6,
+}
 
 
 @functools.cache
@@ -58,8 +67,11 @@ def tiny_dataset() -> CrystalDataset:
 
 
 def shrink_networks(patch: Any) -> None:
-    """Let the preset "slim" mean TINY_NETWORK in this process; `patch` is pytest's MonkeyPatch."""
-    patch.setitem(PRESETS, "slim", TINY_NETWORK)
+    """Let the preset "slim" have the widths of TINY_NETWORK in this process; `patch` is pytest's MonkeyPatch."""
+    names = ("model_channels", "num_res_blocks", "channel_mult", "norm_groups", "condition_channels")
+    tiny = {"model": {name: getattr(TINY_NETWORK, name) for name in names}}
+    whole = run_config.preset_values
+    patch.setattr(run_config, "preset_values", lambda name: merge(whole(name), tiny if name == "slim" else {}))
 
 
 def match_in_process(patch: Any) -> None:
@@ -76,9 +88,22 @@ def match_in_process(patch: Any) -> None:
     patch.setattr(pool, "run_tasks", run_tasks)
 
 
-def tiny_config(data: Path, **changes: Any) -> TrainConfig:
-    """Settings of a tiny run on the data set at `data`."""
-    return TrainConfig.from_preset(**{"preset": "slim", "data": str(data), **TINY, **changes})
+def by_part(changes: dict[str, Any]) -> dict[str, Any]:
+    """Settings by their full names as nested dicts: {"optim.lr": 1} -> {"optim": {"lr": 1}}."""
+    out: dict[str, Any] = {}
+    for name, value in changes.items():
+        out = merge(out, nested(name, value))
+    return out
+
+
+def tiny_settings(data: Path, changes: dict[str, Any] | None = None, **how: Any) -> dict[str, Any]:
+    """Arguments of `RunConfig.from_preset` for a tiny run on the data set at `data`; `how`: task, algo, noise."""
+    return by_part({**TINY, "data.name": str(data), **(changes or {}), **how})
+
+
+def tiny_config(data: Path, changes: dict[str, Any] | None = None, **how: Any) -> RunConfig:
+    """Settings of a tiny run: `tiny_config(path, algo="ddpm")`."""
+    return RunConfig.from_preset(**tiny_settings(data, changes, **how))
 
 
 def run_command(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:

@@ -95,7 +95,7 @@ def test_initial_structures_of_any_length_give_the_same_vector() -> None:
 def test_identity_tells_groups_of_equal_images_apart() -> None:
     b = random_batch(1, 6)
     for switch in (False, True):
-        model = block(identity_embedding=switch)
+        model = block(composition_embedding=switch)
         model.space_group_table.copy_(model.space_group_table[1].clone())
         a, c = (model(b.species, b.num_sites, torch.tensor([g]), b.energy) for g in (5, 6))
         assert torch.equal(a, c) != switch

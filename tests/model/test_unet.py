@@ -8,17 +8,20 @@ import pytest
 import torch
 
 from fastcrystal.crystal import CrystalBatch, padding_mask
-from fastcrystal.model.channels import site_waves, species_places, stoichiometry
-from fastcrystal.model.config import PRESETS, UNetConfig
+from fastcrystal.model.channels import fourier_features, species_places, stoichiometry
+from fastcrystal.model.config import UNetConfig
 from fastcrystal.model.unet import Condition, CrystalUNet
 from fastcrystal.testing import fill_zero_layers, heavy_imports, random_batch, random_tables
+from fastcrystal.training.config import RunConfig
 
 ELEMENTS, GROUPS = random_tables()
+#: the networks of the presets, for the longest matrix
+PRESETS = {name: replace(RunConfig.from_preset(name).model, length=64) for name in ("slim", "paper")}
 TINY = UNetConfig(
     model_channels=16, channel_mult=(1, 2), num_heads=2, condition_channels=(8, 8, 16), species_channels=8
 )
 FAITHFUL = replace(TINY, site_species=False, element_pool="flatten", length=24, scale_shift=False)
-SWITCHES = ("initial", "place_channels", "site_waves", "identity_embedding")
+SWITCHES = ("initial", "site_position_embedding", "fourier_features", "composition_embedding")
 EVERYTHING = replace(TINY, **dict.fromkeys(SWITCHES, True))  # type: ignore[arg-type]
 PALETTE = replace(FAITHFUL, initial=True)
 CONFIGS = pytest.mark.parametrize(
@@ -173,7 +176,7 @@ def test_identity_tells_sizes_apart_that_the_mean_forgets() -> None:
         replace(random_batch(1, 20), num_sites=torch.tensor([n]), species=torch.full((1, 20), 8)) for n in (4, 8)
     )
     for switch in (False, True):
-        model = build(replace(TINY, identity_embedding=switch))
+        model = build(replace(TINY, composition_embedding=switch))
         with torch.no_grad():  # only the center of the kernels: no edge effects, so the mean knows no size
             for weight in (p for p in model.conditions.elements.convs.parameters() if p.ndim == 3):
                 weight[..., ::2] = 0
@@ -347,10 +350,10 @@ def test_places_and_stoichiometry_of_sites() -> None:
 def test_waves_do_not_see_whole_turns() -> None:
     x = torch.rand(2, 16, 3)
     turned = torch.cat([x[:, :-3] + 3.5 * torch.tensor([1, -2, 4]), x[:, -3:]], dim=1)
-    waves = site_waves(x, 3.5)
+    waves = fourier_features(x, 3.5)
     assert waves.shape == (2, 16, 6)
-    assert torch.allclose(waves, site_waves(turned, 3.5), atol=1e-5)
-    assert not torch.allclose(waves, site_waves(x + 1, 3.5), atol=1e-2)
+    assert torch.allclose(waves, fourier_features(turned, 3.5), atol=1e-5)
+    assert not torch.allclose(waves, fourier_features(x + 1, 3.5), atol=1e-2)
     assert not waves[:, -3:].any()
 
 

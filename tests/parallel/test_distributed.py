@@ -16,9 +16,9 @@ from tests.factories.tiny import TINY, run_command
 
 def options(run: Path, data: Path) -> list[str | Path]:
     """A tiny run without dropout, which each process draws for itself."""
-    tiny = {**TINY, "max_steps": 5, "checkpoint_every": 3, "dropout": 0, "jobs": 1}
-    given = [w for k, v in tiny.items() for w in (f"--{k.replace('_', '-')}", str(v))]
-    return ["train", "--data", data, "--out", run, *given]
+    tiny = {**TINY, "trainer.max_steps": 5, "trainer.checkpoint_every": 3, "model.dropout": 0}
+    given = [word for name, value in tiny.items() for word in ("--set", f"{name}={value}")]
+    return ["train", "--data", data, "--out", run, "--jobs", "1", *given]
 
 
 @pytest.fixture(scope="module")

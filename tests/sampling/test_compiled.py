@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounter
 from fastcrystal.data.load import load_dataset
 from fastcrystal.process.samplers import SamplerName
 from fastcrystal.sampling import generator as sampling
-from fastcrystal.sampling.generator import Generator
+from fastcrystal.sampling.generator import CrystalGenerator
 from fastcrystal.utils import device as devices
 
 
@@ -26,7 +26,7 @@ def test_one_graph_for_every_step_and_batch(
     monkeypatch.setattr(
         sampling, "compile_step", lambda device: lambda step: torch.compile(step, dynamic=False, backend=counter)
     )
-    model = Generator.from_run(tiny_run, "cpu")
+    model = CrystalGenerator.from_run(tiny_run, "cpu")
     conditions = load_dataset(tiny_npz).batch()
     how: dict[str, Any] = {"steps": 5, "seed": 1, "sampler": sampler, "batch_size": 7}
     few = conditions[torch.arange(17)]
@@ -41,7 +41,7 @@ def test_one_graph_for_every_step_and_batch(
 
 @pytest.mark.slow
 def test_inductor_gives_the_same_crystals(tiny_run: Path, tiny_npz: Path) -> None:
-    model = Generator.from_run(tiny_run, "cpu")
+    model = CrystalGenerator.from_run(tiny_run, "cpu")
     conditions = load_dataset(tiny_npz).batch()[torch.arange(8)]
     want = model.sample(conditions, steps=3, batch_size=8)
     have = model.sample(conditions, steps=3, batch_size=8, compile=True)

@@ -12,23 +12,24 @@ import ase.io
 import pytest
 from pymatgen.core import Composition, Structure
 
-from fastcrystal.sampling.generator import Generator
-from fastcrystal.sampling.request import Request, conditions, generate, obtained_group
+from fastcrystal.sampling.generator import CrystalGenerator
+from fastcrystal.sampling.output import generate, obtained_group
+from fastcrystal.sampling.request import Request, conditions
 from fastcrystal.structure.formula import parse_formula
 from fastcrystal.structure.validity import REASONS
-from fastcrystal.training.checkpoint import FORMAT, list_checkpoints
+from fastcrystal.training.checkpoint import CONFIG_FORMAT, list_checkpoints
 from tests.factories.crystals import crystal
 
 
 @pytest.fixture(scope="module")
-def sampler(tiny_run: Path) -> Generator:
-    return Generator.from_run(tiny_run, "cpu")
+def sampler(tiny_run: Path) -> CrystalGenerator:
+    return CrystalGenerator.from_run(tiny_run, "cpu")
 
 
 @pytest.fixture(scope="module")
 def sampled(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     out = tmp_path_factory.mktemp("sampled") / "new" / "MgCl2"
-    return out, generate(tiny_run, Request("MgCl2", 164, -1.5, 3), out, steps=2, device="cpu")
+    return out, generate(tiny_run, Request("MgCl2", 164, -1.5, 3), out, sampling={"steps": 2}, device="cpu")
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -80,7 +81,7 @@ def test_tables_agree(sampled: tuple[Path, str]) -> None:
 def test_the_seed_decides(tiny_run: Path, sampled: tuple[Path, str], tmp_path: Path) -> None:
     request = Request("MgCl2", 164, -1.5, 3)
     for seed in (0, 1):
-        generate(tiny_run, request, tmp_path / str(seed), steps=2, seed=seed, device="cpu")
+        generate(tiny_run, request, tmp_path / str(seed), sampling={"steps": 2}, seed=seed, device="cpu")
     assert (tmp_path / "0" / "crystals.csv").read_text() == (sampled[0] / "crystals.csv").read_text()
     assert (tmp_path / "1" / "crystals.csv").read_text() != (sampled[0] / "crystals.csv").read_text()
 
@@ -95,14 +96,14 @@ def test_the_seed_decides(tiny_run: Path, sampled: tuple[Path, str], tmp_path: P
         (Request("Na", 229, 0.0), 1, "as written: there is no training crystal of type A"),
     ],
 )
-def test_size_of_the_cell(sampler: Generator, request_: Request, sites: int, why: str) -> None:
+def test_size_of_the_cell(sampler: CrystalGenerator, request_: Request, sites: int, why: str) -> None:
     batch, line = conditions(request_, sampler)
     assert batch.num_sites.tolist() == [sites] * 8
     assert line.startswith(why)
     batch.validate()
 
 
-def test_units_follow_the_commonest_training_cell(sampler: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_units_follow_the_commonest_training_cell(sampler: CrystalGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = {"AB:186": {"2": 5, "1": 1, "4": 5}}
     monkeypatch.delitem(sampler.run["data"], "elements")
     monkeypatch.setitem(sampler.run["data"], "formula_units", seen)
@@ -159,7 +160,7 @@ def test_bad_requests(arguments: tuple[Any, ...], line: str) -> None:
         Request(*arguments)
 
 
-def test_too_many_sites_for_the_model(sampler: Generator) -> None:
+def test_too_many_sites_for_the_model(sampler: CrystalGenerator) -> None:
     with pytest.raises(ValueError, match=r"NaCl x 3 has 6 sites; this model's matrix holds 1\.\.4"):
         conditions(Request("NaCl", 225, -2.0, formula_units=3), sampler)
 
@@ -168,7 +169,7 @@ def refused(run: Path, tmp_path: Path) -> str:
     """The line that refuses `run`; nothing may be written."""
     out = tmp_path / "out"
     with pytest.raises(ValueError, match=r".") as error:
-        generate(run, Request("NaCl", 225, -2.0, 1), out, steps=1, device="cpu")
+        generate(run, Request("NaCl", 225, -2.0, 1), out, sampling={"steps": 1}, device="cpu")
     assert not out.exists()
     assert "\n" not in str(error.value)
     return str(error.value)
@@ -183,13 +184,15 @@ def test_unusable_runs(tiny_run: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(tiny_run, other)
     config = json.loads((other / "config.json").read_text(encoding="utf-8"))
-    (other / "config.json").write_text(json.dumps({**config, "format": FORMAT + 1}), encoding="utf-8")
-    assert f"has checkpoint format {FORMAT + 1}, this version reads {FORMAT}" in refused(other, tmp_path)
+    (other / "config.json").write_text(json.dumps({**config, "format": CONFIG_FORMAT + 1}), encoding="utf-8")
+    assert f"has checkpoint format {CONFIG_FORMAT + 1}, this version reads 3, {CONFIG_FORMAT}" in refused(
+        other, tmp_path
+    )
     (other / "config.json").write_text(json.dumps(config), encoding="utf-8")
     weights = list_checkpoints(other)[-1] / "ema.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     assert "ema.safetensors is damaged: its checksum is not the one in state.json" in refused(other, tmp_path)
-    config["model"]["model_channels"] *= 2
+    config["config"]["model"]["model_channels"] *= 2
     shutil.copy(list_checkpoints(tiny_run)[-1] / "ema.safetensors", weights)
     (other / "config.json").write_text(json.dumps(config), encoding="utf-8")
     assert "another network" in refused(other, tmp_path)
@@ -203,6 +206,6 @@ def test_obtained_groups() -> None:
     assert obtained_group(bent, 0.01) != 225
 
 
-def test_an_element_that_the_model_does_not_know(sampler: Generator) -> None:
+def test_an_element_that_the_model_does_not_know(sampler: CrystalGenerator) -> None:
     with pytest.raises(ValueError, match=r"UO2: U is not among the \d+ elements that this model knows \(.*Na.*\)"):
         conditions(Request("UO2", 225, -1.0), sampler)

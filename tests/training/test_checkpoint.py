@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from fastcrystal.training.checkpoint import (
+    CONFIG_FORMAT,
     CONFIG_PARTS,
-    FORMAT,
     KEEP,
+    STATE_FORMAT,
     latest_checkpoint,
     list_checkpoints,
     load_weights,
@@ -34,7 +35,7 @@ def test_what_is_saved_comes_back(tmp_path: Path) -> None:
     folder = save(tmp_path, 7)
     assert folder == tmp_path / "checkpoints" / "step_00000007"
     sums = {"model": hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()}
-    assert read_state(folder) == {"format": FORMAT, "step": 7, "extra": [1], "sha256": sums}
+    assert read_state(folder) == {"format": STATE_FORMAT, "step": 7, "extra": [1], "sha256": sums}
     assert torch.equal(read_tensors(folder, "model")["w"], torch.full((2, 3), 7.0))
 
 
@@ -88,8 +89,8 @@ def test_no_checkpoint_yet(tmp_path: Path) -> None:
 
 def test_another_format_is_refused(tmp_path: Path) -> None:
     folder = save(tmp_path, 1)
-    write_json(folder / "state.json", {"format": FORMAT + 1, "step": 1})
-    with pytest.raises(ValueError, match=rf"has format {FORMAT + 1}, this version reads {FORMAT}$"):
+    write_json(folder / "state.json", {"format": STATE_FORMAT + 1, "step": 1})
+    with pytest.raises(ValueError, match=rf"has format {STATE_FORMAT + 1}, this version reads {STATE_FORMAT}$"):
         read_state(folder)
 
 
@@ -127,14 +128,14 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
 
 
 def test_config_round_trip(tmp_path: Path) -> None:
-    whole: dict[str, object] = dict.fromkeys(CONFIG_PARTS, 0)
+    whole: dict[str, object] = dict.fromkeys(CONFIG_PARTS[CONFIG_FORMAT], 0)
     write_config(tmp_path, {**whole, "a": [1, {"b": None}]})
-    assert read_config(tmp_path) == {"format": FORMAT, **whole, "a": [1, {"b": None}]}
+    assert read_config(tmp_path) == {"format": CONFIG_FORMAT, **whole, "a": [1, {"b": None}]}
     assert [p.name for p in tmp_path.iterdir()] == ["config.json"]
 
 
 def test_config_cannot_hold_nan(tmp_path: Path) -> None:
-    whole: dict[str, object] = dict.fromkeys(CONFIG_PARTS, 0)
+    whole: dict[str, object] = dict.fromkeys(CONFIG_PARTS[CONFIG_FORMAT], 0)
     write_config(tmp_path, {**whole, "a": 1})
     with pytest.raises(ValueError, match="JSON"):
         write_config(tmp_path, {**whole, "a": float("nan")})
@@ -146,9 +147,11 @@ def test_config_cannot_hold_nan(tmp_path: Path) -> None:
     [
         (None, "is not a run folder: it has no config.json"),
         ("{", r"config\.json is damaged"),
-        ("[1]", f"has checkpoint format None, this version reads {FORMAT}"),
-        (json.dumps({"format": FORMAT, "train": {}}), r"is damaged: it lacks model, scaling, length, data"),
-        (json.dumps({"format": 99}), f"has checkpoint format 99, this version reads {FORMAT}"),
+        ("[1]", f"has checkpoint format None, this version reads 3, {CONFIG_FORMAT}"),
+        (json.dumps({"format": CONFIG_FORMAT, "config": {}}), r"is damaged: it lacks scaling, data"),
+        (json.dumps({"format": 3, "train": {}}), r"is damaged: it lacks model, scaling, length, data"),
+        (json.dumps({"format": 3, **dict.fromkeys(CONFIG_PARTS[3], 1)}), "is damaged: .*has no attribute"),
+        (json.dumps({"format": 99}), f"has checkpoint format 99, this version reads 3, {CONFIG_FORMAT}"),
     ],
 )
 def test_config_refused(tmp_path: Path, content: str | None, line: str) -> None:

@@ -13,9 +13,10 @@ import torch
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.ops.philox import Noise
-from fastcrystal.training.config import ALGORITHMS, NOISES_OF, TASKS, TrainConfig
+from fastcrystal.training.config import RunConfig
 from fastcrystal.training.tasks import GenerateTask, ModifyTask, draw_test_set, make_splits
 from fastcrystal.training.trainer import Trainer
+from fastcrystal.utils.settings import updated
 from tests.factories.tiny import shrink_networks, tiny_config, tiny_dataset
 
 CPU = torch.device("cpu")
@@ -33,69 +34,19 @@ def rich_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return replace(out, lattice=lattice, energy=energy).save(tmp_path_factory.mktemp("rich") / "rich.npz")
 
 
-def task_of(path: Path, **changes: Any) -> tuple[Any, TrainConfig]:
-    config = tiny_config(path, **changes)
+def task_of(path: Path, changes: dict[str, Any] | None = None, **how: str) -> tuple[Any, RunConfig]:
+    config = tiny_config(path, changes, **how)
     splits = make_splits(config)
     scaling = LatticeScaling.fit(splits.data.select(splits.indices.train).batch())
     kind = GenerateTask if config.task == "generate" else ModifyTask
     return kind(splits, config, scaling, CPU), config
 
 
-@pytest.mark.parametrize("task", TASKS)
-@pytest.mark.parametrize("algo", ALGORITHMS)
-@pytest.mark.parametrize("noise", ["auto", "uniform", "normal"])
-def test_combinations(task: str, algo: str, noise: str) -> None:
-    allowed = NOISES_OF.get((task, algo))
-    if allowed is None:
-        with pytest.raises(ValueError, match="algo regression cannot generate: --task generate takes --algo cfm, ddpm"):
-            TrainConfig(task=task, algo=algo, noise=noise)
-    elif noise == "auto":
-        assert TrainConfig(task=task, algo=algo, noise=noise).noise == allowed[0]
-    elif noise in allowed:
-        assert TrainConfig(task=task, algo=algo, noise=noise).noise == noise
-    else:
-        with pytest.raises(ValueError, match=rf"--task {task} --algo {algo} takes .*, got noise '{noise}'"):
-            TrainConfig(task=task, algo=algo, noise=noise)
-
-
-@pytest.mark.parametrize(
-    ("changes", "line"),
-    [
-        ({"algo": "ddpm", "sampling_steps": 2000}, r"sampling_steps must be in 1\.\.1000, the steps of the schedule"),
-        ({"algo": "ddpm", "diffusion_steps": 0}, "diffusion_steps must be at least 1, got 0"),
-        (
-            {"algo": "ddpm", "schedule": "linear", "diffusion_steps": 50, "sampling_steps": 9},
-            "leaves 60 % of the data's",
-        ),
-        ({"torus": True, "algo": "ddpm"}, "torus True needs --algo cfm; leave it at False"),
-        ({"schedule": "linear"}, "schedule linear needs --algo ddpm or ddim; leave it at squaredcos_cap_v2"),
-        ({"pairing": "nearest"}, "pairing nearest needs --task modify; leave it at listed"),
-        ({"lattice": "raw"}, r"lattice raw takes sites as they are: site_scale 1, got 3\.46"),
-        ({"algo": "ddpm", "clip": 1.0}, r"clip 1 would cut sites, which reach 1\.73"),
-        ({"min_polymorphs": 0}, "min_polymorphs must be at least 1, got 0"),
-        ({"guidance": 2.0}, r"guidance 2\.0 needs a model trained with conditions left open: --condition-dropout 0\.1"),
-        ({"guidance": -1.0, "condition_dropout": 0.1}, "guidance must be at least 0"),
-        ({"name_dropout": -0.1}, r"name_dropout must be in \[0, 1\), got -0\.1"),
-        ({"dropout": 1.0}, r"dropout must be in \[0, 1\), got 1"),
-        ({"energy_noise": -1.0}, "energy_noise must be at least 0 and finite, got -1"),
-        ({"condition_dropout": 1.0}, r"condition_dropout must be in \[0, 1\), got 1"),
-        ({"eta": 0.5}, r"eta is DDIM's: --algo ddim, or eta 0, got eta 0\.5 with cfm"),
-        ({"algo": "ddim", "eta": 2.0}, r"eta must be in \[0, 1\], got 2"),
-        ({"clip": -1.0}, "clip must be at least 0"),
-        ({"task": "modify", "origin_shifts": True}, "origin_shifts would move the two structures of a pair apart"),
-        ({"schedule": "cosine"}, "schedule must be one of squaredcos_cap_v2, linear, got 'cosine'"),
-    ],
-)
-def test_settings_that_contradict(changes: dict[str, Any], line: str) -> None:
-    with pytest.raises(ValueError, match=line):
-        TrainConfig(**changes)
-
-
 def test_generation_draws_training_crystals(tiny_npz: Path) -> None:
     task, config = task_of(tiny_npz)
     example = task.batch(Noise(1, 1))
     assert example.initial is None
-    assert len(example.crystals) == config.batch_size
+    assert len(example.crystals) == config.trainer.batch_size
     assert torch.equal(task.scaling.encode(example.crystals, 8), example.x_1)
     train = task.train
     for lattice, frac in zip(example.crystals.lattice, example.crystals.frac, strict=True):
@@ -103,15 +54,15 @@ def test_generation_draws_training_crystals(tiny_npz: Path) -> None:
         assert same.any()
 
 
-@pytest.mark.parametrize("changes", [{"origin_shifts": True}, {"site_order": "random"}])
+@pytest.mark.parametrize("changes", [{"data.origin_shifts": True}, {"data.site_order": "random"}])
 def test_augmented_batches_are_the_same_crystals(rich_npz: Path, changes: dict[str, Any]) -> None:
     plain, _ = task_of(rich_npz)
-    task, _ = task_of(rich_npz, **changes)
+    task, _ = task_of(rich_npz, changes)
     example = task.batch(Noise(1, 1))
     assert torch.equal(task.scaling.encode(example.crystals, 8), example.x_1)
     batch = plain.batch(Noise(1, 1))
     assert torch.equal(batch.crystals.species, example.crystals.species)
-    if "origin_shifts" in changes:  # the same differences between sites
+    if "data.origin_shifts" in changes:  # the same differences between sites
         assert not torch.equal(batch.crystals.frac, example.crystals.frac)
         step = (batch.crystals.frac[:, 0] - batch.crystals.frac[:, 1]) - (
             example.crystals.frac[:, 0] - example.crystals.frac[:, 1]
@@ -121,20 +72,20 @@ def test_augmented_batches_are_the_same_crystals(rich_npz: Path, changes: dict[s
 
 @pytest.mark.parametrize("pairing", ["listed", "nearest"])
 def test_modification_learns_from_less_to_more_stable(rich_npz: Path, pairing: str) -> None:
-    task, config = task_of(rich_npz, task="modify", pairing=pairing)
+    task, config = task_of(rich_npz, {"data.pairing": pairing}, task="modify")
     a, again, other = (task.batch(Noise(1, step)) for step in (3, 3, 4))
     assert torch.equal(a.x_1, again.x_1)  # a pure function of the step
     assert not torch.equal(a.initial, other.initial)
     assert (a.crystals.energy <= 0).all()
     assert (a.crystals.energy < 0).any()
-    assert len(a.crystals) == config.batch_size
+    assert len(a.crystals) == config.trainer.batch_size
     assert torch.equal(task.scaling.encode(a.crystals, 8), a.x_1)
     assert not torch.equal(a.x_1, a.initial)
     assert task.changes().shape == (len(task.pairs.lowest) + len(task.pairs.other),)
 
 
 def test_pairs_of_unseen_formulas_are_judged(rich_npz: Path) -> None:
-    config = tiny_config(rich_npz, task="modify", max_test=1000)
+    config = tiny_config(rich_npz, {"data.max_test": 1000}, task="modify")
     splits = make_splits(config)
     asked = draw_test_set(splits, config)
     test = splits.load(splits.indices.test)
@@ -146,7 +97,7 @@ def test_pairs_of_unseen_formulas_are_judged(rich_npz: Path) -> None:
     change = torch.from_numpy(asked.target.energy - asked.initial.energy)
     assert torch.allclose(asked.conditions.energy, change)
     assert len(asked.target) == len(test) - len(lowest)  # every other polymorph leads to the lowest
-    few = draw_test_set(splits, replace(config, max_test=5))
+    few = draw_test_set(splits, updated(config, {"data": {"max_test": 5}}))
     assert len(few.target) == 5
     validation = ModifyTask(splits, config, LatticeScaling(), CPU).validation(10_000)
     unseen = splits.load(splits.indices.val)
@@ -169,9 +120,9 @@ def test_other_orders_of_species_need_nearest_pairs(tmp_path: Path) -> None:
         numbers[own], frac[own] = numbers[own][::-1].copy(), frac[own][::-1].copy()
     mixed: CrystalDataset = replace(data, species=numbers, frac=frac)
     path = mixed.save(tmp_path / "mixed.npz")
-    with pytest.raises(ValueError, match="list their species in different orders: --pairing nearest"):
+    with pytest.raises(ValueError, match=r"list their species in different orders: --set data\.pairing=nearest"):
         task_of(path, task="modify")
-    task, _ = task_of(path, task="modify", pairing="nearest")
+    task, _ = task_of(path, {"data.pairing": "nearest"}, task="modify")
     example = task.batch(Noise(0, 1))
     assert torch.equal(task.scaling.encode(example.crystals, 8), example.x_1)
 
@@ -190,8 +141,10 @@ def test_random_order_shuffles_equal_sites_of_both_structures_alike(tmp_path: Pa
     )
     path = crystals.save(tmp_path / "four.npz")
     for task, pairing in (("generate", "listed"), ("modify", "listed"), ("modify", "nearest")):
-        changes = {"task": task, **({"pairing": pairing} if task == "modify" else {})}
-        plain, shuffled = (task_of(path, site_order=o, **changes)[0] for o in ("canonical", "random"))
+        changes = {"data.pairing": pairing} if task == "modify" else {}
+        plain, shuffled = (
+            task_of(path, {"data.site_order": order, **changes}, task=task)[0] for order in ("canonical", "random")
+        )
         a, b = (t.batch(Noise(3, 2)) for t in (plain, shuffled))
         assert torch.equal(b.x_1, shuffled.scaling.encode(b.crystals, 8))
         assert torch.equal(a.crystals.species, b.crystals.species)
@@ -208,9 +161,10 @@ def test_a_row_without_initial_structure_is_told_the_formation_energy(
     rich_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rate: float
 ) -> None:
     shrink_networks(monkeypatch)
-    config = tiny_config(rich_npz, task="modify", algo="ddpm", condition_dropout=rate, energy_noise=0.0)
+    changes = {"regularization.condition_dropout": rate, "regularization.energy_noise": 0.0}
+    config = tiny_config(rich_npz, changes, task="modify", algo="ddpm")
     trainer = Trainer(config, tmp_path)
-    example = trainer.task.batch(Noise(config.seed, 1))
+    example = trainer.task.batch(Noise(config.trainer.seed, 1))
     told: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     class Listener:
@@ -233,10 +187,10 @@ def test_a_row_without_initial_structure_is_told_the_formation_energy(
 
 
 def test_formulas_with_few_polymorphs_are_left_out(rich_npz: Path) -> None:
-    config = tiny_config(rich_npz, min_polymorphs=7)
+    config = tiny_config(rich_npz, {"data.min_polymorphs": 7})
     with pytest.raises(ValueError, match="180 of formulas with fewer than 7 crystals of 180"):
         make_splits(config)
-    assert len(make_splits(replace(config, min_polymorphs=6)).data) == 180
+    assert len(make_splits(updated(config, {"data": {"min_polymorphs": 6}})).data) == 180
 
 
 def test_unmasked_padding_is_noised_and_learned(
@@ -244,9 +198,9 @@ def test_unmasked_padding_is_noised_and_learned(
 ) -> None:
     shrink_networks(monkeypatch)
     for mask in (True, False):
-        config = tiny_config(tiny_npz, mask_padding=mask, length=16)
+        config = tiny_config(tiny_npz, {"data.mask_padding": mask, "model.length": 16})
         trainer = Trainer(config, tmp_path)
-        example = trainer.task.batch(Noise(config.seed, 1))
+        example = trainer.task.batch(Noise(config.trainer.seed, 1))
         seen = []
 
         class Listener:

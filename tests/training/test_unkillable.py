@@ -29,7 +29,7 @@ from fastcrystal.training.checkpoint import (
     read_state,
     read_tensors,
 )
-from fastcrystal.training.config import TrainConfig
+from fastcrystal.training.config import RunConfig
 from fastcrystal.training.logger import read_metrics
 from fastcrystal.training.objective import TrainingBatch
 from fastcrystal.training.signals import Stopped, StopRequest
@@ -49,7 +49,7 @@ def no_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(paths, "numba_kernel", lambda name: None)
 
 
-def go_on(config: TrainConfig, run: Path) -> None:
+def go_on(config: RunConfig, run: Path) -> None:
     """Train from the newest checkpoint, or from the start."""
     trainer = Trainer(config, run)
     if list_checkpoints(run):
@@ -80,7 +80,9 @@ def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def test_killed_at_random_instants_a_run_is_the_uninterrupted_one(tiny_npz: Path, tmp_path: Path) -> None:
-    config = tiny_config(tiny_npz, max_steps=40, checkpoint_every=3, validate_every=7)
+    config = tiny_config(
+        tiny_npz, {"trainer.max_steps": 40, "trainer.checkpoint_every": 3, "trainer.validate_every": 7}
+    )
     go_on(config, tmp_path / "whole")
     dice, run = random.Random(0), tmp_path / "killed"
     kills = 0
@@ -104,7 +106,7 @@ def test_killed_at_random_instants_a_run_is_the_uninterrupted_one(tiny_npz: Path
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_saves_and_leaves(tiny_npz: Path, tmp_path: Path, number: signal.Signals) -> None:
-    config = tiny_config(tiny_npz, max_steps=2000, checkpoint_every=2000)
+    config = tiny_config(tiny_npz, {"trainer.max_steps": 2000, "trainer.checkpoint_every": 2000})
     pid = in_child(lambda: go_on(config, tmp_path / "run"), tmp_path / "log")
     metrics = tmp_path / "run" / "metrics.jsonl"
     wait_for(lambda: metrics.is_file() and metrics.stat().st_size > 0)
@@ -141,13 +143,13 @@ def test_stopped_is_not_an_error_of_the_user(capsys: pytest.CaptureFixture[str])
 
 def test_a_full_disk_leaves_the_last_checkpoint(tiny_npz: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    go_on(tiny_config(tiny_npz, max_steps=4, checkpoint_every=4), run)
+    go_on(tiny_config(tiny_npz, {"trainer.max_steps": 4, "trainer.checkpoint_every": 4}), run)
     whole = read_tensors(latest_checkpoint(run), "model")
 
     def with_little_room() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        go_on(tiny_config(tiny_npz, max_steps=8, checkpoint_every=4), run)
+        go_on(tiny_config(tiny_npz, {"trainer.max_steps": 8, "trainer.checkpoint_every": 4}), run)
 
     assert status_of(in_child(with_little_room, tmp_path / "log")) == 2
     line = (tmp_path / "log").read_text().splitlines()[-1]
@@ -157,20 +159,20 @@ def test_a_full_disk_leaves_the_last_checkpoint(tiny_npz: Path, tmp_path: Path) 
     assert [p.name for p in (run / "checkpoints").iterdir()] == ["step_00000004"]
     left = read_tensors(latest_checkpoint(run), "model")
     assert all(torch.equal(whole[k], left[k]) for k in whole)
-    go_on(tiny_config(tiny_npz, max_steps=8, checkpoint_every=4), run)
+    go_on(tiny_config(tiny_npz, {"trainer.max_steps": 8, "trainer.checkpoint_every": 4}), run)
     assert latest_checkpoint(run).name == "step_00000008"
 
 
 def test_a_read_only_folder_is_reported(tiny_npz: Path, tmp_path: Path) -> None:
     open_to_all = tempfile.mkdtemp()  # pytest's own folders are closed to other users
     run = Path(open_to_all) / "run"
-    go_on(tiny_config(tiny_npz, max_steps=2), run)
+    go_on(tiny_config(tiny_npz, {"trainer.max_steps": 2}), run)
 
     def unprivileged() -> None:
         for path in (run.parent, run, *run.rglob("*")):
             path.chmod(0o777)
         (run / "checkpoints").chmod(0o555)
-        trainer = Trainer(tiny_config(tiny_npz, max_steps=4), run)
+        trainer = Trainer(tiny_config(tiny_npz, {"trainer.max_steps": 4}), run)
         trainer.resume()
         if os.geteuid() == 0:  # root may write anywhere
             os.setuid(65534)
@@ -201,7 +203,7 @@ def bad_at(trainer: Trainer, steps: set[int]) -> None:
 def test_a_loss_that_is_not_finite_changes_nothing(
     tiny_npz: Path, tmp_path: Path, precision: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    trainer = Trainer(tiny_config(tiny_npz, max_steps=6, precision=precision), tmp_path)
+    trainer = Trainer(tiny_config(tiny_npz, {"trainer.max_steps": 6, "trainer.precision": precision}), tmp_path)
     bad_at(trainer, {3})
     states: list[dict[str, Any]] = []
     step = trainer.train_step
@@ -224,20 +226,22 @@ def test_a_loss_that_is_not_finite_changes_nothing(
 
 
 def test_too_many_of_them_end_the_run(tiny_npz: Path, tmp_path: Path) -> None:
-    config = tiny_config(tiny_npz, max_steps=24, max_bad_steps=2)
+    config = tiny_config(tiny_npz, {"trainer.max_steps": 24, "optim.max_bad_steps": 2})
     trainer = Trainer(config, tmp_path)
     bad_at(trainer, {5, 6})
     trainer.fit()  # two may be
     trainer = Trainer(config, tmp_path / "b")
     bad_at(trainer, {5, 6, 22})
-    with pytest.raises(FloatingPointError, match=r"not finite in 3 of the last 100 steps, last at step 22: lower --lr"):
+    with pytest.raises(
+        FloatingPointError, match=r"not finite in 3 of the last 100 steps, last at step 22: lower optim"
+    ):
         trainer.fit()
 
 
 def test_the_best_checkpoint_is_kept(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     losses = iter([3.0, 1.0, 2.0, 2.5, 4.0])
     monkeypatch.setattr(Trainer, "validate", lambda self, example: next(losses))
-    config = tiny_config(tiny_npz, max_steps=10, checkpoint_every=2, keep=2)
+    config = tiny_config(tiny_npz, {"trainer.max_steps": 10, "trainer.checkpoint_every": 2, "trainer.keep": 2})
     Trainer(config, tmp_path).fit()
     assert [p.name[-2:] for p in list_checkpoints(tmp_path)] == ["04", "08", "10"]
     best = best_checkpoint(tmp_path)

@@ -17,13 +17,14 @@ _BINS = 40
 
 
 def data_name(request: dict[str, Any] | None) -> str | None:
-    """The data set that request.json names: model.data, model.data.name or model.train.data; None where none is."""
+    """The data set that request.json names: that of the model's settings, or of its description; None where none is."""
     model = (request or {}).get("model")
     if not isinstance(model, dict):
         return None
     train = model.get("train")
     data = model.get("data")
-    tried = [train.get("data") if isinstance(train, dict) else None, data]
+    set_ = train.get("data") if isinstance(train, dict) else None
+    tried = [set_.get("name") if isinstance(set_, dict) else set_, data]
     tried += [data.get("name") if isinstance(data, dict) else None, model.get("dataset")]
     return next((value for value in tried if isinstance(value, str) and value), None)
 
