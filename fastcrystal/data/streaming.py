@@ -36,7 +36,7 @@ class Streamed:
         self.max_sites = int(data.num_sites.max())
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="fastcrystal-reader")
         self._ahead: tuple[int, Future[CrystalBatch]] | None = None
-        # of its own: positions drawn on a GPU shall not wait for the step that is at work there
+        # separate stream: index draws must not wait for the training step
         self._queue: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._queue = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
@@ -51,8 +51,8 @@ class Streamed:
 
     def _read(self, step: int) -> CrystalBatch:
         with torch.cuda.stream(self._queue) if self._queue is not None else nullcontext():
-            rows = self.drawn(step).cpu().numpy()
-        crystals = self.data.batch(rows, self.max_sites)
+            index = self.drawn(step).cpu().numpy()
+        crystals = self.data.batch(index, self.max_sites)
         if self._queue is None:
             return crystals
         return CrystalBatch(*(getattr(crystals, f.name).pin_memory() for f in fields(crystals)))

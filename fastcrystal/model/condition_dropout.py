@@ -1,4 +1,4 @@
-"""Conditions left open at random: how a network learns to do without them."""
+"""Condition dropout, for classifier-free guidance."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from fastcrystal.ops.philox import Noise, Stream
 def drop_conditions(
     space_group: Tensor, energy: Tensor, has_initial: Tensor | None, rate: float, noise: Noise
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Leave conditions open at random, for training (classifier-free guidance, Ho and Salimans, arXiv:2207.12598).
+    """Drop conditions at random, for training (classifier-free guidance, Ho and Salimans, arXiv:2207.12598).
 
-    With probability `rate` space group and energy are left open at once (the open branch of guidance), otherwise each
-    alone, again with probability `rate`; so either is open with probability 1 - (1 - rate)^2. The initial structure is
-    left open with probability `rate`, whatever the others.
+    With probability `rate` space group and energy are dropped at once (the unconditional branch of guidance), otherwise
+    each alone, again with probability `rate`; so either is dropped with probability 1 - (1 - rate)^2. The initial
+    structure is dropped with probability `rate`, whatever the others.
 
     Parameters
     ----------
     space_group : Tensor, shape (B,), int64
     energy : Tensor, shape (B,), floating
-        eV/atom. An energy change has no meaning in a row that loses its initial structure: the caller turns it into a
-        formation energy there.
+        eV/atom. An energy change has no meaning without its initial structure: there the caller turns it into a
+        formation energy.
     has_initial : Tensor, shape (B,), bool, or None
         None in networks without initial structures.
     rate : float
@@ -33,7 +33,7 @@ def drop_conditions(
     Returns
     -------
     space_group, energy, has_initial : Tensor, Tensor, Tensor or None
-        With 0, NaN and False where left open.
+        With 0, NaN and False where dropped.
 
     Raises
     ------
@@ -45,8 +45,8 @@ def drop_conditions(
     if rate == 0:
         return space_group, energy, has_initial
     drawn = noise.uniform(Stream.CONDITION_DROPOUT, (len(space_group), 4), space_group.device) < rate
-    both, group, energy_alone, initial_open = drawn.unbind(1)
-    group_open, energy_open = both | group, both | energy_alone
+    both, group_alone, energy_alone, initial = drawn.unbind(1)
     if has_initial is not None:
-        has_initial = has_initial & ~initial_open
-    return space_group.masked_fill(group_open, 0), energy.masked_fill(energy_open, math.nan), has_initial
+        has_initial = has_initial & ~initial
+    space_group = space_group.masked_fill(both | group_alone, 0)
+    return space_group, energy.masked_fill(both | energy_alone, math.nan), has_initial

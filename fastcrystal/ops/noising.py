@@ -3,7 +3,7 @@
     flow (paper, section 5.2)         x_t = (1 - t_b) x_0 + t_b x_1,                            target = x_1 - x_0
     diffusion (Ho et al. 2020, eq. 4) x_t = sqrt(alpha_bar_t) x_0 + sqrt(1 - alpha_bar_t) eps,  target = eps
 
-on site rows [0, n_b) and the three lattice rows; both outputs are zero on padding. In flow x_0 is the noise, in
+on sites [0, n_b) and the three lattice rows; both outputs are zero on padding. In flow x_0 is the noise, in
 diffusion the data: the papers' symbols. Neither has a gradient.
 """
 

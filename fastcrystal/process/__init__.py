@@ -1,7 +1,7 @@
 """Generative processes, one file each, in the papers' symbols: noising, training target, loss; and samplers.
 
 `FlowMatching`, `Diffusion` and `Regression` are each a `Process`. All work on crystal matrices (B, L, 3): sites,
-zero padding, three lattice rows.
+zero padding, three rows of the lattice.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
     sampling: from x_T ~ N(0, I), x_prev = a x_t + b eps(x_t, t / T) + c z, z ~ N(0, I), with the sampler's a, b, c
 
 For modification the initial structure is a condition (Palette: Saharia et al. 2022), so it reaches the network through
-`cond`, and nothing here looks at it. Everything works on crystal matrices (B, L, 3); padding rows are zero throughout.
+`cond`, and nothing here looks at it. Everything works on crystal matrices (B, L, 3); padding is zero throughout.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Diffusion:
     lattice_weight: float = 1.0
     """Weight of the lattice in the loss."""
     predict: Literal["noise", "data"] = "noise"
-    """What the network gives: eps (the paper's), or the data, from which eps = (x_t - signal data) / sigma."""
+    """Output of the network: eps (the paper's), or the data, from which eps = (x_t - signal data) / sigma."""
 
     def __post_init__(self) -> None:
         """Refuse unknown choices and unusable numbers."""

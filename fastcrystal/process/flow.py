@@ -5,7 +5,7 @@
     sampling: dx / dt = v(x, t), from x_0 at t = 0 to x_1 at t = 1
 
 The source is noise (generation) or the initial structure (modification). Everything works on crystal matrices
-(B, L, 3); padding rows are zero throughout.
+(B, L, 3); padding is zero throughout.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class FlowMatching:
     lattice_weight: float = 1.0
     """Weight of the lattice in the loss."""
     predict: Literal["velocity", "data"] = "velocity"
-    """What the network gives: u (the paper's), or x_1, from which v = (x_1 - x_t) / (1 - t). With `torus` the network
+    """Output of the network: u (the paper's), or x_1, from which v = (x_1 - x_t) / (1 - t). With `torus` the network
     sees sites without their whole turns, and so does the loss of x_1, `fastcrystal.process.data_loss`."""
 
     def __post_init__(self) -> None:

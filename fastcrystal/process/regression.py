@@ -4,7 +4,7 @@
     one call of the network predicts x_1 from x_0
     loss: pbc_loss of the sites (3.3) + lattice_weight * L1 of the lattice, `fastcrystal.process.data_loss`
 
-Everything works on crystal matrices (B, L, 3); padding rows are zero throughout.
+Everything works on crystal matrices (B, L, 3); padding is zero throughout.
 """
 
 from __future__ import annotations

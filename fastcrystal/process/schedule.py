@@ -31,7 +31,7 @@ class NoiseSchedule:
     """
 
     name: str
-    """What the schedule is called in diffusers."""
+    """Its name in diffusers."""
     beta: tuple[float, ...] = field(repr=False)
     """beta_t, shape (T,), each in (0, 1)."""
     alpha_bar: tuple[float, ...] = field(init=False, repr=False)

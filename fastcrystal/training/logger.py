@@ -1,4 +1,4 @@
-"""What a run tells of its steps: metrics.jsonl (one object a step) and TensorBoard events.
+"""Metrics of training: metrics.jsonl (one object a step) and TensorBoard events.
 
 Losses come as tensors and stay on their device until many are fetched at once: asking a GPU for one number waits for
 all that it has to do.

@@ -1,4 +1,4 @@
-"""The two tasks, from a data set to batches: what is trained on, what validates, what is judged.
+"""Tasks, from a data set to training, validation and test sets.
 
 generate    a crystal x_1 from its conditions
 modify      a more stable polymorph x_1 from a less stable one, x_0, and the energy between them
@@ -110,14 +110,14 @@ def _open(config: DataConfig) -> CrystalDataset | Store:
 
 @dataclass(frozen=True)
 class TestSet:
-    """What a model is judged on.
+    """Crystals of unseen formulas, and their conditions.
 
     Attributes
     ----------
     target : CrystalDataset
         True crystals of unseen formulas.
     conditions : CrystalBatch
-        What the model is told: species, number of sites, space group and energy (in modification the energy change).
+        Species, number of sites, space group and energy (in modification the energy change).
     initial : CrystalDataset or None
         Initial structures of a modification, one for each target.
     """
@@ -145,11 +145,11 @@ def draw_test_set(splits: DataSplits, config: RunConfig) -> TestSet:
 
 
 def _some(index: NDArray[np.int64], config: RunConfig) -> NDArray[np.int64]:
-    """At most `max_test` rows, drawn with the seed, in ascending order."""
+    """At most `max_test` of them, drawn with the seed, in ascending order."""
     if len(index) <= config.data.max_test:
         return index
-    rows = np.random.default_rng(config.trainer.seed).permutation(len(index))[: config.data.max_test]
-    some: NDArray[np.int64] = index[np.sort(rows)]
+    drawn = np.random.default_rng(config.trainer.seed).permutation(len(index))[: config.data.max_test]
+    some: NDArray[np.int64] = index[np.sort(drawn)]
     return some
 
 
@@ -204,21 +204,18 @@ class GenerateTask:
 
     def batch(self, noise: Noise) -> TrainingBatch:
         """The training batch of the step of `noise`, drawn with replacement."""
-        index = self._drawn(noise.step)
         if self.streamed is None:
+            index = self._drawn(noise.step)
             crystals, x_1 = self.train[index], self.x_1[index]
         else:
-            crystals = self.streamed.batch(noise.step)
-            x_1 = self.scaling.encode(crystals, self.splits.length)
+            crystals, x_1 = self.streamed.batch(noise.step), None
         if self.shifts is not None:
-            shift = self.shifts.draw(index, noise)
-            crystals = replace(crystals, frac=shift_origin(crystals.frac, shift, crystals.num_sites))
+            shift = self.shifts.draw(self._drawn(noise.step), noise)
+            crystals, x_1 = replace(crystals, frac=shift_origin(crystals.frac, shift, crystals.num_sites)), None
         if self.config.data.site_order == "random":
             order = random_order(crystals.species, crystals.num_sites, noise)
-            crystals = replace(crystals, frac=_reordered(crystals.frac, order))
-        if self.shifts is not None or self.config.data.site_order == "random":
-            x_1 = _with_sites(x_1, crystals, self.scaling)
-        return TrainingBatch(crystals, x_1)
+            crystals, x_1 = replace(crystals, frac=_reordered(crystals.frac, order)), None
+        return TrainingBatch(crystals, self.scaling.encode(crystals, self.splits.length) if x_1 is None else x_1)
 
     def validation(self, size: int) -> TrainingBatch | None:
         """The first `size` crystals of the validation formulas; None where there are none."""
@@ -257,7 +254,7 @@ class ModifyTask:
     ) -> None:
         ranks = DistributedContext.current() if ranks is None else ranks
         self.splits, self.config, self.scaling = splits, config, scaling
-        self.rows = ranks.rows(config.trainer.batch_size)
+        self.own = ranks.rows(config.trainer.batch_size)
         data, split = in_memory(splits.data), splits.indices
         self.data = data
         self.pairs = find_pairs(data, split.train)
@@ -276,15 +273,12 @@ class ModifyTask:
 
     def batch(self, noise: Noise) -> TrainingBatch:
         """The training batch of the step of `noise`: the same pairs however often the run was interrupted before it."""
-        example = self._example(self.sampler.batch(noise.step - 1, self.config.trainer.batch_size)[self.rows])
+        pairs = self.sampler.batch(noise.step - 1, self.config.trainer.batch_size)
+        example = self._example(pairs[self.own])
         if self.config.data.site_order == "canonical" or example.initial is None:
             return example
-        crystals = example.crystals
-        order = random_order(crystals.species, crystals.num_sites, noise)
-        x_1, initial = (_reordered(x, _rows(order, x.shape[1])) for x in (example.x_1, example.initial))
-        return replace(
-            example, crystals=replace(crystals, frac=_reordered(crystals.frac, order)), x_1=x_1, initial=initial
-        )
+        order = random_order(example.crystals.species, example.crystals.num_sites, noise)
+        return replace(_with_order(example, order), initial=_reordered(example.initial, order))
 
     def validation(self, size: int) -> TrainingBatch | None:
         """The first `size` lowest-energy pairs of the validation formulas; None where there are none."""
@@ -297,12 +291,10 @@ class ModifyTask:
     def _example(self, pairs: NDArray[np.int64]) -> TrainingBatch:
         initial, target = torch.from_numpy(pairs.T.copy()).to(self.x.device)
         crystals = _changes(self.crystals[initial], self.crystals[target])
-        x_1 = self.x[target]
-        if self.config.data.pairing == "nearest":
-            order = torch.from_numpy(self._nearest(pairs)).to(self.x.device)
-            crystals = replace(crystals, frac=_reordered(crystals.frac, order))
-            x_1 = _reordered(x_1, _rows(order, x_1.shape[1]))
-        return TrainingBatch(crystals, x_1, self.x[initial], self.crystals.energy[initial])
+        example = TrainingBatch(crystals, self.x[target], self.x[initial], self.crystals.energy[initial])
+        if self.config.data.pairing == "listed":
+            return example
+        return _with_order(example, torch.from_numpy(self._nearest(pairs)).to(self.x.device))
 
     def _nearest(self, pairs: NDArray[np.int64]) -> NDArray[np.int64]:
         """Order of the target's sites beside the initial structure's, shape (B, N); each pair is worked out once."""
@@ -328,19 +320,14 @@ def _check_listed(data: CrystalDataset, pairs: NDArray[np.int64]) -> None:
             )
 
 
-def _reordered(rows: Tensor, order: Tensor) -> Tensor:
-    """rows[b, order[b, i]], for rows (B, N, 3) and order (B, N)."""
-    return rows.gather(1, order[..., None].expand(*order.shape, rows.shape[2]))
+def _with_order(example: TrainingBatch, order: Tensor) -> TrainingBatch:
+    """The targets with their sites in another order (B, N)."""
+    crystals = replace(example.crystals, frac=_reordered(example.crystals.frac, order))
+    return replace(example, crystals=crystals, x_1=_reordered(example.x_1, order))
 
 
-def _rows(order: Tensor, length: int) -> Tensor:
-    """An order of N sites as an order of all L rows of a crystal matrix."""
-    rest = torch.arange(order.shape[1], length, device=order.device).expand(len(order), length - order.shape[1])
-    return torch.cat([order, rest], dim=1)
-
-
-def _with_sites(x: Tensor, crystals: CrystalBatch, scaling: LatticeScaling) -> Tensor:
-    """Crystal matrices with other sites: those of `crystals`, encoded."""
-    sites = scaling.encode_sites(crystals.frac)
-    n = sites.shape[1]
-    return torch.cat([sites.masked_fill(~crystals.site_mask[..., None], 0), x[:, n:]], dim=1)
+def _reordered(x: Tensor, order: Tensor) -> Tensor:
+    """x[b, order[b, i]] for the N sites of x (B, N or more, 3); what follows them stays in its place."""
+    n = order.shape[1]
+    sites = x[:, :n].gather(1, order[..., None].expand(-1, -1, 3))
+    return sites if n == x.shape[1] else torch.cat([sites, x[:, n:]], dim=1)

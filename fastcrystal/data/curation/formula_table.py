@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 from fastcrystal.data.store import Store
 from fastcrystal.features.elements import SYMBOLS
 
+#: formulas whose crystals are read at once
+_CHUNK = 32_768
+
 
 class FormulaTable(NamedTuple):
     """F formulas of N crystals, in no particular order."""
@@ -20,7 +23,7 @@ class FormulaTable(NamedTuple):
     """(F,) crystals of each formula."""
     pair_formula: NDArray[np.int64]
     """(P,) a formula, once for each of its elements."""
-    pair_element: NDArray[np.int64]
+    pair_element: NDArray[np.uint8]
     """(P,) that element's atomic number."""
 
     def crystals_with(self, crystals: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -35,10 +38,23 @@ class FormulaTable(NamedTuple):
 
 
 def formula_table(store: Store) -> FormulaTable:
-    """Table of a store or view; one crystal of each formula is read, and no other."""
-    first, formula, size = store.formula_groups
+    """Read one crystal of each formula, and no other.
+
+    Parameters
+    ----------
+    store : Store
+        A store or a view.
+    """
+    _, first, formula, size = np.unique(store.formula_key, return_index=True, return_inverse=True, return_counts=True)
+    owners, elements = [np.zeros(0, np.int64)], [np.zeros(0, np.uint8)]
     on_disk = np.argsort(first)  # reading in the order of the files is several times as fast
-    columns = store.columns(first[on_disk], ["numbers"])
-    owner = np.repeat(on_disk, np.diff(columns["site_offsets"]))
-    owners, elements = np.divmod(np.unique(owner * len(SYMBOLS) + columns["numbers"]), len(SYMBOLS))
-    return FormulaTable(formula, size, owners, elements)
+    for a in range(0, len(first), _CHUNK):
+        these = on_disk[a : a + _CHUNK]
+        columns = store.columns(first[these], ["numbers"])
+        sites = np.diff(columns["site_offsets"])
+        present = np.zeros((len(sites), len(SYMBOLS)), dtype=bool)
+        present[np.repeat(np.arange(len(sites)), sites), columns["numbers"]] = True
+        owner, element = np.nonzero(present)
+        owners.append(these[owner])
+        elements.append(element.astype(np.uint8))
+    return FormulaTable(formula.reshape(-1), size, np.concatenate(owners), np.concatenate(elements))

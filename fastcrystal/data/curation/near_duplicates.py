@@ -219,8 +219,8 @@ def choose_pairs(store: Store, settings: PairSettings = PairSettings()) -> Pairs
     volume = np.inf if settings.volume is None else settings.volume
     energy = np.inf if settings.energy is None else settings.energy
     rng = np.random.default_rng(settings.seed)
-    _, formula, size = store.formula_groups
-    order = np.argsort(formula, kind="stable")
+    _, formula, size = np.unique(store.formula_key, return_inverse=True, return_counts=True)
+    order = np.argsort(formula.reshape(-1), kind="stable")
     start = np.cumsum(size) - size
     groups = np.flatnonzero(size > 1)
     if sample is not None and sample < len(groups):

@@ -7,28 +7,48 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.data.readers.columns import KeyedFile
+from fastcrystal.data.readers.columns import Columns, Wanted, find_columns
 from fastcrystal.data.readers.entry import Entry, Reject
 from fastcrystal.data.readers.text import one_line
 from fastcrystal.structure.canonical import MAX_INPUT_SITES
 from fastcrystal.structure.crystal import Crystal
 
 
-class AseDatabase(KeyedFile):
-    """An ASE database: keys of the first row; running numbers are ids where no key holds one."""
+class AseDatabase:
+    """An ASE database: its keys, looked at once, and its rows.
 
-    kind = "ase"
+    Parameters
+    ----------
+    path : Path
+    wanted : Wanted
+        Keys of the rows' key-value pairs, by name.
 
-    def _read_names(self) -> list[str]:
-        _check_tables(self.path)
+    Attributes
+    ----------
+    columns : Columns
+        Keys of the first row; the rows' running numbers are ids where no key holds one.
+    total : int
+        Number of rows.
+
+    Raises
+    ------
+    ValueError
+        If it is no ASE database, or the first row lacks a key that was asked for.
+    """
+
+    def __init__(self, path: Path, wanted: Wanted) -> None:
+        self.path = path
+        _check_tables(path)
         try:
             self.total = int(self._opened().count())
             first = next(iter(self._opened().select(limit=1)), None)
-            return [] if first is None else list(first.key_value_pairs)
+            names = [] if first is None else list(first.key_value_pairs)
         except Exception as error:  # sqlite3's errors, and ase's of any kind on fields that do not decode
-            raise ValueError(f"{self.path} cannot be read as an ASE database: {one_line(error)}") from None
+            raise ValueError(f"{path} cannot be read as an ASE database: {one_line(error)}") from None
+        self.columns: Columns = find_columns(path.name, names, wanted)
 
     def entries(self) -> Iterator[Entry | Reject]:
+        """Every row, by number; a last Reject where the file breaks off."""
         done = 0
         rows = iter(self._opened().select(sort="id"))
         while True:

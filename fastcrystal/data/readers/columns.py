@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from fastcrystal.data.readers.entry import Entry, Reject
+from fastcrystal.data.readers.entry import Reject
 from fastcrystal.data.readers.text import MAX_FILE_BYTES, lines_of, open_unpacked
 
 #: names of columns tried in turn, in lower case
@@ -129,40 +129,6 @@ def find_columns(where: str, names: list[str], wanted: Wanted) -> Columns:
         if asked is not None and found[what] is None:
             raise ValueError(f"{where} has no column {asked!r}; has {_listed(names)}")
     return Columns(**found, others=tuple(n for n in names if n and n not in found.values()))
-
-
-class KeyedFile:
-    """A file whose columns or keys hold ids and energies: they are looked at once, its entries read as often as asked.
-
-    Parameters
-    ----------
-    path : Path
-    wanted : Wanted
-        Columns or keys, by name.
-
-    Raises
-    ------
-    ValueError
-        If it cannot be opened, or lacks a column that was asked for.
-    """
-
-    kind: str
-    """As in the table of `fastcrystal.data.readers`."""
-    total: int | None = None
-    """Number of entries, where the file says."""
-
-    def __init__(self, path: Path, wanted: Wanted) -> None:
-        self.path = path
-        self.names = self._read_names()
-        self.columns = find_columns(path.name, self.names, wanted)
-
-    def _read_names(self) -> list[str]:
-        """Names of the columns, or keys of the first entry."""
-        raise NotImplementedError
-
-    def entries(self) -> Iterator[Entry | Reject]:
-        """All entries; a last Reject where the file breaks off."""
-        raise NotImplementedError
 
 
 def require(where: str, names: list[str], wanted: str | None, known: tuple[str, ...], what: str) -> str:

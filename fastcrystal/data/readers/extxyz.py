@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.data.readers.columns import KeyedFile
+from fastcrystal.data.readers.columns import Columns, Wanted, find_columns
 from fastcrystal.data.readers.entry import Entry, Reject
 from fastcrystal.data.readers.text import DAMAGED, lines_of, one_line, open_unpacked
 from fastcrystal.structure.canonical import MAX_INPUT_SITES
@@ -20,16 +20,29 @@ from fastcrystal.structure.canonical import MAX_INPUT_SITES
 _LONGEST = 1_000_000
 
 
-class ExtendedXyz(KeyedFile):
-    """An extxyz file (packed or not): keys of the first comment line."""
+class ExtendedXyz:
+    """An extxyz file (packed or not): its keys, looked at once, and its frames.
 
-    kind = "extxyz"
+    Parameters
+    ----------
+    path : Path
+    wanted : Wanted
+        Keys of the comment lines, by name.
 
-    def _read_names(self) -> list[str]:
-        first = next(iter(_frames(self.path)), None)
-        return list(_keys(first.split("\n", 2)[1])) if isinstance(first, str) else []
+    Raises
+    ------
+    ValueError
+        If the first comment line lacks a key that was asked for.
+    """
+
+    def __init__(self, path: Path, wanted: Wanted) -> None:
+        self.path = path
+        first = next(iter(_frames(path)), None)
+        names = list(_keys(first.split("\n", 2)[1])) if isinstance(first, str) else []
+        self.columns: Columns = find_columns(path.name, names, wanted)
 
     def entries(self) -> Iterator[Entry | Reject]:
+        """Every frame; a last Reject where the file breaks off, or what should be a number of atoms is none."""
         columns = self.columns
         for position, frame in enumerate(_frames(self.path), start=1):
             name = f"{self.path.name}:{position}"

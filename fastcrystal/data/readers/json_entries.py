@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.data.readers.columns import KeyedFile
+from fastcrystal.data.readers.columns import Columns, Wanted, find_columns
 from fastcrystal.data.readers.entry import Entry, Reject
 from fastcrystal.data.readers.text import DAMAGED, MAX_FILE_BYTES, one_line, open_unpacked
 from fastcrystal.structure.canonical import MAX_INPUT_SITES
@@ -25,16 +25,29 @@ from fastcrystal.structure.canonical import MAX_INPUT_SITES
 _CHUNK = 1 << 16
 
 
-class JsonEntries(KeyedFile):
-    """A JSON or JSONL file (packed or not): keys of the first object and of its "data"."""
+class JsonEntries:
+    """A JSON or JSONL file (packed or not): its keys, looked at once, and its objects.
 
-    kind = "json"
+    Parameters
+    ----------
+    path : Path
+    wanted : Wanted
+        Keys of an object, or of its "data", by name.
 
-    def _read_names(self) -> list[str]:
-        first = next(iter(_objects(self.path)), None)
-        return list(_flat(first)) if isinstance(first, dict) else []
+    Raises
+    ------
+    ValueError
+        If the first object lacks a key that was asked for.
+    """
+
+    def __init__(self, path: Path, wanted: Wanted) -> None:
+        self.path = path
+        first = next(iter(_objects(path)), None)
+        names = list(_flat(first)) if isinstance(first, dict) else []
+        self.columns: Columns = find_columns(path.name, names, wanted)
 
     def entries(self) -> Iterator[Entry | Reject]:
+        """Every object; a last Reject where the file breaks off."""
         for position, item in enumerate(_objects(self.path), start=1):
             yield item if isinstance(item, Reject) else self._entry(item, position)
 

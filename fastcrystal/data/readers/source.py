@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastcrystal.data.readers.ase_database import AseDatabase
-from fastcrystal.data.readers.columns import GUESS, Columns, EnergyTable, KeyedFile, Wanted, energy_of, read_energies
+from fastcrystal.data.readers.columns import GUESS, Columns, EnergyTable, Wanted, energy_of, read_energies
 from fastcrystal.data.readers.entry import Entry, Reject
 from fastcrystal.data.readers.extxyz import ExtendedXyz
 from fastcrystal.data.readers.files import file_entries, folder_entries, is_tar, tar_entries, zip_entries
@@ -38,12 +38,6 @@ _CONTENTS = {
     "extxyz": "frames",
 }
 _PACKED = r"(\.(gz|bz2|xz))?$"
-_KEYED_FILES = {
-    rf"\.csv{_PACKED}|\.(parquet|feather)$": Table,
-    rf"\.(ext)?xyz{_PACKED}": ExtendedXyz,
-    rf"\.jsonl?{_PACKED}": JsonEntries,
-    r"\.db$": AseDatabase,
-}
 
 
 @dataclass(frozen=True)
@@ -186,16 +180,24 @@ def _opened(path: Path, wanted: Wanted, select: str | None) -> Source:
         return _folder(path)
     if not path.is_file():
         raise ValueError(f"no file or folder at {path}")
-    for pattern, reader in _KEYED_FILES.items():
-        if re.search(pattern, name):
-            file: KeyedFile = reader(path, wanted)
-            return Source(path, file.kind, file.entries, file.columns, file.total)
+    if re.search(r"\.csv" + _PACKED, name) or name.endswith((".parquet", ".feather")):
+        table = Table(path, wanted)
+        return Source(path, "aflow" if table.layout == "aflow" else "table", table.entries, table.columns, table.total)
     if is_tar(path):
         return Source(path, "tar", lambda: tar_entries(path))
     if name.endswith(".zip"):
         return Source(path, "zip", lambda: zip_entries(path))
     if is_structure(path.name):
         return Source(path, "file", lambda: file_entries(path), total=1)
+    if re.search(r"\.(ext)?xyz" + _PACKED, name):
+        frames = ExtendedXyz(path, wanted)
+        return Source(path, "extxyz", frames.entries, frames.columns)
+    if re.search(r"\.jsonl?" + _PACKED, name):
+        objects = JsonEntries(path, wanted)
+        return Source(path, "json", objects.entries, objects.columns)
+    if name.endswith(".db"):
+        rows = AseDatabase(path, wanted)
+        return Source(path, "ase", rows.entries, rows.columns, rows.total)
     if name.endswith(".npz"):
         packed = Packed(path, select)
         return Source(path, "npz", packed.entries, total=packed.total)

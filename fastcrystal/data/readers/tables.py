@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from fastcrystal.data.readers.aflow_columns import crystal_of_row, is_aflow
-from fastcrystal.data.readers.columns import CIF_COLUMNS, KeyedFile, Wanted, csv_rows, require
+from fastcrystal.data.readers.columns import CIF_COLUMNS, Columns, Wanted, csv_rows, find_columns, require
 from fastcrystal.data.readers.entry import Entry, Reject
 from fastcrystal.data.readers.text import DAMAGED, MAX_FILE_BYTES, one_line
 
@@ -23,31 +23,53 @@ _BATCH = 512
 _Rows = Iterator[dict[str, Any] | None]
 
 
-class Table(KeyedFile):
-    """A csv (packed or not), parquet or feather file with a column of CIFs (kind "table") or AFLOW's ("aflow")."""
+class Table:
+    """A table on disk: its columns, looked at once, and its rows, read as often as asked.
+
+    Parameters
+    ----------
+    path : Path
+        .csv (packed or not), .parquet or .feather
+    wanted : Wanted
+        Columns by name.
+
+    Attributes
+    ----------
+    layout : {"cif", "aflow"}
+        A column of CIFs, or AFLOW's columns.
+    columns : Columns
+        What is read from where.
+    total : int or None
+        Number of rows, where the file says.
+
+    Raises
+    ------
+    ValueError
+        If it cannot be opened, has neither layout, or lacks a column that was asked for.
+    """
 
     def __init__(self, path: Path, wanted: Wanted) -> None:
-        super().__init__(path, wanted)
-        self.kind = "aflow" if wanted.cif is None and is_aflow(self.names) else "table"
-        if self.kind == "table":
-            require(path.name, self.names, wanted.cif, CIF_COLUMNS, "CIF")
-
-    def _read_names(self) -> list[str]:
+        self.path = path
+        self.total: int | None = None
         self._rows: Callable[[], _Rows]
         try:
-            if self.path.suffix.lower() == ".parquet":
-                self.total, names, self._rows = _parquet(self.path)
-            elif self.path.suffix.lower() == ".feather":
-                self.total, names, self._rows = _feather(self.path)
+            if path.suffix.lower() == ".parquet":
+                self.total, names, self._rows = _parquet(path)
+            elif path.suffix.lower() == ".feather":
+                self.total, names, self._rows = _feather(path)
             else:
-                names, self._rows = _csv(self.path)
+                names, self._rows = _csv(path)
         except Exception as error:
             if _is_damage(error):
-                raise ValueError(f"{self.path} cannot be read as a table: {one_line(error)}") from None
+                raise ValueError(f"{path} cannot be read as a table: {one_line(error)}") from None
             raise
-        return names
+        self.columns: Columns = find_columns(path.name, names, wanted)
+        self.layout = "aflow" if wanted.cif is None and is_aflow(names) else "cif"
+        if self.layout == "cif":
+            require(path.name, names, wanted.cif, CIF_COLUMNS, "CIF")
 
     def entries(self) -> Iterator[Entry | Reject]:
+        """Every row; a last Reject where the file breaks off."""
         done = 0
         try:
             for done, row in enumerate(self._rows(), start=1):
@@ -66,7 +88,7 @@ class Table(KeyedFile):
         if isinstance(found, Reject):
             return found
         name, energy, group = found
-        if self.kind == "aflow":
+        if self.layout == "aflow":
             try:
                 return Entry(name, where, "arrays", crystal_of_row(row), energy, group)
             except ValueError as error:

@@ -123,23 +123,18 @@ class Store:
         return np.concatenate([np.zeros((0, *tail), dtype), *(p.columns[name] for p in self._parts)])
 
     @functools.cached_property
-    def formula_groups(self) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """First crystal of each formula, (F,), each crystal's formula, (N,), and crystals of each formula, (F,)."""
-        _, first, formula, size = np.unique(
-            self.formula_key, return_index=True, return_inverse=True, return_counts=True
-        )
-        return first, formula.reshape(-1), size
-
-    @functools.cached_property
     def formulas(self) -> tuple[NDArray[np.str_], NDArray[np.int64]]:
         """Reduced formulas that occur, (F,) str in no particular order, and each crystal's among them, (N,) int64."""
-        columns = self.columns(self.formula_groups[0], ["numbers"])
-        return formula_strings(columns["numbers"], columns["site_offsets"]), self.formula_groups[1]
+        _, first, inverse = np.unique(self.formula_key, return_index=True, return_inverse=True)
+        columns = self.columns(first, ["numbers"])
+        return formula_strings(columns["numbers"], columns["site_offsets"]), inverse.reshape(-1).astype(np.int64)
 
     def formula_elements(self) -> list[frozenset[int]]:
         """Atomic numbers in each of `formulas`."""
-        columns = self.columns(self.formula_groups[0], ["numbers"])
-        ends, numbers = columns["site_offsets"].tolist(), columns["numbers"].tolist()
+        first = np.unique(self.formula_key, return_index=True)[1]
+        columns = self.columns(first, ["numbers"])
+        ends = columns["site_offsets"].tolist()
+        numbers = columns["numbers"].tolist()
         return [frozenset(numbers[a:b]) for a, b in itertools.pairwise(ends)]
 
     def ids(self, rows: Rows | None = None) -> list[str]:
