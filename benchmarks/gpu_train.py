@@ -36,6 +36,7 @@ from fastcrystal.process.samplers import Problem, SamplingConfig
 from fastcrystal.process.samplers import sample as sample_process
 from fastcrystal.testing import random_batch
 from fastcrystal.training.config import RunConfig
+from fastcrystal.training.ema import EMA
 from fastcrystal.training.objective import Objective, TrainingBatch
 from fastcrystal.utils.device import compile_network, compile_step
 
@@ -173,8 +174,8 @@ def train(
     device = data.device.type
     optimizer = torch.optim.Adam(model.parameters(), lr=recipe.optim.lr, fused=True)
     scaler = torch.amp.GradScaler(device, enabled=half)
-    objective = Objective(recipe)
-    average = {k: v.detach().clone() for k, v in model.state_dict().items()}
+    objective = Objective(recipe, model)
+    ema = EMA(model, recipe.optim.ema)
     losses = []
     warm_up = max(1, case.steps // 10)
     start = 0.0
@@ -185,15 +186,13 @@ def train(
         noise = Noise(0, step)
         index = noise.integers(Stream.BATCH, len(data), case.batch, device)
         with torch.autocast(device, torch.float16, enabled=half):
-            loss = objective(model, TrainingBatch(data[index], x_1[index]), noise)
+            loss = objective(TrainingBatch(data[index], x_1[index]), noise)
         optimizer.zero_grad(set_to_none=True)
-        scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        scaler.scale(loss).backward()
         scaler.step(optimizer)
         scaler.update()
         losses.append(loss.detach())
-        with torch.no_grad():
-            own = model.state_dict()
-            torch._foreach_lerp_([average[k] for k in own], list(own.values()), 1 - recipe.optim.ema)
+        ema.update(step)
     synchronise(device)
     seconds = (time.perf_counter() - start) / (case.steps - warm_up)
     return torch.stack(losses).tolist(), seconds

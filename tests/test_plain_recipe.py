@@ -163,8 +163,8 @@ def test_training(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_crystals(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fast, slow = trainers(tiny_npz, tmp_path, monkeypatch)
     fill_zero_layers(fast.model)
-    fast.average = {k: v.detach().clone() for k, v in fast.model.state_dict().items()}
-    slow.load(fast.average)
+    fast.ema.model.load_state_dict(fast.model.state_dict())
+    slow.load(fast.model.state_dict())
     conditions = fast.splits.data.select(range(10)).batch()
     wanted = CrystalGenerator.from_trainer(fast).sample(conditions, steps=4, batch_size=6)
     got = slow.sample(conditions, 4, batch_size=6)

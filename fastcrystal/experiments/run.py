@@ -14,7 +14,8 @@ from fastcrystal.sampling.generator import CrystalGenerator
 from fastcrystal.training.checkpoint import list_checkpoints, read_settings
 from fastcrystal.training.config import RunConfig
 from fastcrystal.training.logger import read_metrics
-from fastcrystal.training.trainer import Trainer, new_run_folder
+from fastcrystal.training.run import new_run_folder
+from fastcrystal.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,8 +22,6 @@ from fastcrystal.process import Process
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.process.samplers import Problem, SamplingConfig, sample, sampler_of
 from fastcrystal.sampling.pretrained import resolve
-from fastcrystal.sampling.request import Request
-from fastcrystal.sampling.request import conditions as conditions_of
 from fastcrystal.training.checkpoint import (
     find_checkpoint,
     load_weights,
@@ -33,7 +32,7 @@ from fastcrystal.training.checkpoint import (
     run_folder,
 )
 from fastcrystal.training.config import RunConfig
-from fastcrystal.training.objective import live_rows
+from fastcrystal.training.objective import noised_sites
 from fastcrystal.utils.device import compile_network, compile_step, half_precision, pick_device
 from fastcrystal.utils.progress import progress_bar
 
@@ -91,53 +90,9 @@ class CrystalGenerator:
     @classmethod
     def from_trainer(cls, trainer: Trainer) -> CrystalGenerator:
         """The averaged weights of a training as they are now."""
-        model = CrystalUNet(trainer.config.model).to(trainer.device).eval()
-        model.load_state_dict(trainer.average)
-        out = cls(model, trainer.config, trainer.scaling)
+        out = cls(copy.deepcopy(trainer.ema.model), trainer.config, trainer.scaling)
         out.run, out.step = trainer.description(), trainer.step
         return out
-
-    def generate(
-        self,
-        formula: str,
-        space_group: int | None = None,
-        energy: float | None = None,
-        count: int = 8,
-        *,
-        formula_units: int | None = None,
-        seed: int = 0,
-        **changes: Any,
-    ) -> CrystalBatch:
-        """Crystals of a formula.
-
-        Parameters
-        ----------
-        formula : str
-            For example "TaB2"; kept exactly.
-        space_group : int, optional
-            International number 1..230; unconditional where not given.
-        energy : float, optional
-            Formation energy, eV/atom; unconditional where not given.
-        count : int
-        formula_units : int, optional
-            Formula units in the primitive cell; as most often in the training data where not given.
-        seed : int
-        **changes
-            Fields of `SamplingConfig` by name, such as steps=25.
-
-        Returns
-        -------
-        CrystalBatch
-            On the CPU; fractional coordinates in [0, 1).
-
-        Raises
-        ------
-        ValueError
-            If the model cannot do what is asked: an unknown element, more sites than its matrix holds, or a condition
-            left out that it was never trained without.
-        """
-        batch, _ = conditions_of(Request(formula, space_group, energy, count, formula_units), self)
-        return self.sample(batch, seed=seed, **changes)
 
     @property
     def max_sites(self) -> int:
@@ -206,11 +161,11 @@ class CrystalGenerator:
                 chunk = torch.cat([chunk, chunk[-1:].expand(size - real)])
             part = conditions[chunk].to(self.device)
             x_0 = None if initial is None else self.scaling.encode(initial[chunk].to(self.device), self.length)
-            rows = live_rows(self.config.data, part.num_sites, self.length)
+            n = noised_sites(self.config.data, part.num_sites, self.length)
             with autocast():
                 network = self._network(part, x_0, config.guidance)
                 noise = Noise(seed, first=first + number * size)
-                problem: Problem[Process] = Problem(self.process, network, rows, noise)
+                problem: Problem[Process] = Problem(self.process, network, n, noise)
                 if config.compile:
                     problem = self._compiled(problem)
                 x = sample(problem, self.length, config, x_0)
@@ -224,7 +179,7 @@ class CrystalGenerator:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return next(self.model.parameters()).device
 
     def _compiled(self, problem: Problem[Process]) -> Problem[Process]:
@@ -236,21 +191,21 @@ class CrystalGenerator:
 
     def _network(self, part: CrystalBatch, x_0: Tensor | None, guidance: float) -> Callable[[Tensor, Tensor], Tensor]:
         """The network with its conditions, and guidance where asked: (x, t) -> (B, L, 3)."""
-        told = x_0 if self.config.model.initial else None
-        rows = live_rows(self.config.data, part.num_sites, self.length)
+        initial = x_0 if self.config.model.initial else None
+        n = noised_sites(self.config.data, part.num_sites, self.length)
 
         def embed(group: Tensor, energy: Tensor) -> Condition:
-            cond = self.model.condition(part.species, part.num_sites, group, energy, told)
-            return cond._replace(num_sites=rows)
+            cond = self.model.condition(part.species, part.num_sites, group, energy, initial)
+            return cond._replace(num_sites=n)
 
-        told_all = embed(part.space_group, part.energy)
+        conditional = embed(part.space_group, part.energy)
         if guidance == 1:
-            return lambda x, t: self.model(x, t, told_all)
-        left_open = embed(torch.zeros_like(part.space_group), torch.full_like(part.energy, torch.nan))
+            return lambda x, t: self.model(x, t, conditional)
+        unconditional = embed(torch.zeros_like(part.space_group), torch.full_like(part.energy, torch.nan))
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
-            without = self.model(x, t, left_open)
-            gap = self.model(x, t, told_all) - without
+            without = self.model(x, t, unconditional)
+            gap = self.model(x, t, conditional) - without
             if self.config.predicts_data:  # two predictions of a site may lie a whole turn apart
                 period = self.scaling.site_scale
                 gap = torch.cat([gap[:, :-3] - period * (gap[:, :-3] / period).round(), gap[:, -3:]], dim=1)
@@ -260,7 +215,7 @@ class CrystalGenerator:
         return guided
 
     def _check(self, conditions: CrystalBatch, initial: CrystalBatch | None, guidance: float) -> None:
-        """Raise ValueError where the model cannot do what is asked."""
+        """Raise ValueError for a request that the model cannot meet."""
         if int(conditions.num_sites.max()) > self.max_sites:
             raise ValueError(
                 f"num_sites must be in 1..{self.max_sites} for this model, got {int(conditions.num_sites.max())}"
@@ -287,24 +242,6 @@ class CrystalGenerator:
             ):
                 if missing.any():
                     raise ValueError(
-                        f"{name} is left open for crystal {int(missing.nonzero()[0])}: this model was trained without "
+                        f"{name} of crystal {int(missing.nonzero()[0])} is missing: this model was trained without "
                         "condition_dropout and needs it"
                     )
-
-
-def load_model(run: str | Path = "pretrained", device: str = "auto") -> CrystalGenerator:
-    """A trained model: `CrystalGenerator.from_run`.
-
-    Parameters
-    ----------
-    run : str or Path
-        "pretrained" or "pretrained-modify": the models in the package. Or a run folder, or a checkpoint in it.
-    device : str
-        "auto", "cpu", "cuda", "cuda:N".
-
-    Raises
-    ------
-    ValueError
-        If there is no usable checkpoint.
-    """
-    return CrystalGenerator.from_run(run, device)

@@ -13,8 +13,7 @@ import torch
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.features.elements import SYMBOLS
 from fastcrystal.structure.canonical import species_order
-from fastcrystal.structure.formula import parse_formula
-from fastcrystal.training.trainer import anonymise
+from fastcrystal.structure.formula import anonymous_formula, parse_formula
 
 if TYPE_CHECKING:
     from fastcrystal.sampling.generator import CrystalGenerator
@@ -104,7 +103,7 @@ def check_elements(name: str, numbers: Iterable[int], sampler: CrystalGenerator)
 def _choose_units(request: Request, written: list[int], sampler: CrystalGenerator) -> tuple[int, str]:
     if request.formula_units is not None:
         return request.formula_units, f"{request.formula_units} formula units, as asked"
-    anonymous, own_units = anonymise(written)
+    anonymous, own_units = anonymous_formula(written)
     seen: Counter[str] = Counter()
     for kind, counts in sampler.run["data"]["formula_units"].items():
         if kind == f"{anonymous}:{request.space_group or kind.split(':')[1]}":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -123,3 +124,12 @@ def mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
     value = (value ^ (value >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     value = value ^ (value >> np.uint64(31))
     return value
+
+
+def anonymous_formula(species: list[int]) -> tuple[str, int]:
+    """Reduced anonymous formula and number of formula units: [5, 5, 5, 5, 73, 73] -> ("AB2", 2)."""
+    amounts = sorted(species.count(z) for z in set(species))
+    units = math.gcd(*amounts)
+    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    reduced = [a // units for a in amounts]
+    return "".join(f"{letters[i]}{n if n > 1 else ''}" for i, n in enumerate(reduced)), units

@@ -139,6 +139,7 @@ def _peak_here(config: RunConfig, batch: int) -> float:
     from fastcrystal.model.unet import CrystalUNet
     from fastcrystal.ops.philox import Noise
     from fastcrystal.testing import random_batch
+    from fastcrystal.training.ema import EMA
     from fastcrystal.training.objective import Objective, TrainingBatch
     from fastcrystal.utils.device import half_precision
 
@@ -149,19 +150,19 @@ def _peak_here(config: RunConfig, batch: int) -> float:
     config = config.with_data(length, scaling)
     model = CrystalUNet(config.model).to(device)
     model.unet.recompute = config.trainer.recompute
-    average = [p.detach().clone() for p in model.parameters()]
+    ema = EMA(model, 0.99)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, fused=True)
     half = half_precision(config.trainer.precision, torch.device(device))
-    objective = Objective(config)
+    objective = Objective(config, model)
     data = data.to(device)
     example = TrainingBatch(data, scaling.encode(data, length))
     for step in range(2):
         with torch.autocast(device, half, enabled=half is not None):
-            loss: Any = objective(model, example, Noise(0, step))
+            loss: Any = objective(example, Noise(0, step))
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         optimizer.step()
-        torch._foreach_lerp_(average, [p.detach() for p in model.parameters()], 0.01)
+        ema.update(step)
     if device == "cpu":
         import resource
 

@@ -301,3 +301,20 @@ def load_weights(module: torch.nn.Module, tensors: dict[str, Tensor], where: Pat
                 f"expected {tuple(own[name].shape)}"
             )
     module.load_state_dict(tensors)
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The moments of an optimizer, by "parameter.name"."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{name}": torch.as_tensor(v) for i, entry in state.items() for name, v in entry.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """The inverse of `optimizer_tensors`, into an optimizer of the same parameters."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".")
+        own = torch.empty_like(parameters[int(index)])  # fused Adam takes moments in the parameters' strides alone
+        state.setdefault(int(index), {})[name] = own.copy_(value) if value.shape == own.shape else value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,4 +1,4 @@
-"""The training loop (A.3): Adam, warm-up and cosine decay, averaged weights, checkpoints, one JSON line a step."""
+"""Training loop (A.3): Adam, warm-up and cosine decay, averaged weights, checkpoints, one JSON line a step."""
 
 from __future__ import annotations
 
@@ -6,31 +6,24 @@ import json
 import logging
 import math
 import platform
-import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 import fastcrystal
-from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.data.load import in_memory
-from fastcrystal.data.store import Store
-from fastcrystal.features.elements import SYMBOLS
-from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.model.unet import CrystalUNet
 from fastcrystal.ops.philox import Noise, Stream
 from fastcrystal.parallel.distributed import DistributedContext
-from fastcrystal.process.samplers import SamplingConfig
 from fastcrystal.training.checkpoint import (
     latest_checkpoint,
+    load_optimizer,
     load_weights,
+    optimizer_tensors,
     read_config,
     read_settings,
     read_state,
@@ -38,34 +31,24 @@ from fastcrystal.training.checkpoint import (
     save_checkpoint,
     write_config,
 )
-from fastcrystal.training.config import HIDDEN, DataConfig, RunConfig
+from fastcrystal.training.config import RunConfig
+from fastcrystal.training.ema import EMA
 from fastcrystal.training.logger import MetricLogger
-from fastcrystal.training.objective import Averaged, Objective, TrainingBatch
+from fastcrystal.training.objective import Objective, TrainingBatch
+from fastcrystal.training.run import check_resumable, describe_data, energy_moments, fit_scaling
 from fastcrystal.training.signals import Stopped, StopRequest
 from fastcrystal.training.tasks import GenerateTask, ModifyTask, make_splits
 from fastcrystal.utils.device import compile_network, half_precision, pick_device
 from fastcrystal.utils.progress import progress_bar
-from fastcrystal.utils.settings import names
 
 logger = logging.getLogger(__name__)
 
 #: most crystals of a validation loss: one forward pass
 VALIDATION_SIZE = 512
-#: most crystals that the mean and deviation of lattices are measured on
-FIT_ON = 262_144
 #: steps after which losses are fetched from the device, and a GPU is waited for
 FETCH_EVERY = 20
 #: losses that are not finite end a run when more than `max_bad_steps` of so many steps have one
 BAD_WINDOW = 100
-#: settings, by part, that may change when a run is resumed; the data set may move, but must hold the same crystals
-FREE_ON_RESUME: dict[str, frozenset[str]] = {
-    "data": frozenset(("name", "max_test")),
-    "optim": frozenset(("max_bad_steps", "gradient_hook")),
-    "trainer": frozenset(
-        ("max_steps", "device", "precision", "checkpoint_every", "validate_every", "keep", "compile", "recompute")
-    ),
-    "sampling": frozenset(f.name for f in fields(SamplingConfig)),
-}
 
 
 class Trainer:
@@ -85,26 +68,26 @@ class Trainer:
         self.ranks = DistributedContext.current() if ranks is None else ranks
         self.device = pick_device(config.trainer.device)
         self.splits = make_splits(config)
-        self.scaling = self._fit_scaling(config.data)
+        self.scaling = fit_scaling(self.splits, config.data)
         task = GenerateTask if config.task == "generate" else ModifyTask
         self.task = task(self.splits, config, self.scaling, self.device, self.ranks)
         self.val = self.task.validation(VALIDATION_SIZE)
-        self.config = config = config.with_data(self.splits.length, self.scaling, **self._energies(config))
+        moments = energy_moments(self.splits, self.task, config)
+        self.config = config = config.with_data(self.splits.length, self.scaling, **moments)
         with self._own_random_state():
             torch.manual_seed(config.trainer.seed)
             self.model = CrystalUNet(config.model).to(self.device)
         self.model.unet.recompute = config.trainer.recompute
+        self.ema = EMA(self.model, config.optim.ema)
         if config.trainer.compile:
             # the network alone: what it is trained for draws numbers, which a graph cannot
             compile_network(self.model.unet)
-        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=config.optim.lr, betas=(0.9, 0.999), eps=1e-8, fused=True
         )
         self.half = half_precision(config.trainer.precision, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half is torch.float16)
-        self.objective = Objective(config)
-        self._loss = self._for_all_ranks(self.objective.bind(self.model))
+        self._loss = self._for_all_ranks(Objective(config, self.model))
         self.step = 0
         self.bad_steps: list[int] = []
 
@@ -121,22 +104,6 @@ class Trainer:
 
             together.register_comm_hook(None, bf16_compress_hook)
         return together
-
-    def _fit_scaling(self, config: DataConfig) -> LatticeScaling:
-        if config.lattice == "raw":
-            return LatticeScaling()
-        train = self.splits.indices.train
-        some = train[:: -(-len(train) // FIT_ON)]  # of millions, evenly spaced ones tell as much
-        return LatticeScaling.fit(self.splits.load(some).batch(), config.scale, 0.5, config.lattice)
-
-    def _energies(self, config: RunConfig) -> dict[str, float]:
-        """Mean and deviation of the conditions on the energy, as fields of `UNetConfig`."""
-        energy = torch.from_numpy(self.splits.data.energy[self.splits.indices.train])
-        out = dict(zip(("energy_mean", "energy_std"), _moments(energy), strict=True))
-        if isinstance(self.task, ModifyTask):
-            what = "change" if config.model.initial else "energy"
-            out |= dict(zip((f"{what}_mean", f"{what}_std"), _moments(self.task.changes()), strict=True))
-        return out
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then cosine decay to zero at the last step."""
@@ -208,7 +175,7 @@ class Trainer:
             )
 
     def _leave_if_asked(self, request: StopRequest, metric_logger: MetricLogger, saved: bool) -> None:
-        """Save and raise Stopped where this or another process was told to end."""
+        """Save and raise Stopped where this or another process got a signal."""
         if self.step == self.config.trainer.max_steps or not self.ranks.all_reduce_max(request.signal is not None):
             return
         if not saved:
@@ -252,25 +219,16 @@ class Trainer:
             self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        # a young average forgets faster, so that a short run does not carry its initial weights
-        decay = min(self.config.optim.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            own = self.model.state_dict()
-            torch._foreach_lerp_([self.average[k] for k in own], list(own.values()), 1 - decay)
+        self.ema.update(self.step)
         return loss.detach()
 
     @torch.no_grad()
     def validate(self, example: TrainingBatch) -> float:
-        """Loss of the averaged weights, with the same noise every time and no condition left open."""
-        self.model.eval()
-        noise = Noise(self.config.trainer.seed)
-        loss = self.objective(Averaged(self.model, self.average), example, noise, regularize=False)
-        self.model.train()
-        return float(loss)
+        """Loss of the averaged weights, with the same noise every time and all conditions."""
+        return float(Objective(self.config, self.ema.model)(example, Noise(self.config.trainer.seed), regularize=False))
 
     def description(self) -> dict[str, Any]:
-        """What config.json says of the run."""
-        data, split = self.splits.data, self.splits.indices
+        """Contents of config.json: versions, settings, and what was measured on the data."""
         return {
             "fastcrystal": fastcrystal.__version__,
             "torch": torch.__version__,
@@ -280,27 +238,17 @@ class Trainer:
             "config": self.config.to_dict(),
             "scaling": self.scaling.to_dict(),
             "parameters": sum(p.numel() for p in self.model.parameters()),
-            "data": {
-                "name": data.name,
-                "sha256": data.fingerprint(),
-                "n_train": len(split.train),
-                "n_val": len(split.val),
-                "n_test": len(split.test),
-                "left_out": self.splits.left_out,
-                "elements": elements_of(data.select(split.train)),
-                "formula_units": formula_units(data.select(split.train)),
-            },
+            "data": describe_data(self.splits),
         }
 
     def save(self, **measured: float) -> Path | None:
         """Write a checkpoint of the present step; only the leading process does."""
         if not self.ranks.is_main_process:
             return None
-        moments = self.optimizer.state_dict()["state"]
         tensors = {
             "model": self.model.state_dict(),
-            "ema": self.average,
-            "optimizer": {f"{i}.{k}": torch.as_tensor(v) for i, entry in moments.items() for k, v in entry.items()},
+            "ema": self.ema.model.state_dict(),
+            "optimizer": optimizer_tensors(self.optimizer),
         }
         state = {"scaler": self.scaler.state_dict(), "bad_steps": self.bad_steps, **measured}
         return save_checkpoint(self.run, self.step, tensors, state, self.config.trainer.keep)
@@ -314,79 +262,15 @@ class Trainer:
             If there is none, or it belongs to other settings; names the first that differs.
         """
         before, now = read_config(self.run), json.loads(json.dumps(self.description()))
-        _compare(self.run, read_settings(self.run), self.config)
+        check_resumable(self.run, read_settings(self.run), self.config)
         for name in ("scaling", "data"):
             if before[name] != now[name]:
                 raise ValueError(f"{self.run} was trained with another {name}: resume with its config.json's settings")
         folder = latest_checkpoint(self.run)
         state = read_state(folder)
-        load_weights(self.model, read_tensors(folder, "model", self.device), folder)
-        average = read_tensors(folder, "ema", self.device)
-        for k, value in self.average.items():
-            # into memory of our own: sums over a file's, which is aligned otherwise, may round otherwise
-            value.copy_(average[k])
-        moments: dict[int, dict[str, Tensor]] = {}
-        parameters = list(self.model.parameters())
-        for key, value in read_tensors(folder, "optimizer").items():
-            index, name = key.split(".")
-            own = torch.empty_like(parameters[int(index)])  # fused Adam takes moments in the parameters' strides alone
-            moments.setdefault(int(index), {})[name] = own.copy_(value) if value.shape == own.shape else value
-        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        for name, module in (("model", self.model), ("ema", self.ema.model)):
+            load_weights(module, read_tensors(folder, name, self.device), folder)
+        load_optimizer(self.optimizer, read_tensors(folder, "optimizer"))
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])
         self.step, self.bad_steps = state["step"], state["bad_steps"]
-
-
-def _compare(run: Path, before: RunConfig, now: RunConfig) -> None:
-    """ValueError for the first setting that differs and may not when a run is resumed; those of the data set last."""
-    if type(before.process) is not type(now.process):
-        raise ValueError(f"{run} was trained with algo {before.algo}, not {now.algo}: resume with its own settings")
-    was = dict(names(before))
-    for name, value in sorted(names(now), key=lambda item: item[0] in HIDDEN):
-        part, _, field = name.partition(".")
-        if field not in FREE_ON_RESUME.get(part, ()) and was[name] != value:
-            raise ValueError(
-                f"{run} was trained with {name} {was[name]}, not {value}: resume with its own settings and data"
-            )
-
-
-def _moments(values: Tensor) -> tuple[float, float]:
-    """Mean and standard deviation; a constant has the deviation 1e-3, so that it can be divided by."""
-    values = values.double()
-    return float(values.mean()), max(float(values.std(correction=0)), 1e-3)
-
-
-def elements_of(data: CrystalDataset | Store) -> list[str]:
-    """Symbols that occur, by atomic number."""
-    return [SYMBOLS[z] for z in sorted(frozenset().union(*data.formula_elements()))]
-
-
-def formula_units(data: CrystalDataset | Store) -> dict[str, dict[str, int]]:
-    """How many formula units the cells have, by "anonymous formula:space group": {"AB2:191": {"1": 12}}."""
-    out: dict[str, dict[str, int]] = {}
-    # crystals of one formula, size and group count alike: of millions, one of each is read
-    alike = np.stack([data.formulas[1], data.num_sites, data.space_group.astype(np.int64)], axis=1)
-    _, first, count = np.unique(alike, axis=0, return_index=True, return_counts=True)
-    some = in_memory(data.select(first))
-    offsets = some.offsets
-    for i, n in enumerate(count.tolist()):
-        anonymous, units = anonymise(some.species[offsets[i] : offsets[i + 1]].tolist())
-        counts = out.setdefault(f"{anonymous}:{some.space_group[i]}", {})
-        counts[str(units)] = counts.get(str(units), 0) + n
-    return out
-
-
-def anonymise(species: list[int]) -> tuple[str, int]:
-    """Reduced anonymous formula and number of formula units: [5, 5, 5, 5, 73, 73] -> ("AB2", 2)."""
-    amounts = sorted(species.count(z) for z in set(species))
-    units = math.gcd(*amounts)
-    letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    reduced = [a // units for a in amounts]
-    return "".join(f"{letters[i]}{n if n > 1 else ''}" for i, n in enumerate(reduced)), units
-
-
-def new_run_folder(config: RunConfig, root: Path = Path("runs"), began: float | None = None) -> Path:
-    """A folder name that says what the run is and when it began (seconds since 1970; now where not given)."""
-    stamp = time.strftime("%Y%m%d-%H%M%S", time.localtime(began))
-    what = [config.algo, config.noise if config.task == "generate" else config.task, Path(config.data.name).stem]
-    return root / "-".join([*what, config.preset, stamp])

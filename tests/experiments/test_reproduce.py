@@ -166,9 +166,9 @@ def test_what_a_model_cannot_do_is_one_line(made: tuple[Path, dict[str, Any], st
     generating, conditions, _ = sampler_of(tiny_run.parent, tiny_run.name)
     with pytest.raises(ValueError, match="guidance 2 needs a model trained with condition_dropout"):
         generating.sample(conditions, guidance=2.0)
-    with pytest.raises(ValueError, match="space_group is left open for crystal 0"):
+    with pytest.raises(ValueError, match="space_group of crystal 0 is missing"):
         generating.sample(replace(conditions, space_group=0 * conditions.space_group))
-    with pytest.raises(ValueError, match="energy is left open for crystal 0"):
+    with pytest.raises(ValueError, match="energy of crystal 0 is missing"):
         generating.sample(replace(conditions, energy=torch.full_like(conditions.energy, torch.nan)))
     with pytest.raises(ValueError, match="this model generates: it takes no initial structure"):
         generating.sample(conditions, initial=conditions)

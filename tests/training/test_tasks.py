@@ -14,6 +14,7 @@ from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.model.scaling import LatticeScaling
 from fastcrystal.ops.philox import Noise
 from fastcrystal.training.config import RunConfig
+from fastcrystal.training.objective import Objective
 from fastcrystal.training.tasks import GenerateTask, ModifyTask, draw_test_set, make_splits
 from fastcrystal.training.trainer import Trainer
 from fastcrystal.utils.settings import updated
@@ -175,7 +176,7 @@ def test_a_row_without_initial_structure_is_told_the_formation_energy(
         def __call__(self, *args: Any) -> Any:
             return trainer.model(*args)
 
-    trainer.objective(Listener(), example, Noise(0))  # type: ignore[arg-type]
+    Objective(trainer.config, Listener())(example, Noise(0))  # type: ignore[arg-type]
     ((energy, has_initial),) = told
     assert example.initial_energy is not None
     known = energy.isfinite()
@@ -211,6 +212,6 @@ def test_unmasked_padding_is_noised_and_learned(
                 seen.append(x)  # noqa: B023
                 return torch.zeros_like(x)
 
-        trainer.objective(Listener(), example, Noise(0))  # type: ignore[arg-type]
+        Objective(trainer.config, Listener())(example, Noise(0))  # type: ignore[arg-type]
         assert seen[0][:, 2:12].any() != mask  # rows 2 to 11 are padding of crystals of two sites
         assert seen[0][:, :2].all()

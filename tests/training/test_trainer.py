@@ -17,10 +17,12 @@ from fastcrystal.data.load import load_dataset
 from fastcrystal.evaluation.runs import evaluate_run
 from fastcrystal.experiments.run import draw_curves, train_and_evaluate
 from fastcrystal.sampling.generator import CrystalGenerator
+from fastcrystal.structure.formula import anonymous_formula
 from fastcrystal.training.checkpoint import latest_checkpoint, list_checkpoints, read_tensors
 from fastcrystal.training.config import RunConfig
+from fastcrystal.training.run import formula_units, new_run_folder
 from fastcrystal.training.tasks import GenerateTask, make_splits
-from fastcrystal.training.trainer import Trainer, anonymise, formula_units, new_run_folder
+from fastcrystal.training.trainer import Trainer
 from fastcrystal.utils.device import pick_device
 from tests.factories.tiny import tiny_config, tiny_dataset
 
@@ -182,14 +184,16 @@ def test_average_follows_the_weights(tiny_npz: Path, tmp_path: Path) -> None:
     trainer = Trainer(tiny_config(tiny_npz, {"optim.ema": 0.0}), tmp_path)
     for _ in range(3):
         trainer.train_step(1e-2)
-    assert all(torch.allclose(trainer.average[k], v) for k, v in trainer.model.state_dict().items())
+    assert all(torch.allclose(trainer.ema.model.state_dict()[k], v) for k, v in trainer.model.state_dict().items())
     slow = Trainer(tiny_config(tiny_npz, {"optim.ema": 0.999}), tmp_path)
-    before = {k: v.clone() for k, v in slow.average.items()}
+    before = {k: v.clone() for k, v in slow.ema.model.state_dict().items()}
     slow.train_step(1e-2)
     moved = [k for k, v in slow.model.state_dict().items() if not torch.equal(v, before[k])]
     assert moved
     for k in moved:  # decay (1 + 0) / (10 + 0) on the first step
-        assert torch.allclose(slow.average[k], 0.1 * before[k] + 0.9 * slow.model.state_dict()[k], atol=1e-6)
+        assert torch.allclose(
+            slow.ema.model.state_dict()[k], 0.1 * before[k] + 0.9 * slow.model.state_dict()[k], atol=1e-6
+        )
 
 
 def test_run_folder(tiny_run: Path) -> None:
@@ -259,9 +263,9 @@ def test_devices() -> None:
 
 
 def test_anonymous_formulas() -> None:
-    assert anonymise([73, 73, 5, 5, 5, 5]) == ("AB2", 2)
-    assert anonymise([29] * 4) == ("A", 4)
-    assert anonymise([38, 22, 8, 8, 8]) == ("ABC3", 1)
+    assert anonymous_formula([73, 73, 5, 5, 5, 5]) == ("AB2", 2)
+    assert anonymous_formula([29] * 4) == ("A", 4)
+    assert anonymous_formula([38, 22, 8, 8, 8]) == ("ABC3", 1)
     assert formula_units(tiny_dataset().select([0, 1, 2])) == {"AB:225": {"1": 2}, "AB:221": {"1": 1}}
 
 

@@ -46,20 +46,31 @@ _NUMBERS = (
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A discovery run as far as it has come."""
+    """A discovery run as far as it has come.
+
+    Attributes
+    ----------
+    path : Path
+    request : dict or None
+        request.json.
+    conditions : list of Condition or None
+    stages : dict of str to (list of Candidate or None)
+        For each of `STAGES`.
+    hull : dict or None
+        5_hull/hull.json.
+    entries : dict or None
+        0_references/entries.json: what the hull is made of.
+    ranking : list of dict or None
+        Rows of 6_ranking/ranking.csv, best first; numbers as float, None where empty.
+    """
 
     path: Path
     request: dict[str, Any] | None
-    """request.json."""
     conditions: list[Condition] | None
     stages: dict[str, list[Candidate] | None]
-    """For each of `STAGES`."""
     hull: dict[str, Any] | None
-    """5_hull/hull.json."""
     entries: dict[str, Any] | None
-    """0_references/entries.json: what the hull is made of."""
     ranking: list[dict[str, Any]] | None
-    """Rows of 6_ranking/ranking.csv, best first; numbers as float, None where empty."""
 
     @property
     def latest(self) -> list[Candidate]:
@@ -89,13 +100,13 @@ class RunFolder:
         return [row for row, _ in rows(self.placed)] if self.ranking is None else self.ranking
 
     def counts(self) -> list[dict[str, Any]]:
-        """Results of each stage that is there.
+        """What each stage that is there did.
 
         Returns
         -------
         list of dict
-            "stage" (its name in words), "kept", "rejected" (here, not in a stage before), and "reasons", a Counter of
-            the reasons of those, with the numbers in them made equal.
+            "stage" (as people say it), "kept", "rejected" (here, not in a stage before), and "reasons", a Counter of
+            what was said of those, with the numbers in it made equal.
         """
         rows, gone = [], set[str]()
         for folder, shown in STAGES.items():
