@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -22,9 +20,6 @@ TOLERANCE = {torch.float64: 4e-15, torch.float32: 2e-6, torch.bfloat16: 2**-7, t
 
 #: the dtypes that every operator takes
 DTYPES = tuple(TOLERANCE)
-
-#: modules that a light import must not bring in
-HEAVY_MODULES = ("matplotlib", "numba", "pandas", "pymatgen", "scipy", "spglib", "triton")
 
 
 def assert_near_truth(got: Tensor, reference: Tensor, truth: Tensor) -> None:
@@ -114,10 +109,3 @@ def _poisoned(make: Any) -> Any:
         return out.fill_(float("nan")) if out.is_floating_point() else out
 
     return filled
-
-
-def heavy_imports(module: str) -> list[str]:
-    """Which of `HEAVY_MODULES` a fresh interpreter has loaded after `import module`."""
-    code = f"import {module}, sys; print(*[m for m in {HEAVY_MODULES} if m in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    return done.stdout.split()

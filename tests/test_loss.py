@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fastcrystal.loss import L1Loss, crystal_l1_loss, l1_loss
-from fastcrystal.testing import heavy_imports, random_sites
+from fastcrystal.testing import random_sites
 
 
 def by_hand(x: torch.Tensor, y: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
@@ -61,7 +61,3 @@ def test_errors_name_the_values() -> None:
         crystal_l1_loss(x, y, torch.tensor([1, 5]))
     with pytest.raises(ValueError, match=r"share a shape \(B, N, 3\)"):
         l1_loss(torch.zeros(3), torch.zeros(3))
-
-
-def test_import_is_light() -> None:
-    assert heavy_imports("fastcrystal.loss") == []

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastcrystal.ops.masked_l1 import _masked_l1, masked_l1, masked_l1_grad_reference, masked_l1_reference
-from fastcrystal.testing import DTYPES, assert_near_truth, heavy_imports, random_sites
+from fastcrystal.testing import DTYPES, assert_near_truth, random_sites
 
 
 @pytest.mark.usefixtures("poison")
@@ -95,8 +95,3 @@ def test_errors_name_the_values() -> None:
     for bad in (0, 5):
         with pytest.raises(ValueError, match=rf"num_sites must be in 1\.\.4, got {bad} at index 1"):
             masked_l1(x, y, torch.tensor([2, bad]))
-
-
-@pytest.mark.parametrize("module", ["fastcrystal", "fastcrystal.ops.masked_l1", "fastcrystal.kernels"])
-def test_import_is_light(module: str) -> None:
-    assert heavy_imports(module) == []

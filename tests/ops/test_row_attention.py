@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastcrystal.ops import paths
 from fastcrystal.ops import row_attention as module
 from fastcrystal.ops.row_attention import row_attention, row_attention_reference
-from fastcrystal.testing import DTYPES, assert_near_truth, heavy_imports
+from fastcrystal.testing import DTYPES, assert_near_truth
 
 #: B, L, heads, D: whole packs and not, one crystal, one row, rows beyond blocks of four, several widths
 SHAPES = [(1, 1, 1, 8), (8, 16, 4, 8), (9, 7, 2, 16), (3, 5, 3, 24), (17, 4, 4, 16), (2, 33, 1, 8), (16, 6, 2, 8)]
@@ -281,7 +281,3 @@ def test_errors_name_the_values() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             row_attention(qkv, heads)
-
-
-def test_import_is_light() -> None:
-    assert heavy_imports("fastcrystal.ops.row_attention") == []

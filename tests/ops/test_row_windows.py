@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fastcrystal.ops import paths
 from fastcrystal.ops.row_windows import row_windows, row_windows_reference
-from fastcrystal.testing import DTYPES, heavy_imports
+from fastcrystal.testing import DTYPES
 
 #: B, L, C, padding, stride
 SHAPES = [(1, 1, 1, 1, 1), (9, 16, 5, 1, 1), (8, 7, 32, 0, 1), (17, 8, 6, 1, 2), (3, 5, 4, 2, 3), (2, 3, 8, 0, 1)]
@@ -165,10 +165,6 @@ def test_errors_name_the_values() -> None:
     ]:
         with pytest.raises(ValueError, match=message):
             row_windows(shape, padding, stride)
-
-
-def test_import_is_light() -> None:
-    assert heavy_imports("fastcrystal.ops.row_windows") == []
 
 
 FORKED = """

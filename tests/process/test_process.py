@@ -15,7 +15,7 @@ from fastcrystal.process.diffusion import Diffusion
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.process.regression import Regression
 from fastcrystal.process.samplers import SAMPLERS, Problem, SamplingConfig, sample
-from fastcrystal.testing import heavy_imports, random_batch
+from fastcrystal.testing import random_batch
 
 BATCH = random_batch(8, 12, dtype=torch.float64)
 X_1, N = BATCH.matrix(16), BATCH.num_sites
@@ -159,8 +159,3 @@ def test_errors_name_the_values(process: Process) -> None:
         process.start(N, 16, Noise(0), X_0.long())
     with pytest.raises(ValueError, match="initial must be on cpu, got meta"):
         process.start(N, 16, Noise(0), X_0.to("meta"))
-
-
-def test_imports_are_light() -> None:
-    modules = ("flow", "diffusion", "regression", "schedule", "samplers")
-    assert heavy_imports(", ".join(f"fastcrystal.process.{m}" for m in modules)) == []
