@@ -5,6 +5,10 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+# before torch is imported, here and in every process that a test starts: threads that wait must sleep, or on a busy
+# machine they take the cores of those that work; a pool of compilers costs more to start than it saves
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     # several processes with a thread per core each would wait for each other
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -21,6 +25,18 @@ import pytest
 from fastcrystal.testing import poisoned_buffers
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Let xdist keep the order of files: it would begin with those of most tests, not with the longest."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the files that have slow tests, so that no worker is left alone with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(params=DEVICES)

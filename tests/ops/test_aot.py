@@ -10,6 +10,7 @@ from tests.factories.aot import Table, compile_all
 
 MODULES = ["masked_l1", "pbc", "update_step", "noising", "row_norm", "philox"]
 CAPABILITIES = [80, 90]
+pytestmark = pytest.mark.slow
 Tables = dict[int, dict[str, Table]]
 
 
