@@ -16,27 +16,38 @@ ABSENT = [
     *("ase", "hypothesis", "matplotlib", "numba", "pandas", "pymatgen", "pytest"),
     *("safetensors", "scipy", "spglib", "tensorboard", "tqdm"),
 ]
+SCRIPTS = ["check", "pbc", "row_norm", "steps", "train"]
+#: runs scripts one after the other: most of the time of each would be the import of torch
 BARE = """
-import runpy, sys
-for name in {absent}:
+import json, runpy, sys
+absent, scripts, folder = json.loads(sys.argv[1])
+for name in absent:
     sys.modules[name] = None
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
+for name, path in scripts.items():
+    sys.argv = [path, "--device", "cpu", "--tiny", "--out", f"{folder}/{name}/{name}.json"]
+    try:
+        runpy.run_path(path, run_name="__main__")
+    except SystemExit as left:
+        print(name, "left with", left.code)
 """
 
 
-def run_bare(script: str, *args: str) -> subprocess.CompletedProcess[str]:
-    """Run a script as on a machine that has none of `ABSENT`."""
-    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-c", BARE.format(absent=ABSENT), str(ROOT / "benchmarks" / script), *args]
-    return subprocess.run(command, capture_output=True, text=True, env={**env, "PYTHONPATH": str(ROOT)})
-
-
-def test_check(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of what each script wrote, as on a machine that has none of `ABSENT`."""
     pytest.importorskip("triton", reason="no Triton on this platform")
-    done = run_bare("gpu_check.py", "--device", "cpu", "--tiny", "--out", str(tmp_path / "new" / "check.json"))
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    result = json.loads((tmp_path / "new" / "check.json").read_text(encoding="utf-8"))
+    folder = tmp_path_factory.mktemp("scripts")
+    env = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    what = json.dumps([ABSENT, {name: f"{ROOT}/benchmarks/gpu_{name}.py" for name in SCRIPTS}, str(folder)])
+    command = [sys.executable, "-c", BARE, what]
+    done = subprocess.run(command, capture_output=True, text=True, env={**env, "PYTHONPATH": str(ROOT)})
+    left = [line for line in done.stdout.splitlines() if " left with " in line]
+    assert left == [f"{name} left with 0" for name in SCRIPTS], done.stdout[-2000:] + done.stderr[-2000:]
+    return folder
+
+
+def test_check(written: Path) -> None:
+    result = json.loads((written / "check" / "check.json").read_text(encoding="utf-8"))
     assert set(result["checks"].values()) == {"ok"}
     assert len(result["checks"]) == 13  # 4 dtypes x 3 shapes, autograd
     assert [row["dtype"] for row in result["masked_l1"]] == ["float32", "bfloat16"]
@@ -44,22 +55,17 @@ def test_check(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["pbc", "row_norm", "steps"])
-def test_other_kernels(name: str, tmp_path: Path) -> None:
-    pytest.importorskip("triton", reason="no Triton on this platform")
-    done = run_bare(f"gpu_{name}.py", "--device", "cpu", "--tiny", "--out", str(tmp_path / "out.json"))
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    result = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+def test_other_kernels(name: str, written: Path) -> None:
+    result = json.loads((written / name / f"{name}.json").read_text(encoding="utf-8"))
     assert set(result["checks"].values()) == {"ok"}
     assert {row["dtype"] for row in result[name]} == {"float32", "bfloat16"}
 
 
-def test_train(tmp_path: Path) -> None:
-    done = run_bare("gpu_train.py", "--device", "cpu", "--tiny", "--out", str(tmp_path / "train.json"))
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    cases = json.loads((tmp_path / "train.json").read_text(encoding="utf-8"))["cases"]
+def test_train(written: Path) -> None:
+    cases = json.loads((written / "train" / "train.json").read_text(encoding="utf-8"))["cases"]
     assert [case["preset"] for case in cases] == ["slim", "paper"]
     assert all(case["steps_per_second"] > 0 and case["failed"] == [] for case in cases)
-    with (tmp_path / "train.csv").open(encoding="utf-8", newline="") as f:
+    with (written / "train" / "train.csv").open(encoding="utf-8", newline="") as f:
         assert [row["step"] for row in csv.DictReader(f)] == ["1", "2", "3"] * 2
 
 
