@@ -49,7 +49,7 @@ def table(module: str, capability: int, counted: int) -> Table:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    rows = []
+    rows: Table = []
     for fn, signature, constants, *options in importlib.import_module(module).AOT:
         everything = {**signature, **dict.fromkeys(constants, "constexpr")}
         # tensors begin at multiples of 16 bytes: a launch sees that in their addresses, and uses wide loads

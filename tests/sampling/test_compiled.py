@@ -30,8 +30,9 @@ def conditions(tiny_npz: Path) -> CrystalBatch:
 @pytest.fixture(scope="module")
 def one_level(tiny_npz: Path, conditions: CrystalBatch) -> CrystalGenerator:
     """A network of one level with random weights: as many graphs as a deep one has, sooner traced."""
-    network = fill_zero_layers(CrystalUNet(replace(TINY_NETWORK, channel_mult=(1,)))).eval()
-    return CrystalGenerator(network, tiny_config(tiny_npz), LatticeScaling.fit(conditions), length=8)
+    network = CrystalUNet(replace(TINY_NETWORK, channel_mult=(1,)))
+    fill_zero_layers(network.eval())
+    return CrystalGenerator(network, tiny_config(tiny_npz, {"model.length": 8}), LatticeScaling.fit(conditions))
 
 
 @pytest.mark.parametrize("sampler", ["euler", "midpoint", "heun", "rk4"])
