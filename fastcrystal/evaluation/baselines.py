@@ -24,49 +24,35 @@ LEVELS = ("none", "formula type and sites", "formula type, sites and space group
 
 @dataclass(frozen=True)
 class Retrieved:
-    """Crystals made from training templates for B test crystals.
-
-    Attributes
-    ----------
-    crystals : CrystalDataset
-        F crystals in float32 with the species of their test crystals, in the test crystals' order of sites.
-    at : ndarray, shape (F,), int64
-        The test crystal of each.
-    template : ndarray, shape (B,), int64
-        Position in the training set; -1 where there is no template.
-    level : ndarray, shape (B,), int64
-        Position in `LEVELS`.
-    """
+    """Crystals made from training templates for B test crystals."""
 
     crystals: CrystalDataset
+    """F crystals in float32 with the species of their test crystals, in the test crystals' order of sites."""
     at: NDArray[np.int64]
+    """(F,) the test crystal of each."""
     template: NDArray[np.int64]
+    """(B,) position in the training set; -1 where there is no template."""
     level: NDArray[np.int64]
+    """(B,) position in `LEVELS`."""
 
 
 @dataclass(frozen=True)
 class SelfMatch:
-    """Agreement of the labels with themselves.
-
-    Attributes
-    ----------
-    redundancy_fit, redundancy_rms : float
-        Share of the sampled training crystals that match another training crystal of the same formula.
-    n_sampled, n_with_partner : int
-        Training crystals sampled, and those of them whose formula has another crystal at all.
-    round_trip_fit, round_trip_rms : float
-        Share of test crystals that match themselves after packing and unpacking the crystal matrix in float32.
-    n_timeouts : int
-        Pairs, of both kinds, that ran out of time.
-    """
+    """Agreement of the labels with themselves."""
 
     redundancy_fit: float
+    """Share of the sampled training crystals that match another training crystal of the same formula."""
     redundancy_rms: float
+    """The same by the second criterion."""
     n_sampled: int
     n_with_partner: int
+    """Sampled training crystals whose formula has another crystal at all."""
     round_trip_fit: float
+    """Share of test crystals that match themselves after packing and unpacking the crystal matrix in float32."""
     round_trip_rms: float
+    """The same by the second criterion."""
     n_timeouts: int
+    """Pairs, of both kinds, that ran out of time."""
 
 
 def chance(test: CrystalDataset, seed: int = 0, draw: int = 0) -> CrystalDataset:

@@ -47,28 +47,19 @@ _IMPOSSIBLE = {
 
 @dataclass(frozen=True)
 class Given:
-    """N crystals as they were given, and those that could not be read.
-
-    Attributes
-    ----------
-    data : CrystalDataset
-        float64; fractional coordinates as written, not wrapped: what pymatgen would get from a file. Formulas are
-        reduced, elements in alphabetical order.
-    rejects : list of Reject
-        What could not be used, and why.
-    n_total : int
-        Crystals in the source: N, or more where only some formulas were asked for.
-    stored_groups : dict of int to int, optional
-        Space groups of all `n_total`, where the source is a data set; 0: unknown.
-    named : bool
-        Whether the crystals have names; else they go by position.
-    """
+    """N crystals as they were given, and those that could not be read."""
 
     data: CrystalDataset
+    """In float64; fractional coordinates as written, not wrapped: what pymatgen would get from a file. Formulas are
+    reduced, elements in alphabetical order."""
     rejects: list[Reject] = field(default_factory=list)
+    """What could not be used, and why."""
     n_total: int = 0
+    """Crystals in the source: N, or more where only some formulas were asked for."""
     stored_groups: dict[int, int] | None = None
+    """Space groups of all `n_total`, where the source is a data set; 0: unknown."""
     named: bool = True
+    """Whether the crystals have names; else they go by position."""
 
     def __len__(self) -> int:
         return len(self.data)

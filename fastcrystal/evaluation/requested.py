@@ -33,20 +33,13 @@ NUMBERS = ("requested_group", "requested_energy", "energy", "e_above_hull")
 
 @dataclass(frozen=True)
 class Requested:
-    """Rows of the table.
-
-    Attributes
-    ----------
-    path : str
-    values : dict of str to dict
-        For each of `NUMBERS`, numbers by name of the crystal; only what is given.
-    unwritten : list of Reject
-        Rows without a file: crystals that were made, but are none.
-    """
+    """Rows of the table."""
 
     path: str
     values: dict[str, dict[str, float]]
+    """For each of `NUMBERS`, numbers by name of the crystal; only what is given."""
     unwritten: list[Reject] = field(default_factory=list)
+    """Rows without a file: crystals that were made, but are none."""
 
 
 def find_table(source: object) -> Path | None:

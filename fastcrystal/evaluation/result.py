@@ -43,24 +43,17 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class MatchRate:
-    """Reference crystals that are matched; shares and means are NaN where undefined.
-
-    Attributes
-    ----------
-    n : int
-        Reference crystals: R, or more where some were not read because nothing of their formula was generated.
-    matched : ndarray, shape (R,), bool
-        By the paper's criterion, fit (`fastcrystal.structure.match`).
-    displacement : ndarray, shape (R,), float64
-        Least displacement of the matches by most others' criterion, rms, in units of (V / n)^(1/3); NaN: no match.
-    pairs : dict of str to int
-        Number of pairs by how they ended: "ok", "timeout", "error", "crashed", "given up".
-    """
+    """Reference crystals that are matched; shares and means are NaN where undefined."""
 
     n: int
+    """Reference crystals: R, or more where some were not read because nothing of their formula was generated."""
     matched: NDArray[np.bool_] = field(repr=False)
+    """(R,) bool: matched by the paper's criterion, fit (`fastcrystal.structure.match`)."""
     displacement: NDArray[np.float64] = field(repr=False)
+    """(R,) float64: least displacement of the matches by most others' criterion, rms, in units of (V / n)^(1/3); NaN:
+    no match."""
     pairs: dict[str, int]
+    """Number of pairs by how they ended: "ok", "timeout", "error", "crashed", "given up"."""
 
     @property
     def fit(self) -> float:
@@ -106,106 +99,83 @@ class MatchRate:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Result of `fastcrystal.evaluation.evaluate`. What was not asked for is None.
-
-    Attributes
-    ----------
-    n_structures, n_rejected : int
-        Crystals that were read, and those that could not be; both were made.
-    n_formulas : int
-        Reduced formulas among the crystals read.
-    rejected : dict of str to int
-        The rejected by kind.
-    rejected_examples : list of str
-        The first of them, with reasons.
-    validity : dict of str to int
-        Crystals read by what is wrong with them (`fastcrystal.structure.validity.REASONS`); "valid" is one key.
-    n_charge_balanced : int or None
-        Of the crystals read, those whose formula can be neutral.
-    charge_balance_note : str or None
-        Why it is not known of some.
-    n_unique : int or None
-        Groups of equal crystals among those read.
-    n_novel, n_novel_to_training, n_valid_unique_novel : int or None
-        Crystals that match none of the reference crystals, none of the training set; that are valid, one of each group
-        and novel to the reference.
-    requested : dict
-        Obtained against requested space groups and energies (`fastcrystal.evaluation.requested.obtained`).
-    n_without_space_group : int or None
-        Crystals of which spglib gave no answer.
-    space_groups : dict or None
-        Distributions of space groups (`fastcrystal.evaluation.space_groups.distribution`).
-    stability : dict or None
-        Energies above the hull (`fastcrystal.evaluation.stability.Stability.summary`).
-    pairwise : bool
-        Whether the match rate is that of crystals of one name; else it is METRe.
-    n_reference, n_reference_rejected, n_reference_attempted : int or None
-        Reference crystals; those that could not be read; those of whose formula anything was generated.
-    match_rate, metre, chance, retrieval, copy : MatchRate or None
-        Of the crystals evaluated, pair by pair and by METRe; of random sites in the true lattice; of templates with
-        exchanged elements; of the initial structures, unchanged.
-    match_rate_attempted, match_rate_valid : MatchRate or None
-        Over the reference crystals attempted; pairwise, over those whose generated crystal is valid.
-    precision_fit, precision_rms : float or None
-        Share of the crystals made that match any reference crystal.
-    chance_tries : int or None
-        Most tries of chance for each reference crystal.
-    n_train, n_no_template : int or None
-        Training crystals; reference crystals without a template among them.
-    self_match : dict or None
-        Agreement of the labels with themselves, the fields of `baselines.SelfMatch`.
-    by_num_sites : list of dict
-        Pairwise, one row per range of sites: "sites", "n", and the rates and RMSE by name.
-    pairs : dict of str to dict
-        For each purpose, number of pairs by how they ended.
-    tolerances, settings, versions : dict
-        Of the criteria; of the evaluation; of the libraries.
-    crystals : dict of str to list, length N + M
-        Columns of the table of crystals, the M rejected ones last.
-    reference : dict of str to list, length R
-        Columns of the table of reference crystals that were compared; empty without a reference.
-    """
+    """Result of `fastcrystal.evaluation.evaluate`. What was not asked for is None."""
 
     n_structures: int
+    """Crystals that were read."""
     n_rejected: int
+    """Crystals that were made but cannot be read."""
     n_formulas: int
+    """Reduced formulas among the crystals read."""
     rejected: dict[str, int]
+    """The rejected by kind."""
     rejected_examples: list[str]
+    """The first of them, with reasons."""
     validity: dict[str, int]
+    """Crystals read by what is wrong with them (`fastcrystal.structure.validity.REASONS`); "valid" is one key."""
     n_charge_balanced: int | None
+    """Of the crystals read, those whose formula can be neutral."""
     charge_balance_note: str | None
+    """Why charge balance is not known of some."""
     n_unique: int | None
+    """Groups of equal crystals among those read."""
     n_novel: int | None
+    """Crystals that match no reference crystal."""
     n_novel_to_training: int | None
+    """Crystals that match no training crystal."""
     n_valid_unique_novel: int | None
+    """Crystals that are valid, one of each group, and novel to the reference."""
     requested: dict[str, Any]
+    """Obtained against requested space groups and energies (`fastcrystal.evaluation.requested.obtained`)."""
     n_without_space_group: int | None
+    """Crystals of which spglib gave no answer."""
     space_groups: dict[str, Any] | None
+    """Distributions of space groups (`fastcrystal.evaluation.space_groups.distribution`)."""
     stability: dict[str, Any] | None
+    """Energies above the hull (`fastcrystal.evaluation.stability.Stability.summary`)."""
     pairs: dict[str, dict[str, int]]
+    """For each purpose, number of pairs by how they ended."""
     tolerances: dict[str, Any]
     settings: dict[str, Any]
     versions: dict[str, str | None]
+    """Of Python and the libraries."""
     crystals: dict[str, list[Any]] = field(repr=False)
+    """Columns of the table of crystals, the rejected ones last."""
     reference: dict[str, list[Any]] = field(repr=False)
+    """Columns of the table of reference crystals that were compared; empty without a reference."""
     pairwise: bool = False
+    """Whether the match rate is that of crystals of one name; else it is METRe."""
     n_reference: int | None = None
     n_reference_rejected: int | None = None
+    """Reference crystals that could not be read."""
     n_reference_attempted: int | None = None
+    """Reference crystals of whose formula anything was generated."""
     match_rate: MatchRate | None = None
     metre: MatchRate | None = None
     chance: MatchRate | None = None
+    """Of random sites in the true lattice."""
     retrieval: MatchRate | None = None
+    """Of training templates with exchanged elements."""
     copy: MatchRate | None = None
+    """Of the initial structures, unchanged."""
     match_rate_attempted: MatchRate | None = None
+    """Over the reference crystals attempted."""
     match_rate_valid: MatchRate | None = None
+    """Pairwise, over the reference crystals whose generated crystal is valid."""
     precision_fit: float | None = None
+    """Share of the crystals made that match any reference crystal by the paper's criterion."""
     precision_rms: float | None = None
+    """The same by most others' criterion."""
     chance_tries: int | None = None
+    """Most tries of chance for each reference crystal."""
     n_train: int | None = None
+    """Training crystals."""
     n_no_template: int | None = None
+    """Reference crystals without a template among the training crystals."""
     self_match: dict[str, Any] | None = None
+    """Agreement of the labels with themselves, the fields of `fastcrystal.evaluation.baselines.SelfMatch`."""
     by_num_sites: list[dict[str, Any]] = field(default_factory=list)
+    """Pairwise, one row per range of sites: "sites", "n", and the rates and RMSE by name."""
 
     @property
     def n_made(self) -> int:

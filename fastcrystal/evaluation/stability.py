@@ -31,18 +31,11 @@ COLUMNS = {
 
 @dataclass(frozen=True)
 class Stability:
-    """N crystals, relaxed and placed, or with reasons.
-
-    Attributes
-    ----------
-    potential : PotentialSettings
-    scale : str
-        Whose energies they are.
-    placed : list of Candidate, length N
-    """
+    """N crystals, relaxed and placed, or with reasons."""
 
     potential: PotentialSettings
     scale: str
+    """Whose energies they are."""
     placed: list[Candidate]
 
     def measured(self, name: str) -> list[Any]:

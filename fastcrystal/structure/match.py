@@ -54,28 +54,19 @@ class Pairs(NamedTuple):
 
 @dataclass(frozen=True)
 class MatchResult:
-    """Matches of P pairs, in the order given.
-
-    Attributes
-    ----------
-    fit : ndarray, shape (P,), bool
-        The paper's criterion.
-    rms : ndarray, shape (P,), float64
-        Displacement of the other criterion, in units of (V / n)^(1/3); NaN where there is no match.
-    status : list of str, length P
-        "ok"; "timeout"; "error: " and what pymatgen raised; "crashed: " and how the worker died; "given up". All but
-        "ok" count as no match, except that after an error in one criterion the other's result stands.
-    seconds : ndarray, shape (P,), float64
-        Time inside pymatgen; the limit for a timeout, NaN for a crash.
-    num_sites : ndarray, shape (P,), int64
-        Sites of the true crystal.
-    """
+    """Matches of P pairs, in the order given."""
 
     fit: NDArray[np.bool_]
+    """(P,) bool: the paper's criterion."""
     rms: NDArray[np.float64]
+    """(P,) float64: displacement of the other criterion, in units of (V / n)^(1/3); NaN where there is no match."""
     status: list[str]
+    """"ok"; "timeout"; "error: " and what pymatgen raised; "crashed: " and how the worker died; "given up". All but
+    "ok" count as no match, except that after an error in one criterion the other's result stands."""
     seconds: NDArray[np.float64]
+    """(P,) float64: time inside pymatgen; the limit for a timeout, NaN for a crash."""
     num_sites: NDArray[np.int64]
+    """(P,) int64: sites of the true crystal."""
 
     def __len__(self) -> int:
         return len(self.fit)

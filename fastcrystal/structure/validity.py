@@ -1,4 +1,4 @@
-"""Is a generated crystal possible at all? Distances, volume, finite numbers: vectorized, no pymatgen.
+"""Validity of generated crystals: distances, volume, finite numbers; vectorized, without pymatgen.
 
 A valid crystal has finite numbers, a lattice that spans a volume, a volume per atom that solids have, and no two atoms
 (periodic images included) nearer than 0.5 angstrom: the structural validity of CDVAE (Xie et al. 2022, section 5.2) and
@@ -29,21 +29,15 @@ _BLOCK = 1 << 18
 
 @dataclass(frozen=True)
 class Validity:
-    """What is wrong with each of B crystals.
-
-    Attributes
-    ----------
-    reason : ndarray, shape (B,), int64
-        Index into `REASONS`; 0 is valid.
-    min_distance : ndarray, shape (B,), float64
-        Nearest distance of two atoms or periodic images, angstrom; NaN where the lattice is degenerate or not finite.
-    volume_per_atom : ndarray, shape (B,), float64
-        Cubic angstrom; NaN where not finite.
-    """
+    """What is wrong with each of B crystals."""
 
     reason: NDArray[np.int64]
+    """(B,) index into `REASONS`; 0 is valid."""
     min_distance: NDArray[np.float64]
+    """(B,) nearest distance of two atoms or periodic images, angstrom; NaN where the lattice is degenerate or not
+    finite."""
     volume_per_atom: NDArray[np.float64]
+    """(B,) cubic angstrom; NaN where not finite."""
 
     @property
     def valid(self) -> NDArray[np.bool_]:
@@ -55,11 +49,6 @@ class Validity:
         """How many crystals have each of `REASONS`; the sum is B."""
         number = np.bincount(self.reason, minlength=len(REASONS))
         return {name: int(n) for name, n in zip(REASONS, number, strict=True)}
-
-
-def valid(batch: CrystalBatch) -> NDArray[np.bool_]:
-    """Which crystals are valid, shape (B,), bool; `check` says what is wrong with the others."""
-    return check(batch).valid
 
 
 def check(batch: CrystalBatch) -> Validity:

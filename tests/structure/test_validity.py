@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.data.load import load_dataset
-from fastcrystal.structure.validity import check, minimum_distance, minkowski_reduce, valid
+from fastcrystal.structure.validity import check, minimum_distance, minkowski_reduce
 from tests.factories.crystals import KINDS, crystal, random_batch
 from tests.factories.shared_data import dft_file
 
@@ -94,7 +94,7 @@ def test_every_reason() -> None:
     }
     assert state.min_distance[0] == pytest.approx(4.12 * np.sqrt(3) / 2)
     assert state.min_distance[6] == pytest.approx(4.12 * np.hypot(0.001, 0.05), rel=1e-3)
-    assert valid(replace(good, frac=frac, lattice=lattice)).tolist() == [True] + [False] * 6
+    assert check(replace(good, frac=frac, lattice=lattice)).valid.tolist() == [True] + [False] * 6
 
 
 def test_an_atom_too_close_to_its_own_image() -> None:
@@ -109,7 +109,7 @@ def test_padding_is_no_atom() -> None:
     together = check(batch).min_distance
     alone = [check(CrystalBatch.from_structures([s])).min_distance[0] for s in batch.to_structures()]
     np.testing.assert_allclose(together, alone)
-    assert valid(batch).all()
+    assert check(batch).valid.all()
 
 
 def test_agrees_with_pymatgen() -> None:
@@ -121,10 +121,10 @@ def test_agrees_with_pymatgen() -> None:
 
 
 def test_empty_batch() -> None:
-    assert valid(random_batch(1, seed=0)[:0]).shape == (0,)
+    assert check(random_batch(1, seed=0)[:0]).valid.shape == (0,)
 
 
 def test_dft_crystals_are_valid() -> None:
     data = load_dataset(dft_file())
     some = data.select(np.random.default_rng(0).choice(len(data), 2000, replace=False))
-    assert valid(some.batch()).all()
+    assert check(some.batch()).valid.all()
