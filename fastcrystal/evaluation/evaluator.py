@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import asdict, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,14 +16,14 @@ from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.evaluation import baselines, space_groups, stability
 from fastcrystal.evaluation.inputs import Given, Source, kind_of_reject, read_crystals
 from fastcrystal.evaluation.match_rates import compare, partners
-from fastcrystal.evaluation.novelty import equals, novelty
-from fastcrystal.evaluation.pairs import Cross, all_pairs, endless, number_of_pairs
+from fastcrystal.evaluation.novelty import equals
+from fastcrystal.evaluation.pairs import Index, endless, number_of_pairs
 from fastcrystal.evaluation.requested import find_table, obtained, read_requested, request_columns
 from fastcrystal.evaluation.result import Evaluation
 from fastcrystal.evaluation.settings import EvaluationSettings
 from fastcrystal.sampling.output import SYMPRECS
 from fastcrystal.structure import validity
-from fastcrystal.structure.match import TOLERANCES, Pairs, match_many
+from fastcrystal.structure.match import TOLERANCES
 
 #: reasons of rejected crystals that the summary quotes
 _EXAMPLES = 10
@@ -98,85 +97,39 @@ def evaluate(
         raise ValueError(f"one initial structure per reference crystal is needed, got {len(before)} for {len(true)}")
     if asked is not None:  # what a table names without a file was made, too, but has no partner
         made = replace(made, rejects=[*made.rejects, *asked.unwritten])
-    n_made, measures = len(made) + len(made.rejects), settings.measures
-    rejected = [kind_of_reject(r.reason) for r in made.rejects]
     state = check_validity(made.data)
-    groups, no_group = None, None
-    if "space_groups" in measures:
-        groups, no_group = space_groups.find_space_groups(made.data, SYMPRECS, settings)
-    charged, charge_note = _charges(made, settings) if "charge_balance" in measures else (None, None)
-    crossed = [] if true is None or ({"metre", "novelty"}.isdisjoint(measures) and settings.pairwise) else [true]
-    crossed += [known] if known is not None and "novelty" in measures else []
-    others = [given.data.formula for given in crossed]
-    n_pairs = number_of_pairs(made.data.formula, others, itself="uniqueness" in measures)
-    slow = endless(made.data, n_pairs, settings)
-    first, unique, pairs = None, None, {}
-    if "uniqueness" in measures:
+    fields, columns, groups = _alone(made, state, settings)
+    slow = endless(made.data, _number_of_pairs(made, true, known, settings), settings)
+    pairs: dict[str, dict[str, int]] = {}
+    if "uniqueness" in settings.measures:
         first, pairs["uniqueness"] = equals(made.data, slow, settings)
-        unique = [None if s else k == i for i, (k, s) in enumerate(zip(first.tolist(), slow.tolist(), strict=True))]
+        columns["same_as"] = [None if k < 0 else made.ids[k] for k in first.tolist()]
+        columns["unique"] = [None if k < 0 else k == i for i, k in enumerate(first.tolist())]
     placed = stability.place(made, state.valid, settings, work) if settings.potential.name else None
     energies_from = "source" if np.isfinite(values["energy"]).any() else None
     if placed is not None:
+        columns |= placed.columns()
         values["e_above_hull"] = placed.energies("e_above_hull")
         if energies_from is None:  # all or none: energies of two sources are not one column
             values["energy"], energies_from = placed.energies("formation_energy"), placed.scale
-    columns: dict[str, list[Any]] = {
-        "name": made.names,
-        "formula": made.data.formula.tolist(),
-        "num_sites": made.data.num_sites.tolist(),
-        "state": [*(validity.REASONS[r] for r in state.reason), *rejected],
-        "rejected": [*[None] * len(made), *(r.reason for r in made.rejects)],
-        "volume_per_atom": _numbers(state.volume_per_atom),
-        "min_distance": _numbers(state.min_distance),
-        "charge_balanced": charged or [],
-        **{f"group_{p:g}": [] if groups is None else _known(groups[:, k]) for k, p in enumerate(SYMPRECS)},
-        **{k: _numbers(v) for k, v in values.items()},
-        "requested_group": [None if np.isnan(g) else int(g) for g in values["requested_group"].tolist()],
-        "same_as": [] if first is None else [None if k < 0 else made.ids[k] for k in first.tolist()],
-        "unique": unique or [],
-    }
-    compared: dict[str, Any] = {"reference": {}}
-    novel, new_to_training, both = None, None, None
+    columns |= {k: _numbers(v) for k, v in values.items()}
+    columns["requested_group"] = [None if g is None else int(g) for g in columns["requested_group"]]
     if true is not None:
-        cross, fields, of_pairs = compare(made, true, slow, state.valid, partner, known, before, settings)
-        if "novelty" in measures:
-            novel = columns["novel"] = novelty(cross, len(made))
-        compared, columns = fields, columns | of_pairs
-        shown = {"match_rate": "match rate"} if partner is not None else {}
-        shown |= {"metre": "reference"} | {k: k for k in ("chance", "retrieval", "copy")}
-        pairs |= {words: fields[k].pairs for k, words in shown.items() if k in fields}
-    if known is not None:
-        compared["n_train"] = known.n_total
-        if "novelty" in measures:
-            data = known.only(made.data.formula.tolist()).data
-            i, j, skip = all_pairs(made.data, data, slow, settings)
-            cross = Cross(i, j, match_many([Pairs(made.data, data, i, j, skip)], **settings.pool)[0])
-            new_to_training = columns["novel_to_training"] = novelty(cross, len(made))
-            pairs["training set"] = {"given up": 0, **cross.result.counts()}
-        if "labels" in measures and true is not None:
-            compared["self_match"] = asdict(baselines.self_match(known.data, true.data, settings))
-    if novel is not None and unique is not None:
-        both = [bool(v and u and n) for v, u, n in zip(state.valid, unique, novel, strict=True)]
-    if placed is not None:
-        columns |= placed.columns()
+        compared, more = compare(made, true, slow, state.valid, partner, known, before, settings)
+        pairs |= compared.pop("pairs")
+        fields, columns = fields | compared, columns | more
+    if known is not None and true is not None and "labels" in settings.measures:
+        fields["self_match"] = asdict(baselines.self_match(known.data, true.data, settings))
+    both = None
+    if columns.get("novel") and columns["unique"]:
+        both = [bool(v and u and n) for v, u, n in zip(state.valid, columns["unique"], columns["novel"], strict=True)]
+    counted = ("charge_balanced", "unique", "novel", "novel_to_training")
+    fields |= {f"n_{k}": _count(columns.get(k)) for k in counted}
+    n_made, at = len(made.names), SYMPRECS.index(space_groups.SYMPREC)
     return Evaluation(
-        n_structures=len(made),
-        n_rejected=len(made.rejects),
-        n_formulas=len(np.unique(made.data.formula)),
-        rejected=dict(Counter(rejected)),
-        rejected_examples=[f"{r.id}: {r.reason}" for r in made.rejects[:_EXAMPLES]],
-        validity=state.counts(),
-        n_charge_balanced=_count(charged),
-        charge_balance_note=charge_note,
-        n_unique=_count(unique),
-        n_novel=_count(novel),
-        n_novel_to_training=_count(new_to_training),
         n_valid_unique_novel=_count(both),
         requested={**obtained(values, groups, SYMPRECS), "energies_from": energies_from},
-        n_without_space_group=no_group,
-        space_groups=None
-        if groups is None
-        else space_groups.distribution(groups[:, SYMPRECS.index(space_groups.SYMPREC)], true, settings),
+        space_groups=None if groups is None else space_groups.distribution(groups[:, at], true, settings),
         stability=None if placed is None else placed.summary(n_made, both),
         pairs=pairs,
         tolerances={
@@ -191,15 +144,59 @@ def evaluate(
             "reference": _name(reference),
             "train": _name(train),
             "table": None if table is None else str(table),
-            "pairwise": settings.pairwise,
-            "time_limit": settings.time_limit,
-            "seed": settings.seed,
+            **{k: getattr(settings, k) for k in ("pairwise", "time_limit", "seed")},
         },
         versions={"python": platform.python_version(), **{k: _version(k) for k in _VERSIONS}},
         crystals={k: [*v, *[None] * (n_made - len(v))] for k, v in columns.items()},
         pairwise=settings.pairwise,
-        **compared,
+        **fields,
     )
+
+
+def _alone(
+    made: Given, state: validity.Validity, settings: EvaluationSettings
+) -> tuple[dict[str, Any], dict[str, list[Any]], NDArray[np.int64] | None]:
+    """Fields of the result and columns of the table of one crystal at a time, and space groups (N, P)."""
+    groups, no_group, charged, charge_note = None, None, None, None
+    if "space_groups" in settings.measures:
+        groups, no_group = space_groups.find_space_groups(made.data, SYMPRECS, settings)
+    if "charge_balance" in settings.measures:
+        charged, charge_note = _charges(made, settings)
+    rejected = [kind_of_reject(r.reason) for r in made.rejects]
+    fields = {
+        "n_structures": len(made),
+        "n_rejected": len(made.rejects),
+        "n_formulas": len(np.unique(made.data.formula)),
+        "rejected": dict(Counter(rejected)),
+        "rejected_examples": [f"{r.id}: {r.reason}" for r in made.rejects[:_EXAMPLES]],
+        "validity": state.counts(),
+        "charge_balance_note": charge_note,
+        "n_without_space_group": no_group,
+    }
+    columns = {
+        "name": made.names,
+        "formula": made.data.formula.tolist(),
+        "num_sites": made.data.num_sites.tolist(),
+        "state": [*(validity.REASONS[r] for r in state.reason), *rejected],
+        "rejected": [*[None] * len(made), *(r.reason for r in made.rejects)],
+        "volume_per_atom": _numbers(state.volume_per_atom),
+        "min_distance": _numbers(state.min_distance),
+        "charge_balanced": charged or [],
+        **{f"group_{p:g}": [] if groups is None else _known(groups[:, k]) for k, p in enumerate(SYMPRECS)},
+        "same_as": [],
+        "unique": [],
+    }
+    return fields, columns, groups
+
+
+def _number_of_pairs(made: Given, true: Given | None, known: Given | None, settings: EvaluationSettings) -> Index:
+    """Pairs that each generated crystal is in, with any other of its formula, shape (N,)."""
+    measures = settings.measures
+    one_by_one = settings.pairwise and {"metre", "novelty"}.isdisjoint(measures)
+    others = [] if true is None or one_by_one else [true]
+    others += [known] if known is not None and "novelty" in measures else []
+    formulas = [given.data.formula for given in others]
+    return number_of_pairs(made.data.formula, formulas, itself="uniqueness" in measures)
 
 
 def check_validity(crystals: CrystalDataset) -> validity.Validity:
@@ -246,8 +243,8 @@ def _charges(made: Given, settings: EvaluationSettings) -> tuple[list[bool | Non
     return [balanced[f] for f in made.data.formula.tolist()], note
 
 
-def _count(which: Iterable[bool | None] | None) -> int | None:
-    return None if which is None else sum(bool(w) for w in which)
+def _count(which: list[Any] | None) -> int | None:
+    return sum(bool(w) for w in which) if which else None
 
 
 def _known(groups: NDArray[np.int64]) -> list[int | None]:

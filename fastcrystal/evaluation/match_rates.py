@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from fastcrystal.crystal import MAX_SITES
 from fastcrystal.evaluation import baselines
 from fastcrystal.evaluation.inputs import Given
+from fastcrystal.evaluation.novelty import novelty
 from fastcrystal.evaluation.pairs import Cross, Index, all_pairs
 from fastcrystal.evaluation.result import MatchRate
 from fastcrystal.evaluation.settings import EvaluationSettings
@@ -28,19 +29,10 @@ from fastcrystal.structure.match import MatchResult, Pairs, match_many
 
 #: random crystals for a reference crystal at most, where the model had as many tries or more
 MOST_TRIES = 20
+#: rate -> its pairs in `Evaluation.pairs`, where they have another name
+_PURPOSES = {"match_rate": "match rate", "metre": "reference"}
 #: first number of sites of each row in tables by size, and one past the last
 SIZE_EDGES = (1, 5, 9, 13, 21, 41, MAX_SITES + 1)
-
-
-class Comparison(NamedTuple):
-    """Generated and reference crystals, compared."""
-
-    cross: Cross
-    """The pairs that were compared."""
-    fields: dict[str, Any]
-    """Fields of `Evaluation`."""
-    columns: dict[str, list[Any]]
-    """Columns of the table of crystals: the nearest reference crystal by either criterion, and that of its name."""
 
 
 def compare(
@@ -52,8 +44,8 @@ def compare(
     train: Given | None,
     initial: Given | None,
     settings: EvaluationSettings,
-) -> Comparison:
-    """Compare generated with reference crystals, and the baselines.
+) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """Compare generated with reference crystals, and the baselines: fields of `Evaluation`, and columns of its table.
 
     Parameters
     ----------
@@ -66,7 +58,7 @@ def compare(
     partner : ndarray, shape (R,), int64, optional
         The generated crystal of each reference crystal's name; -1: it cannot be read. None: the match rate is METRe.
     train : Given, optional
-        Training set for retrieval.
+        Training set for retrieval and novelty to it.
     initial : Given, optional
         Initial structure of each reference crystal, R of them.
     settings : EvaluationSettings
@@ -88,11 +80,17 @@ def compare(
     if train is not None:
         at = np.flatnonzero(tries > 0)
         found = baselines.retrieve(train.data, true.data.select(at))
-        fields["n_no_template"] = len(at) - len(found.at)
         beside.append(("retrieval", at[found.at], Pairs(found.crystals, true.data, None, at[found.at])))
+        fields |= {"n_train": train.n_total, "n_no_template": len(at) - len(found.at)}
     if initial is not None:
         beside.append(("copy", np.arange(len(true)), Pairs(initial.data, true.data)))
-    result, *others = match_many([Pairs(made.data, true.data, i, j, skip), *(p for _, _, p in beside)], **settings.pool)
+    crossed = [(i, j, Pairs(made.data, true.data, i, j, skip))]
+    if train is not None and "novelty" in settings.measures:
+        known = train.only(made.data.formula.tolist()).data
+        a, b, skip = all_pairs(made.data, known, slow, settings)
+        crossed.append((a, b, Pairs(made.data, known, a, b, skip)))
+    results = match_many([c[2] for c in (*crossed, *beside)], **settings.pool)
+    result, others = results[0], results[len(crossed) :]
     cross = Cross(i, j, result)
     ours = np.ones(len(i), dtype=bool) if partner is None else i == partner[j]
     rates = {"match_rate": _rate(true, [(j[ours], result.select(ours))])}
@@ -100,6 +98,13 @@ def compare(
         rates["metre"] = _rate(true, [(j, result)])
     for name in dict.fromkeys(name for name, _, _ in beside):
         rates[name] = _rate(true, [(b[1], r) for b, r in zip(beside, others, strict=True) if b[0] == name])
+    pairs = {_PURPOSES.get(k, k): rate.pairs for k, rate in rates.items() if k != "match_rate" or partner is not None}
+    columns: dict[str, list[Any]] = {}
+    if "novelty" in settings.measures:
+        columns["novel"] = novelty(cross, len(made))
+        for a, b, _ in crossed[1:]:
+            columns["novel_to_training"] = novelty(Cross(a, b, results[1]), len(made))
+            pairs["training set"] = {"given up": 0, **results[1].counts()}
     attempted = np.isin(true.data.formula, made.data.formula)
     hits = {"fit": result.fit, "rms": result.match_rms}
     fields |= {
@@ -110,15 +115,16 @@ def compare(
         "match_rate_attempted": rates["match_rate"].among(attempted),
         **{f"precision_{k}": len(np.unique(i[hit])) / len(made.names) for k, hit in hits.items()},
         "chance_tries": MOST_TRIES if partner is None else 1,
+        "pairs": pairs,
         "reference": _reference_columns(made, true, cross),
     }
     fit, near, rms = cross.nearest(len(made))
-    columns = {"match_fit": _ids(true, fit), "match_rms": _ids(true, near), "rms": _or_none(rms)}
+    columns |= {"match_fit": _ids(true, fit), "match_rms": _ids(true, near), "rms": _or_none(rms)}
     if partner is not None:
         fields["match_rate_valid"] = rates["match_rate"].among((partner >= 0) & valid[partner])
         fields["by_num_sites"] = _by_num_sites(true.data.num_sites, rates)
         columns |= _pair_columns(made, partner, i[ours], result.select(ours))
-    return Comparison(cross, fields, columns)
+    return fields, columns
 
 
 def partners(made: Given, true: Given) -> Index:

@@ -141,7 +141,7 @@ class Evaluation:
     """Of Python and the libraries."""
     crystals: dict[str, list[Any]] = field(repr=False)
     """Columns of the table of crystals, the rejected ones last."""
-    reference: dict[str, list[Any]] = field(repr=False)
+    reference: dict[str, list[Any]] = field(default_factory=dict, repr=False)
     """Columns of the table of reference crystals that were compared; empty without a reference."""
     pairwise: bool = False
     """Whether the match rate is that of crystals of one name; else it is METRe."""
