@@ -137,7 +137,7 @@ def test_a_run_is_judged_again(
     match_in_process(monkeypatch)
     monkeypatch.chdir(ROOT)  # the data set is recorded by a path from here
     run = Path(shutil.copytree(RELEASED / name, tmp_path / name))
-    command("evaluate", "--checkpoint", run, "--steps", "2", "--device", "cpu", "--jobs", "1", "--json")
+    command("evaluate", "--checkpoint", run, "--set", "sampling.steps=2", "--device", "cpu", "--jobs", "1", "--json")
     again, before = json.loads(capsys.readouterr().out), read_json(RELEASED / name / "result.json")
     assert again.keys() == before.keys()
     same = ("n_test", "n_train", "n_no_template", "tolerances", "self_match", "step", "sampling", "settings")

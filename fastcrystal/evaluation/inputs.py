@@ -184,5 +184,5 @@ def _of_dataset(data: CrystalDataset) -> Given:
     if not len(data):
         raise ValueError("there are no crystals to evaluate, or to compare with: a batch or data set is empty")
     exact = replace(data.astype(np.float64), formula=formula_strings(data.species, data.offsets))
-    groups = dict(Counter(data.space_group.tolist()))
+    groups = dict(Counter(data.space_group.tolist())) if data.space_group.any() else None
     return Given(exact, [], len(data), groups, "id" in data.labels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -101,12 +101,15 @@ def place(made: Given, valid: NDArray[np.bool_], settings: EvaluationSettings, w
     """
     from fastcrystal.relaxation.folder import relax_into
     from fastcrystal.relaxation.potentials import check_potential, scale_of
+    from fastcrystal.stability.entries import read_entries
 
     potential = settings.potential
     how: dict[str, Any] = {"jobs": settings.jobs, "progress": settings.progress}
     check_potential(potential.name)
-    scale = scale_of(potential.name)
-    own = _own_entries(potential)  # before hours of relaxation, for what is wrong with them
+    scale, own = scale_of(potential.name), None
+    if potential.entries is not None:  # before hours of relaxation, for what is wrong with them
+        own = Hull(read_entries(potential.entries, potential.scale))
+        own.check_scale(potential.entries, potential.name)
     candidates = _candidates(made, valid)
     fine = [c for c in candidates if not c.reason]
     with tempfile.TemporaryDirectory() as nowhere:
@@ -128,40 +131,25 @@ def _candidates(made: Given, valid: NDArray[np.bool_]) -> list[Candidate]:
     return out
 
 
-def _own_entries(potential: PotentialSettings) -> Hull | None:
-    if potential.entries is None:
-        return None
-    from fastcrystal.stability.entries import read_entries
-
-    hull = Hull(read_entries(potential.entries, potential.scale))
-    hull.check_scale(potential.entries, potential.name)
-    return hull
-
-
 def _among_references(
     relaxed: list[Candidate], potential: PotentialSettings, how: dict[str, Any]
-) -> Iterable[Candidate]:
-    """Place each on the hull of its chemical system; a system without references costs only its own crystals."""
-    systems = {c.id: frozenset(c.structure().composition.get_el_amt_dict()) for c in relaxed if not c.reason}
-    distinct = sorted(set(systems.values()), key=lambda s: (len(s), sorted(s)))
-    hulls = {system: _hull(system, potential, how) for system in distinct}
+) -> Iterator[Candidate]:
+    """Place each on the hull of its chemical system."""
+    from fastcrystal.stability.references import reference_entries
+
+    how = {"per_formula": potential.per_formula, "cache": potential.cache, **how}
+    hulls: dict[frozenset[str], Hull | str] = {}
+    for system in sorted({frozenset(c.amounts) for c in relaxed if not c.reason}, key=lambda s: (len(s), sorted(s))):
+        try:  # a system without references costs only its own crystals
+            hulls[system] = Hull(reference_entries(system, potential.name, potential.relax, **how))
+        except ValueError as error:  # noqa: PERF203
+            hulls[system] = f"no hull of {'-'.join(sorted(system))}: {error}"
     for c in relaxed:
-        hull = "" if c.reason else hulls[systems[c.id]]
+        hull = "" if c.reason else hulls[frozenset(c.amounts)]
         if isinstance(hull, str):
             yield c.rejected(hull) if hull else c
         else:
             yield from hull.place([c])
-
-
-def _hull(system: frozenset[str], potential: PotentialSettings, how: dict[str, Any]) -> Hull | str:
-    """The hull of a chemical system, or why there is none."""
-    from fastcrystal.stability.references import reference_entries
-
-    how = {"per_formula": potential.per_formula, "cache": potential.cache, **how}
-    try:
-        return Hull(reference_entries(system, potential.name, potential.relax, **how))
-    except ValueError as error:
-        return f"no hull of {'-'.join(sorted(system))}: {error}"
 
 
 def _kind(reason: str) -> str:

@@ -71,7 +71,8 @@ def test_sample(trained: tuple[Path, subprocess.CompletedProcess[str]], tmp_path
 
 
 def test_evaluate_prints_result_json(trained: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
-    arguments = ("--checkpoint", trained[0], "--max-test", "3", "--steps", "1", "--jobs", "1", "--json")
+    settings = ("--set", "data.max_test=3", "--set", "sampling.steps=1")
+    arguments = ("--checkpoint", trained[0], *settings, "--jobs", "1", "--json")
     done = run_command("scripts/evaluate.py", *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)

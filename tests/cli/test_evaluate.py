@@ -87,9 +87,19 @@ def test_one_line_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert "no file or folder at" in refused(capsys, tmp_path / "gone")
     assert "give a folder or file of crystals, or --checkpoint RUN, got neither" in refused(capsys)
     assert "or --checkpoint RUN, not both" in refused(capsys, tmp_path, "--checkpoint", tmp_path)
-    assert "--steps is for --checkpoint RUN" in refused(capsys, tmp_path, "--steps", "3")
-    assert "--time-limit is for a path of crystals" in refused(capsys, "--checkpoint", "x", "--time-limit", "3")
+    assert "--device is for --checkpoint RUN" in refused(capsys, tmp_path, "--device", "cpu")
+    assert "--pairwise is for a path of crystals" in refused(capsys, "--checkpoint", "x", "--pairwise")
+    gone = refused(capsys, tmp_path, "--time-limit", "3")
+    assert "--time-limit is a setting now: --set time_limit=30" in gone
+    assert "has no field time_limits: did you mean time_limit?" in refused(capsys, tmp_path, "--set", "time_limits=3")
     made = write(tmp_path / "made", {"a": salts()["a"]})
-    assert "time_limit must be a positive" in refused(capsys, made, "--time-limit", "0", "--out", tmp_path / "o")
+    assert "time_limit must be a positive" in refused(capsys, made, "--set", "time_limit=0", "--out", tmp_path / "o")
     assert "no file or folder at" in refused(capsys, made, "--reference", tmp_path / "gone")
     assert not (tmp_path / "o").exists()
+
+
+def test_settings_are_listed(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, line in ((["x"], "potential.per_formula=4"), (["--checkpoint", str(tiny_run)], "sampling.steps=2")):
+        with pytest.raises(SystemExit):
+            main(["evaluate", *arguments, "--set", "help"])
+        assert line in capsys.readouterr().out

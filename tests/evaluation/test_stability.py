@@ -128,17 +128,18 @@ def test_what_cannot_be(
 
     monkeypatch.setattr("fastcrystal.relaxation.folder.relax_into", no_work)
     out = ("--out", str(tmp_path / "o"), "--jobs", "1")
+    own = ("--set", f"potential.entries={entries}")
 
     def refused(*arguments: object) -> str:
         assert main(["evaluate", str(alloys), *map(str, arguments), *out]) == 2
         return capsys.readouterr().err.strip().splitlines()[-1]
 
-    assert "no --potential: give one" in refused("--relax-steps", 3)
-    assert "steps must be at least 1, got 0" in refused("--potential", EMT, "--relax-steps", 0)
-    assert "per_formula must be at least 1, got 0" in refused("--potential", EMT, "--per-formula", 0)
+    assert "settings of a potential, but no potential" in refused("--set", "potential.relax.steps=3")
+    assert "steps must be at least 1, got 0" in refused("--potential", EMT, "--set", "potential.relax.steps=0")
+    assert "per_formula must be at least 1, got 0" in refused("--potential", EMT, "--set", "potential.per_formula=0")
     assert "potential must be one of" in refused("--potential", "magic")
-    assert "they cannot be compared" in refused("--potential", EMT, "--entries", entries, "--scale", "PBE")
-    assert "need the name of their scale" in refused("--potential", EMT, "--entries", entries)
+    assert "they cannot be compared" in refused("--potential", EMT, *own, "--set", "potential.scale=PBE")
+    assert "need the name of their scale" in refused("--potential", EMT, *own)
     (alloys / "crystals.csv").write_text("file,e_above_hull\ncu.cif,0.1\n", encoding="utf-8")
     assert "leave out one of the two" in refused("--potential", EMT)
     assert not (tmp_path / "o" / "result.json").exists()
@@ -146,10 +147,9 @@ def test_what_cannot_be(
 
 def test_command(alloys: Path, entries: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "o"
-    energies = ("--potential", EMT, "--entries", str(entries), "--scale", scale_of(EMT), "--relax-steps", "50")
-    assert (
-        main(["evaluate", str(alloys), *energies, "--cell", "fixed", "--jobs", "1", "--out", str(out), "--json"]) == 0
-    )
+    asked = (f"entries={entries}", f"scale={scale_of(EMT)}", "relax.steps=50", "relax.cell=fixed")
+    energies = ("--potential", EMT, *(word for text in asked for word in ("--set", f"potential.{text}")))
+    assert main(["evaluate", str(alloys), *energies, "--jobs", "1", "--out", str(out), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["stability"]["relaxation"]["cell"] == "fixed"
     assert printed["stability"]["relaxation"]["steps"] == 50
