@@ -1,10 +1,10 @@
-"""A small pool of worker processes with a hard wall-clock limit per task.
+"""Worker processes with a hard wall-clock limit per task.
 
 `multiprocessing.Pool` and `ProcessPoolExecutor` can neither kill one task nor survive the death of one worker, and both
 fork or re-import the caller. Here every worker is `python -m ...` with one task at a time; one that exceeds the limit
-is killed and replaced, and only its task is lost. One thread in the caller watches all pipes.
+is killed and replaced, and only its task is lost. Each thread that asks has a worker of its own.
 
-On a cluster (`fastcrystal.parallel.map.backend`) the caller is a task of the cluster, beside a pool of one worker.
+On a cluster (`fastcrystal.parallel.map.backend`) the threads that ask are those of the cluster's workers.
 """
 
 from __future__ import annotations
@@ -15,36 +15,38 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
+import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from multiprocessing import Pipe, connection
-from multiprocessing.connection import Connection
+from concurrent.futures import ThreadPoolExecutor, wait
+from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any
 
+from fastcrystal.parallel.map import ONE_THREAD, is_local, map_parallel, workers
 from fastcrystal.parallel.map import available_cores as available_cores
-from fastcrystal.parallel.map import is_local, map_parallel, workers
 from fastcrystal.utils.progress import progress_bar
 
 #: seconds a worker may take to import its libraries (cold, shared file systems are slow)
 STARTUP_LIMIT = 300.0
-#: one thread per worker: the pool has a worker per core already
-_ONE_THREAD = dict.fromkeys(
-    ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS", "NUMBA_NUM_THREADS"), "1"
-)
 _ROOT = Path(__file__).resolve().parents[2]
-#: most tasks that go to a cluster as one: they share the seconds in which a worker imports its libraries
-_MOST_TOGETHER = 128
+#: tasks that go to a cluster as one
+_TOGETHER = 16
+#: thread -> its worker, and the command of that
+_own: dict[int, tuple[Worker, tuple[str, ...]]] = {}
+
+
+class StartError(RuntimeError):
+    """A worker cannot be started: its last words."""
 
 
 class Worker:
-    """A child process, the task that it has, and the deadline of it."""
+    """A child process that answers requests on a socket."""
 
     def __init__(self, command: Sequence[str]) -> None:
         # the child finds the packages where we found them, whatever put them on sys.path here
         path = [str(_ROOT), *(os.path.abspath(p) for p in sys.path)]
-        env = {**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join(path)}
+        env = {**os.environ, **ONE_THREAD, "PYTHONPATH": os.pathsep.join(path)}
         self.said = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the worker; closed in stop)
         self.connection, theirs = Pipe()
         with theirs:
@@ -58,11 +60,8 @@ class Worker:
                 env=env,
                 start_new_session=True,
             )
-        self.ready = False
-        self.task: int | None = None
-        self.deadline = time.monotonic() + STARTUP_LIMIT
 
-    def receive(self, limit: float | None = None) -> dict[str, Any] | None:
+    def receive(self, limit: float) -> dict[str, Any] | None:
         """The next message; None where none comes within `limit` seconds or the worker is gone."""
         try:
             return self.connection.recv() if self.connection.poll(limit) else None
@@ -86,6 +85,66 @@ class Worker:
         except ValueError:
             how = f"killed by signal {-code}"
         return f"{how}: {lines[-1][:200]}" if lines else how
+
+
+def ask(command: tuple[str, ...], request: dict[str, Any], limit: float) -> dict[str, Any]:
+    """The answer of this thread's worker; one that is lost is replaced by the next call.
+
+    Parameters
+    ----------
+    command : tuple of str
+        Arguments after the Python interpreter that start the worker.
+    request : dict
+    limit : float
+        Seconds from when the worker has the request.
+
+    Returns
+    -------
+    dict
+        The answer, {"status": "timeout"}, or {"status": "crashed: ..."} with the worker's last words.
+
+    Raises
+    ------
+    StartError
+        If the worker cannot be started.
+    """
+    how = ""
+    for _ in range(2):
+        worker = _worker(command)
+        try:
+            worker.connection.send(request)
+        except OSError:  # it went while it had nothing to do
+            how = close()
+            continue
+        answer = worker.receive(limit)
+        if answer is not None:
+            return answer
+        hangs = worker.process.poll() is None and not worker.connection.poll()
+        how = close()
+        return {"status": "timeout" if hangs else f"crashed: {how}"}
+    return {"status": f"crashed: {how}"}
+
+
+def _worker(command: tuple[str, ...]) -> Worker:
+    """This thread's worker, ready for requests; there is one at a time."""
+    worker, its_command = _own.get(threading.get_ident(), (None, None))
+    if worker is None or its_command != command:
+        close()
+        worker = Worker(command)
+        _own[threading.get_ident()] = worker, command
+        if worker.receive(STARTUP_LIMIT) is None:
+            raise StartError(f"no worker could be started with {' '.join(command)}: {close()}")
+    return worker
+
+
+def close() -> str:
+    """End this thread's worker, if it has one; returns how it ended."""
+    worker, _ = _own.pop(threading.get_ident(), (None, None))
+    if worker is None:
+        return ""
+    if worker.process.poll() is None and not worker.connection.poll():
+        worker.process.kill()
+    return worker.stop()
 
 
 def run_tasks(
@@ -134,102 +193,60 @@ def run_tasks(
         raise ValueError(f"jobs must be at least 1, got {jobs}")
     if not 0 < time_limit < float("inf"):
         raise ValueError(f"time_limit must be a positive, finite number of seconds, got {time_limit}")
-    if not is_local():
-        return _on_cluster(task_at, count, command, jobs, time_limit, progress, label)
-    jobs = available_cores() if jobs is None else jobs
-    answers: dict[int, dict[str, Any]] = {}
-    pending, sent_twice = deque(range(count)), set[int]()
-    workers: dict[Connection, Worker] = {}
-
+    command = tuple(command)
     with progress_bar(total=count, unit="task", desc=label, show=progress) as bar:
-
-        def retire(worker: Worker) -> str:
-            del workers[worker.connection]
-            return worker.stop()
-
-        def answer(task: int, reply: dict[str, Any]) -> None:
-            answers[task] = reply
-            bar.update()
-
-        def give(worker: Worker) -> None:
-            """Hand the worker its next task; one found dead before it got the task is replaced, the task kept."""
-            worker.task, worker.deadline = None, float("inf")
-            if not pending:
-                return
-            task = pending.popleft()
-            try:
-                worker.deadline = time.monotonic() + time_limit
-                worker.connection.send(task_at(task))
-                worker.task = task
-            except OSError:
-                why = retire(worker)
-                if task in sent_twice:
-                    answer(task, {"status": f"crashed: {why}"})
-                else:
-                    sent_twice.add(task)
-                    pending.appendleft(task)
-
-        def lose(worker: Worker, status: str) -> None:
-            """A worker died or was too slow: record its task. One that never came up is not tried again."""
-            nonlocal jobs
-            why = retire(worker)
-            if worker.task is not None:
-                answer(worker.task, {"status": status or f"crashed: {why}"})
-            elif not worker.ready:
-                jobs -= 1
-                if not workers:
-                    raise RuntimeError(f"no worker could be started with {' '.join(command)}: {why}")
-
-        try:
-            while len(answers) < count:
-                while len(workers) < min(max(jobs, 1), count - len(answers)) and (pending or not workers):
-                    worker = Worker(command)
-                    workers[worker.connection] = worker
-                left = max(0.0, min(w.deadline for w in workers.values()) - time.monotonic())
-                for ready in connection.wait(list(workers), None if left == float("inf") else left):
-                    worker = workers[ready]  # type: ignore[index]
-                    message = worker.receive()
-                    if message is None:
-                        lose(worker, "")
-                        continue
-                    if worker.task is not None:
-                        answer(worker.task, message)
-                    worker.ready = True
-                    give(worker)
-                for worker in [w for w in workers.values() if w.deadline <= time.monotonic()]:
-                    worker.process.kill()
-                    lose(worker, "timeout")
-        finally:
-            for worker in list(workers.values()):
-                worker.process.kill()
-                retire(worker)
-    return [answers[i] for i in range(count)]
+        if not is_local():
+            work = functools.partial(ask, command, limit=time_limit)
+            tasks, answers = list(map(task_at, range(count))), []
+            # at least two chunks a core, so that a slow one does not leave the others idle for long
+            chunk = min(_TOGETHER, -(-count // (2 * workers(jobs)))) or 1
+            for answer in map_parallel(work, tasks, jobs, chunk=chunk, label="task"):
+                answers.append(answer)
+                bar.update()
+            return answers
+        return _in_threads(task_at, count, command, available_cores() if jobs is None else jobs, time_limit, bar)
 
 
-def _on_cluster(
-    task_at: Callable[[int], dict[str, Any]],
-    count: int,
-    command: Sequence[str],
-    jobs: int | None,
-    time_limit: float,
-    progress: bool,
-    label: str,
+def _in_threads(
+    task_at: Callable[[int], dict[str, Any]], count: int, command: tuple[str, ...], jobs: int, limit: float, bar: Any
 ) -> list[dict[str, Any]]:
-    """`run_tasks` in chunks on a cluster: each of its workers runs a pool of one, and limits kill as they do here."""
-    if not count:
-        return []
-    # about two chunks a core, so that a slow one does not leave the others idle for long
-    size = min(_MOST_TOGETHER, -(-count // (2 * workers(jobs))))
-    chunks = [[task_at(k) for k in range(first, min(first + size, count))] for first in range(0, count, size)]
-    answer = functools.partial(_answer_chunk, tuple(command), time_limit)
-    answers: list[dict[str, Any]] = []
-    with progress_bar(total=count, unit="task", desc=label, show=progress) as bar:
-        for part in map_parallel(answer, chunks, jobs, label="chunk of tasks"):
-            answers += part
-            bar.update(len(part))
-    return answers
+    """`run_tasks` on this machine, by threads that each wait for a worker."""
+    answers: dict[int, dict[str, Any]] = {}
+    pending, threads = deque(range(count)), set[int]()
 
+    def next_task() -> int | None:
+        try:
+            return pending.popleft()
+        except IndexError:
+            return None
 
-def _answer_chunk(command: tuple[str, ...], time_limit: float, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The answers to tasks, by a pool of one worker on the machine that this runs on."""
-    return run_tasks(tasks.__getitem__, len(tasks), command, jobs=1, time_limit=time_limit)
+    def work() -> None:
+        threads.add(threading.get_ident())
+        task = None
+        try:
+            while (task := next_task()) is not None:
+                answers[task] = ask(command, task_at(task), limit)
+        except StartError:
+            pending.extend(k for k in (task,) if k is not None)  # for another thread
+            raise
+        finally:
+            close()
+
+    while pending:
+        with ThreadPoolExecutor(min(jobs, len(pending))) as pool:
+            running = [pool.submit(work) for _ in range(min(jobs, len(pending)))]
+            try:
+                while wait(running, 0.2).not_done:
+                    bar.update(len(answers) - bar.n)
+            except BaseException:  # Ctrl-C: no thread shall wait for its worker
+                pending.clear()
+                for worker, _ in filter(None, map(_own.get, threads)):
+                    worker.process.kill()
+                raise
+        bar.update(len(answers) - bar.n)
+        errors = [error for thread in running if (error := thread.exception()) is not None]
+        for error in errors:
+            if len(errors) == len(running) or not isinstance(error, StartError):
+                raise error
+        jobs = len(running) - len(errors)
+    return [answers[i] for i in range(count)]

@@ -12,9 +12,10 @@ import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
+from fastcrystal.parallel import pool
 from fastcrystal.parallel.map import map_parallel
-from fastcrystal.relaxation import process
 from fastcrystal.relaxation.candidate import Candidate, crystal_of, crystal_values
 from fastcrystal.relaxation.potentials import scale_of
 from fastcrystal.relaxation.settings import RelaxSettings
@@ -82,7 +83,7 @@ def _relaxed(
                 logger.warning(problem)
             yield from done
     finally:
-        process.close()  # of this process; those of workers end with them, or of boredom (`parallel.worker`)
+        pool.close()  # of this process; those of workers end with them, or of boredom (`parallel.worker`)
 
 
 def grouped(candidates: Iterable[Candidate], size: int) -> Iterator[list[Candidate]]:
@@ -114,8 +115,7 @@ def _relax_group(
     limit = 2 * soft + GRACE
     crystals = [crystal_values(c.crystal) for c in waiting]
     message = {**settings.to_dict(), "crystals": crystals, "soft_limit": soft, "time_limit": limit}
-    how = "alone" if settings.batch == 1 else "together"
-    reply = process.ask((WORKER, potential, settings.device, folder, how), message, limit)
+    reply = _ask(potential, settings, folder, message, limit)
     if "reason" in reply and settings.batch > 1:
         alone = replace(settings, batch=1)
         problem = f"a batch of {len(waiting)} crystals is relaxed one by one: {reply['reason']}"
@@ -123,6 +123,19 @@ def _relax_group(
     seconds = round((time.monotonic() - start) / len(waiting), 3)  # its share: sums stay what the machine spent
     answers = iter(reply.get("answers", [reply]))
     return [c if c.reason else _measured(c, next(answers), scale, seconds) for c in candidates], ""
+
+
+def _ask(potential: str, settings: RelaxSettings, folder: str, message: dict[str, Any], limit: float) -> dict[str, Any]:
+    """The answer of this thread's relaxing process, or the "reason" why there is none."""
+    how = "alone" if settings.batch == 1 else "together"
+    try:
+        reply = pool.ask(("-m", WORKER, potential, settings.device, folder, how), message, limit)
+    except pool.StartError as error:
+        raise ValueError(f"potential {potential!r} cannot be loaded: {error}") from None
+    if reply.get("status") == "timeout":
+        return {"reason": f"relaxation did not come back within {limit:g} s and was killed"}
+    lost = reply.get("status", "").removeprefix("crashed: ")
+    return {"reason": f"relaxation died: {lost}"} if lost else reply
 
 
 def _measured(candidate: Candidate, answer: dict[str, object], scale: str, seconds: float) -> Candidate:

@@ -17,8 +17,8 @@ from ase.build import bulk
 from fastcrystal.cli.app import main
 from fastcrystal.discovery.config import DiscoveryConfig
 from fastcrystal.discovery.pipeline import _same_request
+from fastcrystal.parallel import pool
 from fastcrystal.relaxation import candidates as relaxing
-from fastcrystal.relaxation import process
 from fastcrystal.relaxation.candidate import Candidate
 from fastcrystal.relaxation.candidates import relax_candidates
 from fastcrystal.relaxation.potentials import POTENTIALS, NamedPotential, load_batched, load_potential, scale_of
@@ -214,7 +214,7 @@ def test_a_lost_batch_is_relaxed_one_by_one(monkeypatch: pytest.MonkeyPatch) -> 
         return {"answers": [{**c, "energy": float(c["numbers"][0])} for c in crystals]}
 
     lines: list[str] = []
-    monkeypatch.setattr(process, "ask", ask)
+    monkeypatch.setattr(pool, "ask", ask)
     monkeypatch.setattr(relaxing.logger, "warning", lines.append)
     monkeypatch.setattr(RelaxSettings, "check", lambda *_: None)
     done = relaxed(*given, name="ase.calculators.emt:EMT", batch=2, time_limit=20.0)
