@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from fastcrystal.cli.options import add_settings, given_settings
+from fastcrystal.cli.options import add_settings, given_settings, show_settings
 
 
 def add_sample(commands: Any) -> None:
@@ -30,10 +30,14 @@ def add_sample(commands: Any) -> None:
 
 
 def _sample(args: argparse.Namespace) -> None:
+    from fastcrystal.sampling.generator import load_model
     from fastcrystal.sampling.output import generate
     from fastcrystal.sampling.request import Request
+    from fastcrystal.utils.settings import updated
 
     request = Request(args.formula, args.space_group, args.energy, args.count, args.formula_units)
     out = args.out or Path("samples") / f"{args.formula}_{args.space_group or 'any'}"
     sampling = given_settings(args, {"steps": "steps", "guidance": "guidance"})
+    if "help" in args.set:
+        show_settings(args, updated(load_model(args.checkpoint, "cpu").sampling, sampling))
     print(generate(args.checkpoint, request, out, sampling=sampling, seed=args.seed, device=args.device))

@@ -134,6 +134,20 @@ def test_one_line_errors(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert not (tmp_path / "o").exists()
 
 
+def test_settings_of_sampling(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sample = ("sample", "--checkpoint", tiny_run, "--formula", "NaCl", "--out", tmp_path / "o")
+    with pytest.raises(SystemExit) as end:
+        main([str(a) for a in (*sample, "--steps", "3", "--set", "sampler=heun", "--set", "help")])
+    assert end.value.code == 0
+    lines = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert {"steps=3", "sampler=heun", "eta=0.0"} <= set(lines)
+    assert "SamplingConfig has no field smpler: did you mean sampler?" in refused(capsys, *sample, "--set", "smpler=a")
+    assert "got 'hen': did you mean heun?" in refused(capsys, *sample, "--set", "sampler=hen")
+    assert "sampler ddim does not suit FlowMatching" in refused(capsys, *sample, "--set", "sampler=ddim")
+    assert "--method is a setting now: --set sampler=midpoint" in refused(capsys, *sample, "--method", "heun")
+    assert not (tmp_path / "o").exists()
+
+
 def test_a_path_that_cannot_be_written_is_one_line(
     tiny_npz: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
