@@ -7,7 +7,7 @@ zero padding, three rows of the lattice.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 import torch
@@ -112,13 +112,8 @@ def checked_matrix(name: str, x: Tensor, num_sites: Tensor, length: int) -> Tens
     return x.masked_fill(padding_mask(num_sites, length), 0)
 
 
-def check_settings(
-    choices: Mapping[str, tuple[str, tuple[str, ...]]], *, site_scale: float = 1.0, lattice_weight: float = 1.0
-) -> None:
-    """ValueError naming the first setting that is not among its choices, or no usable number."""
-    for name, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+def check_numbers(site_scale: float = 1.0, lattice_weight: float = 1.0) -> None:
+    """ValueError unless the scale is positive and the weight at least 0, both finite."""
     if not 0 < site_scale < math.inf:
         raise ValueError(f"site_scale must be positive and finite, got {site_scale}")
     if not 0 <= lattice_weight < math.inf:

@@ -23,8 +23,9 @@ from fastcrystal.crystal import padding_mask
 from fastcrystal.loss import crystal_l1_loss
 from fastcrystal.ops.noising import diffusion_noising
 from fastcrystal.ops.philox import Noise, Stream
-from fastcrystal.process import Network, check_length, check_settings
-from fastcrystal.process.schedule import SCHEDULES, TRAINING_STEPS, NoiseSchedule, noise_schedule
+from fastcrystal.process import Network, check_length, check_numbers
+from fastcrystal.process.schedule import TRAINING_STEPS, NoiseSchedule, noise_schedule
+from fastcrystal.utils.settings import check_choices
 
 C = TypeVar("C")
 
@@ -44,11 +45,8 @@ class Diffusion:
 
     def __post_init__(self) -> None:
         """Refuse unknown choices and unusable numbers."""
-        choices = {
-            "schedule": (self.schedule, SCHEDULES),
-            "predict": (self.predict, ("noise", "data")),
-        }
-        check_settings(choices, lattice_weight=self.lattice_weight)
+        check_choices(self)
+        check_numbers(lattice_weight=self.lattice_weight)
         noise_schedule(self.schedule, self.training_steps)
 
     @property
@@ -93,7 +91,8 @@ class Diffusion:
 
     def predicted(self, network: Network, x: Tensor, t: int, clip: float = 0.0) -> tuple[Tensor, Tensor]:
         """Data and noise that the network predicts at x_t = x, both (B, L, 3); data clamped to [-clip, clip]."""
-        signal, sigma = (math.sqrt(v) for v in self.noise_schedule.variances(t))
+        alpha_bar = self.noise_schedule.alpha_bar_at(t)
+        signal, sigma = math.sqrt(alpha_bar), math.sqrt(1 - alpha_bar)
         time = torch.full((len(x),), t / self.training_steps, dtype=x.dtype, device=x.device)
         pred = network(x, time).to(x.dtype)
         data = pred if self.predict == "data" else (x - sigma * pred) / signal

@@ -21,7 +21,8 @@ from fastcrystal.crystal import padding_mask
 from fastcrystal.loss import crystal_l1_loss
 from fastcrystal.ops.noising import flow_noising, flow_source
 from fastcrystal.ops.philox import Noise, Stream
-from fastcrystal.process import Network, check_length, check_settings, checked_matrix, data_loss
+from fastcrystal.process import Network, check_length, check_numbers, checked_matrix, data_loss
+from fastcrystal.utils.settings import check_choices
 
 C = TypeVar("C")
 
@@ -48,12 +49,8 @@ class FlowMatching:
 
     def __post_init__(self) -> None:
         """Refuse unknown choices and unusable numbers."""
-        choices = {
-            "noise": (self.noise, ("uniform", "normal")),
-            "lattice_noise": (self.lattice_noise, ("same", "normal")),
-            "predict": (self.predict, ("velocity", "data")),
-        }
-        check_settings(choices, site_scale=self.site_scale, lattice_weight=self.lattice_weight)
+        check_choices(self)
+        check_numbers(self.site_scale, self.lattice_weight)
 
     def corrupt(
         self,

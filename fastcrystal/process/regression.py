@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastcrystal.ops.philox import Noise
-from fastcrystal.process import check_settings, checked_matrix, data_loss
+from fastcrystal.process import check_numbers, checked_matrix, data_loss
 
 C = TypeVar("C")
 
@@ -35,7 +35,7 @@ class Regression:
 
     def __post_init__(self) -> None:
         """Refuse unusable numbers."""
-        check_settings({}, site_scale=self.site_scale, lattice_weight=self.lattice_weight)
+        check_numbers(self.site_scale, self.lattice_weight)
 
     def loss(
         self,

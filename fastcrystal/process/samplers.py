@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import pairwise
-from typing import Any, Generic, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -21,10 +22,11 @@ from fastcrystal.process import Network, Process, checked_matrix
 from fastcrystal.process.diffusion import Diffusion
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.process.regression import Regression
-from fastcrystal.utils.settings import Settings
+from fastcrystal.utils.settings import Settings, check_choices
 
 P_co = TypeVar("P_co", bound=Process, covariant=True)
 SamplerName = Literal["auto", "euler", "midpoint", "heun", "rk4", "ddpm", "ddim", "dpmpp_2m", "direct"]
+Coefficients = tuple[float, float, float]
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 
 
@@ -56,9 +58,7 @@ class SamplingConfig(Settings):
 
     def __post_init__(self) -> None:
         """Refuse unknown choices and unusable numbers."""
-        for name, choices in (("sampler", get_args(SamplerName)), ("precision", get_args(Precision))):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        check_choices(self)
         for name in ("steps", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -240,20 +240,21 @@ def ddpm(problem: Problem[Diffusion], x: Tensor, config: SamplingConfig) -> Tens
 
     Algorithm 10 of the paper; Algorithm 8 where the network is conditioned on an initial structure.
     """
-    schedule = problem.process.noise_schedule
-    for i, (t, t_prev) in enumerate(pairwise((*schedule.timesteps(config.steps), -1))):
-        _, eps = problem.process.predicted(problem.network, x, t, config.clip)
-        a, b, c = schedule.ddpm_coefficients(t, t_prev)
-        x = update_step(x, eps, a, b, problem.num_sites, c=c, noise=problem.noise.at(i))
-    return x
+    return _ancestral(problem, x, config, problem.process.noise_schedule.ddpm_coefficients)
 
 
 def ddim(problem: Problem[Diffusion], x: Tensor, config: SamplingConfig) -> Tensor:
     """x_prev = a x_t + b eps(x_t, t) + c z, deterministic where `eta` is 0. Algorithm 11 of the paper."""
-    schedule = problem.process.noise_schedule
-    for i, (t, t_prev) in enumerate(pairwise((*schedule.timesteps(config.steps), -1))):
+    return _ancestral(problem, x, config, partial(problem.process.noise_schedule.ddim_coefficients, eta=config.eta))
+
+
+def _ancestral(
+    problem: Problem[Diffusion], x: Tensor, config: SamplingConfig, coefficients: Callable[[int, int], Coefficients]
+) -> Tensor:
+    """Steps with the coefficients a, b, c of (t, t_prev)."""
+    for i, (t, t_prev) in enumerate(pairwise((*problem.process.noise_schedule.timesteps(config.steps), -1))):
         _, eps = problem.process.predicted(problem.network, x, t, config.clip)
-        a, b, c = schedule.ddim_coefficients(t, t_prev, config.eta)
+        a, b, c = coefficients(t, t_prev)
         x = update_step(x, eps, a, b, problem.num_sites, c=c, noise=problem.noise.at(i))
     return x
 
@@ -269,7 +270,8 @@ def dpmpp_2m(problem: Problem[Diffusion], x: Tensor, config: SamplingConfig) -> 
     """
     schedule = problem.process.noise_schedule
     times = (*schedule.timesteps(config.steps), -1)
-    alpha, sigma = ([math.sqrt(v) for v in vs] for vs in zip(*(schedule.variances(t) for t in times), strict=True))
+    bars = [schedule.alpha_bar_at(t) for t in times]
+    alpha, sigma = [math.sqrt(v) for v in bars], [math.sqrt(1 - v) for v in bars]
     lam = [math.log(a / s) if s else math.inf for a, s in zip(alpha, sigma, strict=True)]
     last = x
     for i in range(1, len(times)):

@@ -115,11 +115,6 @@ class NoiseSchedule:
             raise ValueError(f"t must be less than {len(self.alpha_bar)}, got {t}")
         return self.alpha_bar[t] if t >= 0 else 1.0
 
-    def variances(self, t: int) -> tuple[float, float]:
-        """alpha_bar_t and 1 - alpha_bar_t, of data and noise in x_t; their ratio is the signal-to-noise ratio."""
-        alpha_bar = self.alpha_bar_at(t)
-        return alpha_bar, 1 - alpha_bar
-
     def alpha_bar_tensor(self, device: torch.device | str | None = None) -> Tensor:
         """alpha_bar, shape (T,), float64: the table that `fastcrystal.ops.noising.diffusion_noising` looks t up in."""
         return torch.tensor(self.alpha_bar, dtype=torch.float64, device=device)

@@ -158,59 +158,56 @@ def _changes(initial: CrystalBatch, target: CrystalBatch) -> CrystalBatch:
     return replace(target, species=initial.species, energy=target.energy - initial.energy)
 
 
-class GenerateTask:
-    """Single crystals, drawn with replacement.
+@dataclass
+class Task:
+    """What the tasks have in common."""
 
-    Parameters
-    ----------
-    splits : DataSplits
-    config : RunConfig
-    scaling : LatticeScaling
-    device : torch.device
-    ranks : DistributedContext, optional
-        Of `batch_size` crystals each process gets its share.
+    splits: DataSplits
+    config: RunConfig
+    scaling: LatticeScaling
+    device: torch.device
+    ranks: DistributedContext | None = None
+    """The processes that train together, those joined where not given; each has its share of `batch_size` examples."""
 
-    Raises
-    ------
-    ValueError
-        If the batch cannot be shared equally.
-    """
+    def __post_init__(self) -> None:
+        """Share the batch; ValueError unless all processes get as many."""
+        ranks = DistributedContext.current() if self.ranks is None else self.ranks
+        self.own = ranks.rows(self.config.trainer.batch_size)
 
-    def __init__(
-        self,
-        splits: DataSplits,
-        config: RunConfig,
-        scaling: LatticeScaling,
-        device: torch.device,
-        ranks: DistributedContext | None = None,
-    ) -> None:
-        ranks = DistributedContext.current() if ranks is None else ranks
-        self.splits, self.config, self.scaling = splits, config, scaling
-        self.share = ranks.share(config.trainer.batch_size)
-        self.first = ranks.rank * self.share
-        self.device = device
-        train = splits.data.select(splits.indices.train)
-        self.streamed = Streamed(train, self._drawn, device) if config.data.stream else None
-        if self.streamed is None:
-            self.train = train.batch().to(device)
-            self.x_1 = scaling.encode(self.train, splits.length)
+    def noise(self, step: int) -> Noise:
+        """The noise of optimizer step `step`, from 1, for this process's share of the batch."""
+        return Noise(self.config.trainer.seed, step, self.own.start)
+
+
+class GenerateTask(Task):
+    """Single crystals, drawn with replacement."""
+
+    def __post_init__(self) -> None:
+        """Bring the training set to the device, or start to read it."""
+        super().__post_init__()
+        train, data = self.splits.data.select(self.splits.indices.train), self.config.data
         self.count = len(train)
-        self.shifts: Shifts | None = allowed_shifts(in_memory(train)).to(device) if config.data.origin_shifts else None
+        self.streamed = (
+            Streamed(train, lambda step: self._drawn(self.noise(step)), self.device) if data.stream else None
+        )
+        if self.streamed is None:
+            self.train = train.batch().to(self.device)
+            self.x_1 = self.scaling.encode(self.train, self.splits.length)
+        self.shifts: Shifts | None = allowed_shifts(in_memory(train)).to(self.device) if data.origin_shifts else None
 
-    def _drawn(self, step: int) -> Tensor:
+    def _drawn(self, noise: Noise) -> Tensor:
         """Positions of a step's crystals in the training set."""
-        noise = Noise(self.config.trainer.seed, step, self.first)
-        return noise.integers(Stream.BATCH, self.count, self.share, self.device)
+        return noise.integers(Stream.BATCH, self.count, self.own.stop - self.own.start, self.device)
 
     def batch(self, noise: Noise) -> TrainingBatch:
         """The training batch of the step of `noise`, drawn with replacement."""
         if self.streamed is None:
-            index = self._drawn(noise.step)
+            index = self._drawn(noise)
             crystals, x_1 = self.train[index], self.x_1[index]
         else:
             crystals, x_1 = self.streamed.batch(noise.step), None
         if self.shifts is not None:
-            shift = self.shifts.draw(self._drawn(noise.step), noise)
+            shift = self.shifts.draw(self._drawn(noise), noise)
             crystals, x_1 = replace(crystals, frac=shift_origin(crystals.frac, shift, crystals.num_sites)), None
         if self.config.data.site_order == "random":
             order = random_order(crystals.species, crystals.num_sites, noise)
@@ -226,44 +223,22 @@ class GenerateTask:
         return TrainingBatch(crystals, self.scaling.encode(crystals, self.splits.length))
 
 
-class ModifyTask:
-    """Pairs of polymorphs, drawn anew in every epoch.
+class ModifyTask(Task):
+    """Pairs of polymorphs, drawn anew in every epoch."""
 
-    Parameters
-    ----------
-    splits : DataSplits
-    config : RunConfig
-    scaling : LatticeScaling
-    device : torch.device
-    ranks : DistributedContext, optional
-        Of `batch_size` pairs each process gets its share.
-
-    Raises
-    ------
-    ValueError
-        If no formula of the training set has two polymorphs of one size, or the batch cannot be shared equally.
-    """
-
-    def __init__(
-        self,
-        splits: DataSplits,
-        config: RunConfig,
-        scaling: LatticeScaling,
-        device: torch.device,
-        ranks: DistributedContext | None = None,
-    ) -> None:
-        ranks = DistributedContext.current() if ranks is None else ranks
-        self.splits, self.config, self.scaling = splits, config, scaling
-        self.own = ranks.rows(config.trainer.batch_size)
-        data, split = in_memory(splits.data), splits.indices
-        self.data = data
-        self.pairs = find_pairs(data, split.train)
-        self.sampler = PairSampler(self.pairs, config.data.pairs_per_group, config.trainer.seed)
-        self.crystals = data.batch().to(device)
-        self.x = scaling.encode(self.crystals, splits.length)
+    def __post_init__(self) -> None:
+        """Find the pairs; ValueError if no formula of the training set has two polymorphs of one size."""
+        super().__post_init__()
+        self.data, data = in_memory(self.splits.data), self.config.data
+        self.pairs = find_pairs(self.data, self.splits.indices.train)
+        self.sampler = PairSampler(self.pairs, data.pairs_per_group, self.config.trainer.seed)
+        self.crystals = self.data.batch().to(self.device)
+        self.x = self.scaling.encode(self.crystals, self.splits.length)
         self._orders: dict[tuple[int, int], NDArray[np.int64]] = {}
-        if config.data.pairing == "listed":
-            _check_listed(data, find_pairs(data).lowest)  # all sides; a group is alike if each is like its lowest
+        if data.pairing == "listed":
+            _check_listed(
+                self.data, find_pairs(self.data).lowest
+            )  # all sides; a group is alike if each is like its lowest
 
     def changes(self) -> Tensor:
         """Energy changes of all training pairs, shape (P,), eV/atom."""

@@ -201,7 +201,7 @@ class Trainer:
         Tensor, shape ()
             The mean loss of this process's share of the batch, on the device: nothing waits for it here.
         """
-        noise = Noise(self.config.trainer.seed, self.step + 1, self.ranks.rows(self.config.trainer.batch_size).start)
+        noise = self.task.noise(self.step + 1)
         torch.manual_seed(noise.integer(Stream.LAYER_DROPOUT))
         example = self.task.batch(noise)
         for group in self.optimizer.param_groups:
