@@ -186,7 +186,7 @@ class PBCLoss(nn.Module):
     Parameters
     ----------
     order, p, images, reduction
-        See `pbc_loss`; what is wrong with them is said here.
+        See `pbc_loss`; checked when the module is made.
     """
 
     def __init__(self, order: float = -12.0, p: int = 2, images: Images = "all", reduction: Reduction = "sum") -> None:
@@ -220,7 +220,7 @@ class PBCLoss(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """What print(model) shows."""
+        """Options, for print(model)."""
         return f"order={self.order}, p={self.p}, images={self.images!r}, reduction={self.reduction!r}"
 
 

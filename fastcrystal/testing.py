@@ -1,4 +1,4 @@
-"""What tests and benchmarks share: one table of tolerances, batch makers, poisoned buffers."""
+"""Tolerances, random batches and poisoned buffers, for tests and benchmarks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each row of the crystal matrix is, and what it was before a modification: channels beside its coordinates."""
+"""Input channels beside the coordinates: species, site position, Fourier features and the initial structure."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ MAX_KINDS = 8
 
 
 class SiteChannels(nn.Module):
-    """Species and the kind of each row as input channels beside the coordinates: (B, N) -> (B, L, `width`).
+    """Species and kind of each sequence position as input channels: (B, N) -> (B, L, `width`).
 
     The first S channels are a learned linear map of the element table (one-hot columns make it an embedding, property
-    columns let elements share it); they are zero on padding and lattice rows. The last four say what a row is: a site,
-    or the lattice vector a, b or c; all zero on padding.
+    columns let elements share it); they are zero on padding and lattice rows. The last four are the kind of a
+    position: a site, or the lattice vector a, b or c; all zero on padding.
 
     Parameters
     ----------
@@ -61,10 +61,10 @@ class SiteChannels(nn.Module):
 
 
 class SitePositionEmbedding(nn.Module):
-    """Where a row stands: learned channels that add up over what its site is to the formula, (B, N) -> (B, L, 16).
+    """Learned embeddings of the position of a site, summed: (B, N) -> (B, L, 16).
 
-    Rank of its species, index among the sites of its species, their number, and the row itself. In a canonical order
-    they say which site of a structure type a row is.
+    Rank of its species, index among the sites of its species, their number, and the sequence position itself. In a
+    canonical order they identify the site of a structure type.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class SitePositionEmbedding(nn.Module):
         self.count, self.row = nn.Embedding(sites + 1, PLACE_CHANNELS), nn.Embedding(length, PLACE_CHANNELS)
 
     def forward(self, species: Tensor, num_sites: Tensor, length: int) -> Tensor:
-        """Channels of a matrix of `length` rows from `species` (B, N) and `num_sites` (B,); padding keeps its row's."""
+        """Embeddings from `species` (B, N) and `num_sites` (B,); padding has that of its sequence position alone."""
         species, real = _fitted(species, num_sites, length)
         rank, index, count = species_places(species)
         place = (self.rank(rank) + self.index(index) + self.count(count)) * real[..., None]
@@ -90,7 +90,7 @@ class SitePositionEmbedding(nn.Module):
 
 
 def species_places(species: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Which kind of atom each site is, and which of its kind.
+    """Rank of the species of each site, and index and number of the sites of that species.
 
     Parameters
     ----------
@@ -135,12 +135,12 @@ def _fitted(species: Tensor, num_sites: Tensor, length: int) -> tuple[Tensor, Te
 
 
 def without_names(element_table: Tensor) -> Tensor:
-    """Element rows (..., 125) without their one-hot part: what is left are the properties."""
+    """Element features (..., 125) with a zero one-hot part: the properties alone."""
     return F.pad(element_table[..., NAMES:], (NAMES, 0))
 
 
 def initial_channels(initial: Tensor, num_sites: Tensor, has_initial: Tensor | None = None) -> Tensor:
-    """Initial crystal matrices beside a flag that says where there is one.
+    """Initial crystal matrices and a flag of their presence.
 
     Parameters
     ----------

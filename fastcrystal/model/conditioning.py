@@ -3,11 +3,11 @@
     elements   (B, N, 125)      1-D CNN along the sites  -> (B, C)
     symmetry   (B, 192, 4, 4)   2-D CNN                  -> (B, C)
     energy     (B,)             MLP                      -> (B, C)
-    initial    (B, L, 3)        1-D CNN along the rows   -> (B, C)   only in networks that take initial structures
+    initial    (B, L, 3)        1-D CNN along positions  -> (B, C)   only in networks that take initial structures
     concatenated, one linear map                         -> (B, E)   `ConditionBlock`
     t          (B,)             sinusoids, MLP           -> (B, E)   `TimeEmbedding`, added to it
 
-Space group, energy and initial structure may be left open: a learned vector then stands for the output of the branch.
+Space group, energy and initial structure may be unconditional: a learned vector then replaces the branch's output.
 Only integers and floats travel: species and space groups are looked up in tables that live beside the weights.
 """
 
@@ -33,7 +33,7 @@ NUM_SPACE_GROUPS = 231
 
 
 def learned(*shape: int) -> nn.Parameter:
-    """Vectors without an input: what stands for an open condition, and tables by number. Small noise at first."""
+    """Learned vectors for unconditional branches, initialized with small noise."""
     return nn.Parameter(0.02 * torch.randn(*shape))
 
 
@@ -67,22 +67,22 @@ class TimeEmbedding(nn.Module):
 
 
 class ElementCNN(nn.Module):
-    """Element rows of the sites to one vector: (B, N, 125) -> (B, C).
+    """Element features of the sites to one vector: (B, N, 125) -> (B, C).
 
     Parameters
     ----------
     channels : sequence of int
         Output channels of the convolutions along the site axis (kernel 3, GELU); the last is C.
     pool : {"mean", "flatten"}
-        "flatten": no padding of the convolutions, then all rows of a table of fixed `length` through one linear map,
-        as in the paper. "mean": the mean over real sites, whatever the number of rows; far fewer weights.
+        "flatten": no padding of the convolutions, then all positions of a fixed `length` through one linear map,
+        as in the paper. "mean": the mean over real sites, whatever the length; far fewer weights.
     length : int
-        Rows of the flattened table (64 in the paper); unused by "mean".
+        Positions that are flattened (64 in the paper); unused by "mean".
 
     Raises
     ------
     ValueError
-        If `length` leaves no row after the unpadded convolutions.
+        If `length` leaves no position after the unpadded convolutions.
     """
 
     def __init__(self, channels: Sequence[int], pool: Literal["mean", "flatten"], length: int) -> None:
@@ -108,7 +108,7 @@ class ElementCNN(nn.Module):
                 h = F.gelu(conv(h))
             h = h.transpose(1, 2).flatten(1)
         else:
-            # a mask after every layer makes the answer independent of the number of padding rows
+            # a mask after every layer makes the answer independent of the amount of padding
             mask = (torch.arange(kind.shape[1], device=kind.device) < num_sites[:, None])[..., None].to(h.dtype)
             h = F.gelu(h) * mask
             for conv in rest:
@@ -136,8 +136,8 @@ class InitialCNN(nn.Module):
     channels : sequence of two int
         Output channels of the convolutions (GELU); the last is C.
     pool : {"mean", "flatten"}
-        "flatten": rows are channels and kernel 2 runs over the three coordinates, then one linear map, as in the paper.
-        "mean": kernel 3 along the rows, then the mean over real sites beside the three lattice rows, whatever L.
+        "flatten": positions are channels and kernel 2 runs over the three coordinates, then one linear map (paper).
+        "mean": kernel 3 along the sequence, then the mean over real sites beside the three lattice rows, whatever L.
     length : int
         L of "flatten" (64 in the paper); unused by "mean".
     """
@@ -198,8 +198,8 @@ class InitialCNN(nn.Module):
         return torch.cat([sites, h[..., -3:]], dim=2).flatten(1)
 
 
-class Identity(nn.Module):
-    """What kind of crystal is asked for, as table entries: number of sites, space group, stoichiometry -> (B, E).
+class CompositionEmbedding(nn.Module):
+    """Embeddings of number of sites and space group, and an MLP of the stoichiometry, summed: -> (B, E).
 
     A structure type is known by these three; CNNs and means have to learn to tell them apart first.
 
@@ -241,7 +241,7 @@ class ConditionBlock(nn.Module):
     energy_mean, energy_std : float
         Formation energies enter as (energy - mean) / std, eV/atom.
     change_mean, change_std : float
-        The same for energy changes: the energies of rows with an initial structure.
+        The same for energy changes: the energies of crystals with an initial structure.
     element_pool : {"mean", "flatten"}
         See `ElementCNN` and `InitialCNN`.
     length : int
@@ -305,7 +305,7 @@ class ConditionBlock(nn.Module):
         self.energy = nn.Sequential(nn.Linear(1 + initial, width), nn.SiLU(), nn.Linear(width, width))
         self.initial = InitialCNN(channels[1:], element_pool, length) if initial else None
         self.no_group, self.no_energy = learned(width), learned(width)
-        self.identity = Identity(embed_dim, width, length) if composition_embedding else None
+        self.identity = CompositionEmbedding(embed_dim, width, length) if composition_embedding else None
         self.out = nn.Linear((3 + initial) * width, embed_dim)
 
     def forward(
@@ -327,10 +327,10 @@ class ConditionBlock(nn.Module):
         space_group : Tensor, shape (B,), int64
             1..230, or 0 where unknown.
         energy : Tensor, shape (B,), floating
-            eV/atom, NaN where unknown: E(target) - E(initial) in rows with an initial structure, else the formation
-            energy.
+            eV/atom, NaN where unknown: the change E(target) - E(initial) for crystals with an initial structure,
+            else the formation energy.
         initial : Tensor, shape (B, L, 4), floating, optional
-            Of `initial_channels`; not given: no row has an initial structure.
+            Of `initial_channels`; not given: no crystal has an initial structure.
         nameless : Tensor, shape (B,), bool, optional
             Crystals whose elements are told by their properties alone.
 

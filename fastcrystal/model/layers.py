@@ -1,4 +1,4 @@
-"""Convolution and norm along the rows of (B, L, C): layouts that need no transposition, with nn's own weights."""
+"""Convolution and norm along the sequence of (B, L, C), without transpositions, with the weights of torch.nn."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastcrystal.ops.row_windows import row_windows
 
 
 class ChannelsLastConv1d(nn.Conv1d):
-    """nn.Conv1d (kernel 1, or 3) along the rows of (B, L, C), as one matrix product; its weights."""
+    """nn.Conv1d (kernel 1 or 3) along the sequence of (B, L, C), as one matrix product."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, padding: int = 0) -> None:
         super().__init__(in_channels, out_channels, kernel, stride=stride, padding=padding)
@@ -46,7 +46,7 @@ class ChannelsLastConv1d(nn.Conv1d):
 
 
 class RowNorm(nn.GroupNorm):
-    """nn.GroupNorm of (B, L, C), over the rows and the channels of a group, fused with what follows it."""
+    """nn.GroupNorm of (B, L, C), over the sequence and the channels of a group, fused with scale, shift and SiLU."""
 
     def forward(self, x: Tensor, scale: Tensor | None = None, shift: Tensor | None = None, silu: bool = True) -> Tensor:
         """SiLU (where asked) of norm(x) * (1 + scale) + shift, with scale and shift (B, C) or neither."""

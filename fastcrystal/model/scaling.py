@@ -1,4 +1,4 @@
-"""How structures enter and leave the network: sites and lattice in numbers of order one, or as they are.
+"""Scaling of sites and lattices on their way into and out of the network.
 
     sites     x = (frac - site_offset) * site_scale
     lattice   x = (numbers - mean) / std, entry by entry

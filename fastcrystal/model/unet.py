@@ -1,4 +1,4 @@
-"""The denoiser, whole: a 1-D UNet along the rows of the crystal matrix, conditioned in every residual block.
+"""The denoiser: a 1-D UNet along the sequence of the crystal matrix, conditioned in every residual block.
 
     x (B, L, 3) and, beside it, site channels and the initial structure
       -> convolution -> down: residual blocks + attention, halving L between levels
@@ -6,7 +6,7 @@
       -> GroupNorm, SiLU, zero-initialized convolution -> (B, L, 3)
 
 The architecture is the UNet of improved diffusion (Nichol and Dhariwal, arXiv:2102.09672) in one dimension, as the
-paper uses it. Inside, activations are (B, L, C): a convolution over a few rows is then one matrix product.
+paper uses it. Inside, activations are (B, L, C): a convolution over neighboring positions is then one matrix product.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ LENGTH_STEP = 8
 
 
 def zero(module: nn.Module) -> nn.Module:
-    """Zero the weights: every residual branch starts as the identity."""
+    """Zero the weights: every residual block starts as the identity."""
     for p in module.parameters():
         nn.init.zeros_(p)
     return module
@@ -73,7 +73,7 @@ class ResBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention between the rows: (B, L, C) -> (B, L, C)."""
+    """Self-attention along the sequence: (B, L, C) -> (B, L, C)."""
 
     def __init__(self, channels: int, config: UNetConfig) -> None:
         super().__init__()
@@ -102,7 +102,7 @@ class Stage(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Repeat every row, then convolve: (B, L, C) -> (B, 2 L, C)."""
+    """Repeat every sequence position, then convolve: (B, L, C) -> (B, 2 L, C)."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -178,7 +178,7 @@ class UNet(nn.Module):
 
 
 class Condition(NamedTuple):
-    """What the network knows of a batch besides x and t; made once by `CrystalUNet.condition`, used at every step."""
+    """Embedded conditions of a batch: made once by `CrystalUNet.condition`, used at every step."""
 
     embedding: Tensor
     """(B, E), floating: the output of the condition block."""
@@ -189,7 +189,7 @@ class Condition(NamedTuple):
     initial: Tensor | None = None
     """(B, L, 4), floating: initial structures and a flag, zeros where there is none; None: none in the whole batch."""
     nameless: Tensor | None = None
-    """(B,), bool: crystals whose elements are told by their properties alone; None: none."""
+    """(B,), bool: crystals whose elements enter by their properties alone; None: none."""
 
 
 class CrystalUNet(nn.Module):
@@ -265,12 +265,12 @@ class CrystalUNet(nn.Module):
         space_group : Tensor, shape (B,), int64
             1..230, or 0 where unknown.
         energy : Tensor, shape (B,), floating
-            eV/atom, NaN where unknown. In rows with an initial structure the change E(target) - E(initial), in all
+            eV/atom, NaN where unknown. For crystals with an initial structure the change E(target) - E(initial), in all
             others the formation energy.
         initial : Tensor, shape (B, L, 3), floating, optional
             Encoded crystal matrices of initial structures (`config.initial`); padding is ignored. Not given: none.
         has_initial : Tensor, shape (B,), bool, optional
-            Rows that have an initial structure; all if not given. `initial` is ignored in the others.
+            Crystals that have an initial structure; all if not given. `initial` is ignored in the others.
         nameless : Tensor, shape (B,), bool, optional
             Crystals whose elements are told by their properties alone, without the one-hot part (regularization: a
             network that has seen few formulas learns them by name).
@@ -289,7 +289,7 @@ class CrystalUNet(nn.Module):
         return Condition(embedding, species, num_sites, channels, nameless)
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        """What the process asks for, of noisy crystal matrices: the data, the velocity (flow) or the noise (diffusion).
+        """Prediction for noisy crystal matrices: data, velocity (flow) or noise (diffusion), as the process has it.
 
         Parameters
         ----------
