@@ -227,7 +227,8 @@ def _in_threads(
             while (task := next_task()) is not None:
                 answers[task] = ask(command, task_at(task), limit)
         except StartError:
-            pending.extend(k for k in (task,) if k is not None)  # for another thread
+            if task is not None:
+                pending.append(task)  # for another thread
             raise
         finally:
             close()
