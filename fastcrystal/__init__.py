@@ -10,7 +10,11 @@ if TYPE_CHECKING:
     from fastcrystal.crystal import CrystalBatch as CrystalBatch
     from fastcrystal.data.dataset import CrystalDataset as CrystalDataset
     from fastcrystal.data.load import load_dataset as load_dataset
+    from fastcrystal.evaluation import evaluate as evaluate
     from fastcrystal.loss import l1_loss as l1_loss
+    from fastcrystal.loss import pbc_loss as pbc_loss
+    from fastcrystal.sampling.generator import CrystalGenerator as CrystalGenerator
+    from fastcrystal.sampling.generator import load_model as load_model
 
 __version__ = "0.1.0"
 
@@ -19,7 +23,11 @@ _HOME = {
     "CrystalBatch": "fastcrystal.crystal",
     "CrystalDataset": "fastcrystal.data.dataset",
     "load_dataset": "fastcrystal.data.load",
+    "evaluate": "fastcrystal.evaluation",
     "l1_loss": "fastcrystal.loss",
+    "pbc_loss": "fastcrystal.loss",
+    "CrystalGenerator": "fastcrystal.sampling.generator",
+    "load_model": "fastcrystal.sampling.generator",
 }
 __all__ = sorted(_HOME)
 

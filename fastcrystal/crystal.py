@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -192,6 +193,24 @@ class CrystalBatch:
             lattice = Lattice(host.lattice[i].double().numpy())
             out.append(Structure(lattice, host.species[i, :n].tolist(), host.frac[i, :n].double().numpy()))
         return out
+
+    def to_cif(self, folder: str | Path) -> list[Path]:
+        """Write each crystal as a CIF (needs pymatgen): 000.cif, 001.cif, ... in a folder, made if absent.
+
+        Raises
+        ------
+        ValueError
+            If a number is not finite; names the crystal.
+        """
+        from pymatgen.io.cif import CifWriter
+
+        structures = self.validate().to_structures()
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        paths = [folder / f"{i:03d}.cif" for i in range(len(structures))]
+        for path, structure in zip(paths, structures, strict=True):
+            CifWriter(structure).write_file(path)
+        return paths
 
 
 def pack_matrix(frac: Tensor, lattice: Tensor, num_sites: Tensor, length: int = PAPER_LENGTH) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import fields, make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,15 @@ from pymatgen.core import Composition, Lattice, Structure
 from fastcrystal import load_dataset
 from fastcrystal.cli.app import main
 from fastcrystal.sampling.generator import CrystalGenerator
+from fastcrystal.training import config as run_config
+from fastcrystal.training.checkpoint import CONFIG_FORMAT, read_settings
+from fastcrystal.training.config import RunConfig
+from fastcrystal.training.trainer import Trainer
+from fastcrystal.utils.files import write_json
 from fastcrystal.utils.settings import names
 from tests.factories.pins import FIXTURES
 from tests.factories.text import unpadded
-from tests.factories.tiny import ROOT, match_in_process
+from tests.factories.tiny import ROOT, match_in_process, tiny_config
 
 RELEASED = FIXTURES / "released" / "0.1"
 DATA = ("tiny.npz", "tiny.store")
@@ -228,3 +234,54 @@ def test_a_relaxed_candidate_without_a_request_is_read(tmp_path: Path) -> None:
     assert math.isclose(placed["e_above_hull"], before["measured"]["energy"])
     assert placed.items() >= before.pop("measured").items()
     assert after == before
+
+
+@pytest.mark.parametrize("part", ["DataConfig", "UNetConfig", "OptimConfig", "TrainerConfig", "SamplingConfig"])
+@pytest.mark.parametrize("name", ["pretrained", "pretrained-modify"])
+def test_a_model_opens_when_a_setting_is_added(name: str, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A setting that the model's config.json does not name has its default."""
+    former = getattr(run_config, part)
+    later = make_dataclass(part, [("added", int, 7), ("other", str, "as before")], bases=(former,), frozen=True)
+    monkeypatch.setattr(run_config, part, later)
+    model = CrystalGenerator.from_run(name, "cpu")
+    (changed,) = (getattr(model.config, f.name) for f in fields(RunConfig) if _is(model.config, f.name, later))
+    assert (changed.added, changed.other) == (7, "as before")
+    again = RunConfig.from_dict(json.loads(json.dumps(model.config.to_dict())))
+    assert again == model.config
+
+
+def _is(config: RunConfig, name: str, kind: type) -> bool:
+    return isinstance(getattr(config, name), kind)
+
+
+@pytest.mark.parametrize(("name", "process"), [("pretrained", "FlowMatching"), ("pretrained-modify", "Diffusion")])
+def test_a_model_opens_when_its_process_has_a_new_setting(
+    name: str, process: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    later = make_dataclass(process, [("added", float, 0.5)], bases=(getattr(run_config, process),), frozen=True)
+    monkeypatch.setattr(run_config, process, later)
+    model = CrystalGenerator.from_run(name, "cpu")
+    assert isinstance(model.process, later)
+    assert model.process.added == 0.5  # type: ignore[union-attr]
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_a_run_of_format_3_goes_on(tiny_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    match_in_process(monkeypatch)
+    run = tmp_path / "run"
+    Trainer(tiny_config(tiny_npz, {"trainer.max_steps": 4}), run).fit()
+    now = read_json(run / "config.json")
+    values, before = dict(names(read_settings(run))), {name: name for name in ("task", "preset")}
+    flat = {name: values[path] for name, path in (SETTINGS | before).items() if path in values}
+    flat |= {"algo": "cfm", "noise": "uniform", "predict": "data", "schedule": "squaredcos_cap_v2"}
+    flat |= {"diffusion_steps": 1000, "length": 0}
+    former = {new: old for old, new in RENAMED.items()}
+    network = {former.get(name, name): value for name, value in now["config"]["model"].items()}
+    rest = {name: value for name, value in now.items() if name not in ("format", "config")}
+    write_json(run / "config.json", {"format": 3, **rest, "train": flat, "model": network, "length": 8})
+    assert dict(names(read_settings(run))) == values
+    command("train", "--resume", "--out", run, "--max-steps", "6", "--jobs", "1")
+    assert read_json(run / "config.json")["format"] == CONFIG_FORMAT
+    assert read_json(run / "result.json")["step"] == 6
+    with pytest.raises(AssertionError):  # refused in one line
+        command("train", "--resume", "--out", run, "--set", "optim.lr=1")

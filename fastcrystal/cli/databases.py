@@ -38,7 +38,7 @@ def _aflow(args: argparse.Namespace) -> None:
     from fastcrystal.data.databases.download import RetryPolicy
 
     @dataclass(frozen=True)
-    class AflowSettings(RetryPolicy, AfluxQuery):
+    class AflowSettings(AfluxQuery, RetryPolicy):
         """Settings of `fastcrystal data aflow`."""
 
         max_entries: int | None = None
@@ -47,10 +47,8 @@ def _aflow(args: argparse.Namespace) -> None:
         """Address of AFLUX."""
 
     s = with_settings(args, AflowSettings(elements=tuple(args.elements)))
-    query = part_of(AfluxQuery, s)
-    done = download(
-        query, args.out, base_url=s.base_url, retry_policy=part_of(RetryPolicy, s), max_entries=s.max_entries
-    )
+    query, polite = part_of(AfluxQuery, s), part_of(RetryPolicy, s)
+    done = download(query, args.out, base_url=s.base_url, retry_policy=polite, max_entries=s.max_entries)
     _report(done, "energies: enthalpy_formation_atom, eV/atom, as AFLOW gives them")
 
 
@@ -59,7 +57,7 @@ def _optimade(args: argparse.Namespace) -> None:
     from fastcrystal.data.databases.optimade import OptimadeQuery, download, find_provider, make_filter
 
     @dataclass(frozen=True)
-    class OptimadeSettings(RetryPolicy, OptimadeQuery):
+    class OptimadeSettings(OptimadeQuery, RetryPolicy):
         """Settings of `fastcrystal data optimade`."""
 
         elements: tuple[str, ...] = ()
@@ -75,10 +73,8 @@ def _optimade(args: argparse.Namespace) -> None:
     provider = find_provider(args.provider)
     wanted = make_filter(s.elements, s.nelements, s.nsites, s.filter)
     energy, group = s.energy_field or provider.energy_field, s.group_field or provider.group_field
-    query = OptimadeQuery(wanted, energy, group, s.page_size)
-    done = download(
-        query, args.out, base_url=provider.base_url, retry_policy=part_of(RetryPolicy, s), max_entries=s.max_entries
-    )
+    query, polite = OptimadeQuery(wanted, energy, group, s.page_size), part_of(RetryPolicy, s)
+    done = download(query, args.out, base_url=provider.base_url, retry_policy=polite, max_entries=s.max_entries)
     if energy:
         _report(done, f"energies: {energy}, eV/atom, as the provider gives them")
     else:

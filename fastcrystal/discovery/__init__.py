@@ -1,1 +1,1 @@
-"""From conditions to ranked candidates: generation, relaxation, energies above the hull, DFT inputs, a report."""
+"""Discovery of crystals: conditions, generation, relaxation, energies above the hull, DFT inputs, a report."""

@@ -22,7 +22,7 @@ from fastcrystal.utils.files import write_lines
 
 
 class Rungs(NamedTuple):
-    """Where a ladder begins below the hull, and its step, eV/atom."""
+    """Start of a ladder below the hull, and its step, eV/atom."""
 
     below: float
     step: float
@@ -36,26 +36,17 @@ RUNGS = 20
 
 @dataclass(frozen=True)
 class Condition:
-    """One crystal that is asked for.
-
-    Attributes
-    ----------
-    id : str
-        Unique in a run.
-    formula : str
-    space_group : int
-        1..230.
-    energy : float
-        Formation energy, eV/atom.
-    ladder : str
-        Whose rung the energy is.
-    """
+    """One crystal that is asked for."""
 
     id: str
+    """Unique in a run."""
     formula: str
     space_group: int
+    """1..230."""
     energy: float
+    """Formation energy, eV/atom."""
     ladder: str
+    """Whose rung the energy is."""
 
 
 def ladder(hull_energy: float, name: str, count: int = RUNGS) -> list[float]:

@@ -104,7 +104,7 @@ def deduplicate(candidates: Sequence[Candidate], *, jobs: int | None = None, pro
 def drop_relaxed_copies(
     candidates: Sequence[Candidate], *, jobs: int | None = None, progress: bool = True
 ) -> list[Candidate]:
-    """Of candidates that relaxed to one crystal the lowest stays; the others get a reason.
+    """Keep the lowest of candidates that relaxed to one crystal; the others get a reason.
 
     One crystal: StructureMatcher calls two the same, and their energies ("energy", eV/atom) differ by less than
     `SAME_ENERGY`: its tolerances alone would also take a distorted crystal for its symmetric, higher parent.

@@ -44,7 +44,7 @@ def usable(formulas: Sequence[str], model: CrystalGenerator) -> tuple[list[str],
 
 
 def accuracy(checkpoint: str | Path) -> dict[str, Any] | None:
-    """What evaluation measured of a model, from RUN/result.json: rates beside baselines; None where it has not been."""
+    """Match rates of a model beside their baselines, from RUN/result.json; None where there is none."""
     path = resolve(checkpoint) / "result.json"
     if not path.is_file():
         return None
@@ -62,7 +62,7 @@ def _why_not(formula: str, model: CrystalGenerator) -> str:
 
 
 def batch_of(conditions: Sequence[Condition], model: CrystalGenerator) -> CrystalBatch:
-    """Conditions as the model's input; the cell's size as most often among training crystals of that type and group."""
+    """Conditions as the model's input; the number of sites is the commonest among training crystals of that kind."""
     kinds: dict[tuple[str, int], Crystal] = {}
     for c in conditions:
         if (c.formula, c.space_group) not in kinds:

@@ -12,7 +12,7 @@ from fastcrystal.relaxation.candidate import Candidate, read_candidates
 from fastcrystal.relaxation.folder import RELAXED
 from fastcrystal.structure.crystal import Crystal
 
-#: what `fastcrystal hull` and `vasp-results` leave
+#: file of `fastcrystal hull` and `vasp-results`
 PLACED = "placed.jsonl"
 
 

@@ -42,7 +42,7 @@ from fastcrystal.utils.files import alone_in, write_json
 
 logger = logging.getLogger(__name__)
 
-#: what a run has when it has begun to work
+#: first files of a run that has begun to work
 ENTRIES, CONDITIONS = "0_references/entries.json", "1_conditions/conditions.jsonl"
 HULL = "5_hull/hull.json"
 

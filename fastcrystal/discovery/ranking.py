@@ -71,7 +71,7 @@ def write(folder: Path, candidates: Iterable[Candidate], best: int) -> None:
         out = csv.DictWriter(file, fieldnames=COLUMNS)
         out.writeheader()
         out.writerows(row for row, _ in order)
-    # what is there may hold results by now: it is never written again
+    # a folder that is there may hold results by now: it is never written again
     if best and order and not (folder / "vasp").exists():
         partial = folder / "vasp.partial"
         shutil.rmtree(partial, ignore_errors=True)

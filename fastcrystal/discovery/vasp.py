@@ -1,4 +1,4 @@
-"""VASP: inputs for the best candidates, and what came of them, back on a hull.
+"""VASP: inputs for the best candidates, and their results on a hull.
 
     write_inputs(best(candidates, 10), "vasp")            # a folder each, and vasp/manifest.json
     results = read_results("vasp")                        # after vasprun.xml has come into each folder
@@ -10,6 +10,7 @@ they are placed on must be so too.
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -44,35 +45,26 @@ INCAR = {
 KPOINT_DENSITY = 100
 #: release of the pseudopotentials
 FUNCTIONAL = "PBE_54"
-#: what energies of these settings are called, where the user does not say otherwise
+#: default name of the energy scale of these settings
 SCALE = "PBE"
-#: what pymatgen calls plain PBE: where INCAR leaves GGA to the pseudopotentials, and where it says PE
+#: pymatgen's run types of plain PBE: INCAR leaves GGA to the pseudopotentials, or says PE
 PLAIN = ("GGA", "PBE")
 MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
 class VaspInputs:
-    """What `write_inputs` wrote.
-
-    Attributes
-    ----------
-    folder : Path
-    count : int
-        Calculations.
-    symbols : dict of str to str
-        Element -> pseudopotential.
-    without_potcar : int
-        Folders that have POTCAR.spec (the symbols, one a line) in place of POTCAR.
-    refused : dict of str to str
-        Candidates for which there are no inputs, and why.
-    """
+    """Summary of `write_inputs`."""
 
     folder: Path
     count: int
+    """Calculations."""
     symbols: dict[str, str]
+    """Element -> pseudopotential."""
     without_potcar: int
+    """Folders that have POTCAR.spec (the symbols, one a line) in place of POTCAR."""
     refused: dict[str, str]
+    """Id of a candidate for which there are no inputs -> reason."""
 
     def __str__(self) -> str:
         names = ", ".join(f"{k}: {v}" for k, v in sorted(self.symbols.items()))
@@ -88,13 +80,10 @@ class VaspInputs:
 
 @dataclass(frozen=True)
 class VaspResults:
-    """What `read_results` found.
+    """Results of VASP.
 
-    Attributes
-    ----------
-    candidates, references : list of Candidate
-        With VASP's structure, "energy" (eV/atom), "scale", "converged" and "vasp" (run type, ionic steps), and what was
-        measured before under "potential"; or with the reason why there is none.
+    Each candidate has VASP's structure, "energy" (eV/atom), "scale", "converged" and "vasp" (run type, ionic steps),
+    and its earlier measured values under "potential"; or the reason why there is no result.
     """
 
     candidates: list[Candidate]
@@ -139,7 +128,7 @@ def write_inputs(
     references: Sequence[Candidate] = (),
     scale: str = SCALE,
 ) -> VaspInputs:
-    """INCAR, KPOINTS, POSCAR and POTCAR (or POTCAR.spec) in a folder for each, and manifest.json.
+    """Write INCAR, KPOINTS, POSCAR and POTCAR (or POTCAR.spec) in a folder for each, and manifest.json.
 
     Parameters
     ----------
@@ -151,7 +140,7 @@ def write_inputs(
         To be computed too, so that there is a hull on the same scale: the elements and their known compounds
         (`fastcrystal.stability.references.relaxed_references`).
     scale : str
-        What energies of these settings are called.
+        Name of the energy scale of these settings.
 
     Raises
     ------
@@ -175,7 +164,7 @@ def write_inputs(
             made = input_set(candidate)
             own = dict(zip(made.poscar.site_symbols, made.potcar_symbols, strict=True))
             has_potcar = _write(made, out / name)
-        except Exception as error:  # whatever pymatgen raises: one crystal never costs the others
+        except Exception as error:  # pymatgen raises anything: one crystal never costs the others
             refused[candidate.id] = " ".join(f"{type(error).__name__}: {error}".split())[:200]
             shutil.rmtree(out / name, ignore_errors=True)
             continue
@@ -194,7 +183,7 @@ def write_inputs(
 
 
 def _write(made: VaspInputSet, folder: Path) -> bool:
-    """Write one calculation; whether its POTCAR could be put together."""
+    """Write one calculation; True if its POTCAR could be put together."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
@@ -214,8 +203,6 @@ def read_results(folder: str | Path) -> VaspResults:
     ValueError
         If the folder has no manifest, or one that is damaged.
     """
-    import json
-
     folder = Path(folder)
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -271,13 +258,7 @@ def _read(folder: Path, candidate: Candidate, scale: str, encut: float) -> Candi
 
 
 def hull_of(results: VaspResults, entries: Sequence[HullEntry] = ()) -> Hull:
-    """The hull for VASP's energies: of the references computed in the same way, and of the user's entries.
-
-    Parameters
-    ----------
-    results : VaspResults
-    entries : sequence of HullEntry
-        On the scale of the results.
+    """Hull of the references that VASP computed in the same way, and of the user's entries on that scale.
 
     Raises
     ------

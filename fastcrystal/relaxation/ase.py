@@ -11,7 +11,7 @@ import numpy as np
 
 from fastcrystal.structure.crystal import Crystal
 
-#: what may change: atoms and cell, or atoms only
+#: moving parts: atoms and cell, or atoms only
 Cell: TypeAlias = Literal["full", "fixed"]
 #: a cell that grows or shrinks beyond this factor of the volume that the search found has lost its structure
 MAX_VOLUME_RATIO = 4.0
@@ -21,26 +21,17 @@ MAX_FORCE = 1e5
 
 @dataclass(frozen=True)
 class Relaxed:
-    """A relaxed crystal.
-
-    Attributes
-    ----------
-    crystal : Crystal
-    energy : float
-        Potential energy, eV/atom.
-    max_force : float
-        Largest generalized force (atoms and cell), eV/angstrom.
-    converged : bool
-        Whether `max_force` fell below the threshold.
-    steps : int
-        Optimizer steps taken.
-    """
+    """A relaxed crystal."""
 
     crystal: Crystal
     energy: float
+    """Potential energy, eV/atom."""
     max_force: float
+    """Largest generalized force (atoms and cell), eV/angstrom."""
     converged: bool
+    """Whether `max_force` fell below the threshold."""
     steps: int
+    """Optimizer steps taken."""
 
 
 def relax(

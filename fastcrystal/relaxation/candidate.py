@@ -22,34 +22,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """A crystal on its way through the stages.
-
-    Attributes
-    ----------
-    id : str
-        Unique in a run; names its files.
-    formula : str
-        As it was asked for.
-    crystal : Crystal
-        (n,) atomic numbers, (n, 3) fractional coordinates, (3, 3) row lattice in angstrom.
-    requested_group : int
-        Space group asked for; 0: none.
-    requested_energy : float
-        Formation energy asked for, eV/atom; NaN: none. In a modification the energy change.
-    measured : dict
-        JSON values that stages found out, by name: "space_group", "energy" (eV/atom, of the potential), "e_above_hull"
-        (eV/atom), "relax_steps", "max_force", "volume_ratio", "converged", ...
-    reason : str
-        Reason of its rejection; empty while it is in the running.
-    """
+    """A crystal on its way through the stages."""
 
     id: str
+    """Unique in a run; names its files."""
     formula: str
+    """As it was asked for."""
     crystal: Crystal
+    """(n,) atomic numbers, (n, 3) fractional coordinates, (3, 3) row lattice in angstrom."""
     requested_group: int = 0
+    """Space group asked for; 0: none."""
     requested_energy: float = math.nan
+    """Formation energy asked for, eV/atom; NaN: none. In a modification the energy change."""
     measured: dict[str, Any] = field(default_factory=dict)
+    """JSON values that stages found out, by name: "space_group", "energy" (eV/atom, of the potential), "e_above_hull"
+    (eV/atom), "relax_steps", "max_force", "volume_ratio", "converged", ..."""
     reason: str = ""
+    """Reason of its rejection; empty while it is in the running."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Candidate) and repr(self.to_dict()) == repr(other.to_dict())

@@ -31,27 +31,18 @@ MATTERSIM_WEIGHTS = Path("~/.local/mattersim/pretrained_models/mattersim-v1.0.0-
 
 @dataclass(frozen=True)
 class NamedPotential:
-    """A potential that is known by name.
-
-    Attributes
-    ----------
-    label : str
-        Name and version, shown beside its energies.
-    module : str
-        Its Python module.
-    missing : str
-        Error message where that is not installed: the pip extra.
-    make : callable
-        Device -> ASE calculator.
-    make_batched : callable, optional
-        Device -> torch-sim model; None where torch-sim has none.
-    """
+    """A potential that is known by name."""
 
     label: str
+    """Name and version, shown beside its energies."""
     module: str
+    """Its Python module."""
     missing: str
+    """Error message where that is not installed: the pip extra."""
     make: Callable[[str], Any]
+    """Device -> ASE calculator."""
     make_batched: Callable[[str], Any] | None = None
+    """Device -> torch-sim model; None where torch-sim has none."""
 
 
 def _sevennet(device: str) -> Any:
@@ -156,22 +147,12 @@ def load_potential(name: str = "sevennet-0", device: str = "cpu") -> Any:
 
 
 def load_batched(name: str, device: str = "cpu") -> Any:
-    """A `torch_sim.models.interface.ModelInterface`, which evaluates many crystals at once, by name.
-
-    Parameters
-    ----------
-    name : str
-        A name in `POTENTIALS` of which torch-sim has a model, or "module:function": a callable without arguments that
-        returns a model. Its code is run: use your own.
-    device : str
-        For the potentials by name: "cpu", "cuda", ...
+    """A torch-sim model (`ModelInterface`), which evaluates many crystals at once; arguments as for `load_potential`.
 
     Raises
     ------
-    ValueError
-        If the potential has no such model, or the callable fails or returns something else.
-    ImportError
-        If torch-sim or the potential is not installed; the message names the pip extra.
+    ValueError, ImportError
+        As `load_potential`; and if torch-sim is not installed or has no model of the potential.
     """
     known = check_batched(name)
     if known is not None:

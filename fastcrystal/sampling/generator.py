@@ -22,6 +22,8 @@ from fastcrystal.process import Process
 from fastcrystal.process.flow import FlowMatching
 from fastcrystal.process.samplers import Problem, SamplingConfig, sample, sampler_of
 from fastcrystal.sampling.pretrained import resolve
+from fastcrystal.sampling.request import Request
+from fastcrystal.sampling.request import conditions as conditions_of
 from fastcrystal.training.checkpoint import (
     find_checkpoint,
     load_weights,
@@ -93,6 +95,48 @@ class CrystalGenerator:
         out = cls(copy.deepcopy(trainer.ema.model), trainer.config, trainer.scaling)
         out.run, out.step = trainer.description(), trainer.step
         return out
+
+    def generate(
+        self,
+        formula: str,
+        space_group: int | None = None,
+        energy: float | None = None,
+        count: int = 8,
+        *,
+        formula_units: int | None = None,
+        seed: int = 0,
+        **changes: Any,
+    ) -> CrystalBatch:
+        """Crystals of a formula.
+
+        Parameters
+        ----------
+        formula : str
+            For example "TaB2"; kept exactly.
+        space_group : int, optional
+            International number 1..230; unconditional where not given.
+        energy : float, optional
+            Formation energy, eV/atom; unconditional where not given.
+        count : int
+        formula_units : int, optional
+            Formula units in the primitive cell; as most often in the training data where not given.
+        seed : int
+        **changes
+            Fields of `SamplingConfig` by name, such as steps=25.
+
+        Returns
+        -------
+        CrystalBatch
+            On the CPU; fractional coordinates in [0, 1).
+
+        Raises
+        ------
+        ValueError
+            If the model cannot do what is asked: an unknown element, more sites than its matrix holds, or a condition
+            left out that it was never trained without.
+        """
+        batch, _ = conditions_of(Request(formula, space_group, energy, count, formula_units), self)
+        return self.sample(batch, seed=seed, **changes)
 
     @property
     def max_sites(self) -> int:
@@ -245,3 +289,21 @@ class CrystalGenerator:
                         f"{name} of crystal {int(missing.nonzero()[0])} is missing: this model was trained without "
                         "condition_dropout and needs it"
                     )
+
+
+def load_model(run: str | Path = "pretrained", device: str = "auto") -> CrystalGenerator:
+    """A trained model: `CrystalGenerator.from_run`.
+
+    Parameters
+    ----------
+    run : str or Path
+        "pretrained" or "pretrained-modify": the models in the package. Or a run folder, or a checkpoint in it.
+    device : str
+        "auto", "cpu", "cuda", "cuda:N".
+
+    Raises
+    ------
+    ValueError
+        If there is no usable checkpoint.
+    """
+    return CrystalGenerator.from_run(run, device)

@@ -14,7 +14,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +57,9 @@ def read_entries(path: str | Path, scale: str) -> list[HullEntry]:
         raise ValueError("the energies of a file need the name of their scale, for example --scale PBE, got none")
     if not path.is_file():
         raise ValueError(f"no file of entries at {path}")
-    read = _reader(path)
     out: list[HullEntry] = []
     run_types: dict[str, str] = {}
-    for k, record in enumerate(read(path), 1):
+    for k, record in enumerate(_records(path), 1):
         name = next((str(record[n]) for n in NAMES if record.get(n)), f"{path.name}:{k}")
         try:
             out.append(_entry(record, name, scale))
@@ -80,14 +79,6 @@ def read_entries(path: str | Path, scale: str) -> list[HullEntry]:
     return out
 
 
-def _reader(path: Path) -> Callable[[Path], Iterator[dict[str, Any]]]:
-    suffix = re.sub(r"\.gz$", "", path.name).rpartition(".")[2].lower()
-    readers = {"json": _json, "jsonl": _json_lines, "csv": _csv}
-    if suffix not in readers:
-        raise ValueError(f"entries are read from .json, .jsonl or .csv (.gz), got {path.name}")
-    return readers[suffix]
-
-
 def _text(path: Path) -> str:
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
@@ -99,11 +90,18 @@ def _text(path: Path) -> str:
         raise ValueError(f"{path.name} cannot be read: {error}") from None
 
 
-def _json(path: Path) -> Iterator[dict[str, Any]]:
+def _records(path: Path) -> list[dict[str, Any]]:
+    """The entries of a file, as objects."""
+    suffix = re.sub(r"\.gz$", "", path.name).rpartition(".")[2].lower()
+    if suffix not in ("json", "jsonl", "csv"):
+        raise ValueError(f"entries are read from .json, .jsonl or .csv (.gz), got {path.name}")
+    text = _text(path)
+    if suffix == "jsonl":  # as one list, line by line
+        text = "[" + ",\n".join(line for line in text.splitlines() if line.strip()) + "]"
     try:
-        values = json.loads(_text(path))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path.name} is no JSON: {error}") from None
+        values = list(csv.DictReader(io.StringIO(text))) if suffix == "csv" else json.loads(text)
+    except (json.JSONDecodeError, RecursionError, csv.Error) as error:
+        raise ValueError(f"{path.name} is no {suffix.upper()}: {error}") from None
     if isinstance(values, dict):
         values = next((values[k] for k in ("entries", "data", "response") if isinstance(values.get(k), list)), None)
     if not isinstance(values, list):
@@ -111,28 +109,9 @@ def _json(path: Path) -> Iterator[dict[str, Any]]:
     for k, value in enumerate(values, 1):
         if not isinstance(value, dict):
             raise ValueError(f"{path.name}: entry {k} is a {type(value).__name__}, not an object")
-        yield value
-
-
-def _json_lines(path: Path) -> Iterator[dict[str, Any]]:
-    for k, line in enumerate(_text(path).splitlines(), 1):
-        if line.strip():
-            try:
-                value = json.loads(line)
-            except (json.JSONDecodeError, RecursionError) as error:
-                raise ValueError(f"{path.name}: line {k} is no JSON: {error}") from None
-            if not isinstance(value, dict):
-                raise ValueError(f"{path.name}: line {k} is a {type(value).__name__}, not an object")
-            yield value
-
-
-def _csv(path: Path) -> Iterator[dict[str, Any]]:
-    rows = csv.DictReader(io.StringIO(_text(path)))
-    try:
-        for row in rows:
-            yield {str(k).strip(): v for k, v in row.items() if k is not None and v not in (None, "")}
-    except csv.Error as error:
-        raise ValueError(f"{path.name}: line {rows.line_num}: {error}") from None
+    if suffix == "csv":
+        return [{str(k).strip(): v for k, v in row.items() if k is not None and v not in (None, "")} for row in values]
+    return values
 
 
 def _entry(record: Mapping[str, Any], name: str, scale: str) -> HullEntry:

@@ -1,4 +1,4 @@
-"""The convex hull: how far candidates lie above or below what is known, on one energy scale.
+"""Convex hull of known crystals, and energies above it, on one energy scale.
 
     hull = Hull(entries)
     for candidate in hull.place(candidates):
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastcrystal.relaxation.candidate import Candidate
-from fastcrystal.relaxation.potentials import scale_of
+from fastcrystal.relaxation.potentials import POTENTIALS, scale_of
 from fastcrystal.utils.files import write_json
 from fastcrystal.utils.tables import markdown_table
 
@@ -37,25 +37,16 @@ MAX_ELEMENTS = 8
 
 @dataclass(frozen=True)
 class HullEntry:
-    """A known crystal and its energy.
-
-    Attributes
-    ----------
-    id : str
-        Its name.
-    amounts : dict of str to float
-        Element symbol -> atoms, per formula unit or cell: only ratios count.
-    energy : float
-        eV/atom.
-    scale : str
-        Where the energy is from: a potential and its version, or what the user calls it ("PBE"). Energies of two
-        scales differ by more than hulls do.
-    """
+    """A known crystal and its energy."""
 
     id: str
     amounts: dict[str, float]
+    """Element symbol -> atoms, per formula unit or cell: only ratios count."""
     energy: float
+    """eV/atom."""
     scale: str
+    """Source of the energy: a potential and its version, or the user's name for it ("PBE"). Energies of two scales
+    differ by more than hulls do."""
 
     @property
     def elements(self) -> frozenset[str]:
@@ -229,7 +220,7 @@ def _pd_entry(entry: HullEntry) -> PDEntry:
 
 
 def _distance(diagram: PhaseDiagram, entry: HullEntry) -> dict[str, Any]:
-    """Where an entry lies, and what it would fall apart into."""
+    """Distance from the hull, formation energy and decomposition of an entry."""
     own = _pd_entry(entry)
     # negative below: the entry is not among those of the diagram, whose own distances can only be zero or more
     parts, above = diagram.get_decomp_and_e_above_hull(own, allow_negative=True, check_stable=False)
@@ -248,8 +239,8 @@ def best_per_formula(candidates: Iterable[Candidate]) -> list[dict[str, Any]]:
     list of dict
         In the order in which formulas first appear: "formula", "candidates" (all), "placed" (with a distance),
         "best_mev" (meV/atom above the hull; None where none is placed), "below" (candidates more than 1 meV/atom below
-        it), "on" (within 1 meV/atom), "best_id", "space_group" (of the best; as it
-        relaxed, where that was measured), "decomposition".
+        it), "on" (within 1 meV/atom), "best_id", "space_group" (of the best; as it relaxed, where that was measured),
+        "decomposition".
     """
     groups: dict[str, list[Candidate]] = {}
     for candidate in candidates:
@@ -257,20 +248,18 @@ def best_per_formula(candidates: Iterable[Candidate]) -> list[dict[str, Any]]:
     rows = []
     for formula, members in groups.items():
         placed = sorted((c for c in members if not c.reason and "e_above_hull" in c.measured), key=_above)
-        best = placed[0] if placed else None
+        best = placed[0].measured if placed else {}
         rows.append(
             {
                 "formula": formula,
                 "candidates": len(members),
                 "placed": len(placed),
-                "best_mev": None if best is None else 1000 * _above(best),
+                "best_mev": 1000 * _above(placed[0]) if placed else None,
                 "below": sum(_above(c) < -ON_HULL for c in placed),
                 "on": sum(abs(_above(c)) <= ON_HULL for c in placed),
-                "best_id": "" if best is None else best.id,
-                "space_group": None
-                if best is None
-                else best.measured.get("relaxed_group", best.measured.get("space_group")),
-                "decomposition": {} if best is None else best.measured["decomposition"],
+                "best_id": placed[0].id if placed else "",
+                "space_group": best.get("relaxed_group", best.get("space_group")),
+                "decomposition": best.get("decomposition") or {},
             }
         )
     return rows
@@ -281,9 +270,7 @@ def _above(candidate: Candidate) -> float:
 
 
 def caveat(scale: str) -> str:
-    """What energies of a scale are worth, in a sentence."""
-    from fastcrystal.relaxation.potentials import POTENTIALS
-
+    """One sentence on the accuracy of energies of a scale."""
     if any(scale.startswith(known.label) for known in POTENTIALS.values()) or ":" in scale:
         return (
             f"Energies are {scale} energies, not DFT: such a potential is wrong by some tens of meV/atom, more for "
@@ -306,7 +293,7 @@ def table(rows: Iterable[Mapping[str, Any]], scale: str) -> str:
 
 
 def hull_data(hull: Hull, elements: Iterable[str], candidates: Iterable[Candidate] = ()) -> dict[str, Any]:
-    """What a plot of the hull needs, as plain JSON values.
+    """Data of a plot of the hull, as JSON values.
 
     Parameters
     ----------
@@ -330,38 +317,34 @@ def hull_data(hull: Hull, elements: Iterable[str], candidates: Iterable[Candidat
     """
     corners = list(elements)
     diagram = hull.diagram(corners)
-    points: list[dict[str, Any]] = []
-    index: dict[int, int] = {}
-    for entry in diagram.all_entries:
-        index[id(entry)] = len(points)
-        total = entry.composition.num_atoms
-        points.append(
-            {
-                "id": entry.name,
-                "formula": entry.composition.reduced_formula,
-                "kind": "reference",
-                "fractions": [float(entry.composition[e]) / total for e in corners],
-                "formation_energy": float(diagram.get_form_energy_per_atom(entry)),
-                "e_above_hull": float(diagram.get_e_above_hull(entry)),
-                "on_hull": entry in diagram.stable_entries,
-            }
-        )
+    entries = list(diagram.all_entries)
+    index = {id(entry): i for i, entry in enumerate(entries)}
+    points = [
+        {
+            "id": entry.name,
+            "formula": entry.composition.reduced_formula,
+            "kind": "reference",
+            "fractions": [float(entry.composition.get_atomic_fraction(e)) for e in corners],
+            "formation_energy": float(diagram.get_form_energy_per_atom(entry)),
+            "e_above_hull": float(diagram.get_e_above_hull(entry)),
+            "on_hull": entry in diagram.stable_entries,
+        }
+        for entry in entries
+    ]
+    points += [
+        {
+            "id": c.id,
+            "formula": c.formula,
+            "kind": "candidate",
+            "fractions": [c.amounts.get(e, 0) / c.crystal.num_sites for e in corners],
+            "formation_energy": c.measured["formation_energy"],
+            "e_above_hull": c.measured["e_above_hull"],
+            "on_hull": _above(c) <= ON_HULL,
+        }
+        for c in candidates
+        if not c.reason and "e_above_hull" in c.measured
+    ]
     facets = [[index[id(diagram.qhull_entries[i])] for i in facet] for facet in diagram.facets]
-    for c in candidates:
-        if c.reason or "e_above_hull" not in c.measured:
-            continue
-        fractions = c.structure().composition.fractional_composition
-        points.append(
-            {
-                "id": c.id,
-                "formula": fractions.reduced_formula if not c.formula else c.formula,
-                "kind": "candidate",
-                "fractions": [float(fractions[e]) for e in corners],
-                "formation_energy": c.measured["formation_energy"],
-                "e_above_hull": c.measured["e_above_hull"],
-                "on_hull": _above(c) <= ON_HULL,
-            }
-        )
     return {"elements": corners, "scale": hull.scale, "caveat": caveat(hull.scale), "points": points, "facets": facets}
 
 

@@ -249,7 +249,7 @@ def _key(calculator_name: str, settings: RelaxSettings) -> str:
 
 
 def _is_final(c: Candidate, settings: RelaxSettings) -> bool:
-    """Whether another try, on a faster, larger or mended machine, would end in the same way."""
+    """Whether another try, on a faster or larger machine, would end in the same way."""
     if c.reason:  # the crystal's own fault, not the calculator's
         return c.reason.startswith(
             tuple(f"relaxation failed: {what}" for what in ("the cell ", "atoms ", "a force of "))

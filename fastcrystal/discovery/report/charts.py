@@ -1,4 +1,4 @@
-"""What all charts of the report share: plotly, colors, and the one place where text is made harmless for it."""
+"""Shared parts of the charts: plotly, colors, and the escaping of text."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
-#: told apart without color vision, and from white paper (Okabe and Ito)
+#: distinct without color vision, and from white paper (Okabe and Ito)
 BLUE, ORANGE, GREEN, PURPLE, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A8A8A", "#1A1A1A"
 _GRID = "#E3E3E3"
 MISSING_EXTRA = "the report needs plotly and jinja2: pip install 'fastcrystal[report]'"
@@ -17,25 +17,16 @@ MAX_BARS = 20
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure and what is said about it.
-
-    Attributes
-    ----------
-    name : str
-        Unique in the page.
-    title : str
-    caption : str
-        Plain text: what is seen, and what it does not say.
-    figure : plotly Figure
-    height : int
-        Pixels.
-    """
+    """A figure and what is said about it."""
 
     name: str
+    """Unique in the page."""
     title: str
     caption: str
+    """Plain text: what is seen, and what it does not say."""
     figure: Any
     height: int = 440
+    """Pixels."""
 
 
 def plotly(module: str) -> Any:

@@ -1,4 +1,4 @@
-"""What was asked for against what came out: formation energies and space groups."""
+"""Charts of requested against obtained formation energies and space groups."""
 
 from __future__ import annotations
 

@@ -20,11 +20,11 @@ from fastcrystal.discovery.report.charts import (
 from fastcrystal.discovery.report.run_folder import RunFolder, measured
 from fastcrystal.relaxation.candidate import Candidate
 
-#: meV/atom: colors reach as far, or what is near the hull could not be told from what is on it
+#: meV/atom: colors saturate there, so that candidates near the hull differ in color from those on it
 _COLORS = 200.0
 #: orange: below the hull; white: on it; blue: above
 _BELOW_ABOVE = [[0.0, "#B34000"], [0.25, "#F0A35E"], [0.5, "#FFFFFF"], [0.75, "#7DB8DA"], [1.0, "#00517F"]]
-#: meV/atom: what lies higher is out of the picture at first, or the few near the hull could not be told apart
+#: meV/atom: candidates above are out of the first picture, so that those near the hull can be distinguished
 _PICTURE = 500.0
 
 
@@ -193,7 +193,7 @@ def _reference_hover(known: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _hover(candidates: list[Candidate]) -> dict[str, Any]:
-    """What a pointer over a candidate shows; its id goes along, so that a click can show the structure."""
+    """Text under a pointer over a candidate; its id goes along, so that a click can show the structure."""
     text = []
     for c in candidates:
         group = measured(c, "relaxed_group") or measured(c, "space_group")

@@ -65,7 +65,7 @@ def write_report(run: Path, *, structures: int = 12) -> Path:
 
 
 def _best(run: RunFolder, count: int) -> list[Candidate]:
-    """Those to turn: by rank; without a ranking, the first that no stage has dropped."""
+    """Candidates of the viewer: by rank; without a ranking, the first that no stage has dropped."""
     known = {c.id: c for c in run.latest}
     ranked = [str(row.get("id")) for row in run.ranked()]
     chosen = [known[i] for i in ranked if i in known] or [c for c in known.values() if not c.reason]
@@ -147,11 +147,9 @@ def _header(run: RunFolder) -> dict[str, Any]:
 
 
 def _best_table(run: RunFolder, number_of: dict[str, int]) -> Table:
-    # a stage may leave the decomposition out; the table shows a dash then
-    placed = [c.measuring(decomposition=c.measured.get("decomposition") or {}) for c in run.stages["5_hull"] or ()]
     rows = [
         {**row, "decomposition": _parts(row["decomposition"]), "_structure": number_of.get(row["best_id"])}
-        for row in best_per_formula(placed)
+        for row in best_per_formula(run.stages["5_hull"] or ())
     ]
     return Table("Best candidate of each formula", tables.BEST, rows)
 
@@ -186,7 +184,7 @@ def _provenance(run: RunFolder) -> dict[str, Any]:
 
 
 def _accuracy(request: dict[str, Any]) -> str:
-    """How good the model is where the truth is known, so that nobody takes its candidates for more."""
+    """Accuracy of the model on test crystals, so that nobody expects more of its candidates."""
     model = request.get("model")
     rates = model.get("accuracy") if isinstance(model, dict) else None
     if not isinstance(rates, dict) or not {"n_test", "match_rate_fit", "retrieval_fit", "chance_fit"} <= rates.keys():

@@ -46,31 +46,20 @@ _NUMBERS = (
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A discovery run as far as it has come.
-
-    Attributes
-    ----------
-    path : Path
-    request : dict or None
-        request.json.
-    conditions : list of Condition or None
-    stages : dict of str to (list of Candidate or None)
-        For each of `STAGES`.
-    hull : dict or None
-        5_hull/hull.json.
-    entries : dict or None
-        0_references/entries.json: what the hull is made of.
-    ranking : list of dict or None
-        Rows of 6_ranking/ranking.csv, best first; numbers as float, None where empty.
-    """
+    """A discovery run as far as it has come."""
 
     path: Path
     request: dict[str, Any] | None
+    """request.json."""
     conditions: list[Condition] | None
     stages: dict[str, list[Candidate] | None]
+    """For each of `STAGES`."""
     hull: dict[str, Any] | None
+    """5_hull/hull.json."""
     entries: dict[str, Any] | None
+    """0_references/entries.json: what the hull is made of."""
     ranking: list[dict[str, Any]] | None
+    """Rows of 6_ranking/ranking.csv, best first; numbers as float, None where empty."""
 
     @property
     def latest(self) -> list[Candidate]:
@@ -100,13 +89,13 @@ class RunFolder:
         return [row for row, _ in rows(self.placed)] if self.ranking is None else self.ranking
 
     def counts(self) -> list[dict[str, Any]]:
-        """What each stage that is there did.
+        """Results of each stage that is there.
 
         Returns
         -------
         list of dict
-            "stage" (as people say it), "kept", "rejected" (here, not in a stage before), and "reasons", a Counter of
-            what was said of those, with the numbers in it made equal.
+            "stage" (its name in words), "kept", "rejected" (here, not in a stage before), and "reasons", a Counter of
+            the reasons of those, with the numbers in them made equal.
         """
         rows, gone = [], set[str]()
         for folder, shown in STAGES.items():

@@ -17,24 +17,16 @@ _MAX_VALUES = 12
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a table.
-
-    Attributes
-    ----------
-    key : str
-        In the rows.
-    title : str
-        With the unit.
-    digits : int or None
-        Decimals of a number; None: text.
-    signed : bool
-        A number with its sign, whichever it is.
-    """
+    """A column of a table."""
 
     key: str
+    """In the rows."""
     title: str
+    """With the unit."""
     digits: int | None = None
+    """Decimals of a number; None: text."""
     signed: bool = False
+    """A number with its sign, whichever it is."""
 
     def shown(self, value: Any) -> str:
         """A value as text; a dash where there is none."""
@@ -51,26 +43,17 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the page.
-
-    Attributes
-    ----------
-    caption : str
-        Also for screen readers.
-    columns : sequence of Column
-    rows : list of dict
-        "_structure", the number of a structure in the viewer, makes the row choose it.
-    total : int
-        Rows that there are, where not all are shown.
-    kind : str
-        CSS class.
-    """
+    """A table of the page."""
 
     caption: str
+    """Also for screen readers."""
     columns: Sequence[Column]
     rows: list[dict[str, Any]]
+    """A number under "_structure" makes the row choose that structure of the viewer."""
     total: int = 0
+    """Rows that there are, where not all are shown."""
     kind: str = ""
+    """CSS class."""
 
 
 RANKING = (

@@ -11,7 +11,7 @@ from fastcrystal.discovery.report.charts import BLUE, GREEN, GREY, Chart, axis, 
 from fastcrystal.discovery.report.condition_charts import SYSTEMS
 from fastcrystal.discovery.report.run_folder import RunFolder, measured
 
-#: what lies beyond these quantiles of the training data and beyond all candidates is heaped into the outermost bins
+#: values beyond these quantiles of the training data and beyond all candidates go into the outermost bins
 _TAILS = (0.01, 0.98)
 _BINS = 40
 

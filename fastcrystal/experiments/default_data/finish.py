@@ -1,10 +1,11 @@
-"""From relaxed prototypes to the default data set: references, canonical form, duplicates, energy window, data card."""
+"""Default data set from relaxed prototypes: references, canonical form, duplicates, energy window, data card."""
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 import numpy as np
@@ -58,24 +59,16 @@ GROUND_STATES = {
 
 @dataclass(frozen=True)
 class Finished:
-    """The data set and what happened on the way.
-
-    Attributes
-    ----------
-    data : CrystalDataset
-    counts : dict of str to int
-        Candidates by fate, in order.
-    checks : list of dict
-        One row per known ground state: formula, known, found, gap (eV/atom of the known one above the lowest; None
-        where it was not among the relaxed crystals).
-    references : dict of str to float
-        Energy of each element's reference, eV/atom.
-    """
+    """The data set and what happened on the way."""
 
     data: CrystalDataset
     counts: dict[str, int]
+    """Candidates by fate, in order."""
     checks: list[dict[str, Any]]
+    """One row per known ground state: formula, known, found, gap (eV/atom of the known one above the lowest; None where
+    it was not among the relaxed crystals)."""
     references: dict[str, float]
+    """Energy of each element's reference, eV/atom."""
 
 
 def finish(records: Iterable[dict[str, Any]], *, window: float = 1.5, symprec: float = 0.1) -> Finished:
@@ -212,49 +205,31 @@ def _check_ground_states(kept: list[dict[str, Any]], forms: list[Canonical]) -> 
     return rows
 
 
-def _gap(value: float | None) -> str:
-    return "not among them" if value is None else f"{value:.3f}"
-
-
 def card(done: Finished, settings: dict[str, Any], versions: dict[str, str]) -> str:
     """The data card, in Markdown."""
     data = done.data
     formulas, sizes = np.unique(data.formula, return_counts=True)
-    elements = np.unique(data.species)
-    label = POTENTIALS[settings["potential"]].label
-    agree = sum(row["gap"] is not None and row["gap"] <= 0.001 for row in done.checks)
-    checks = [(r["formula"], r["known"], r["found"], _gap(r["gap"])) for r in done.checks]
-    return "\n".join(
-        [
-            "# The default data set: decorated AFLOW prototypes",
-            "",
-            f"{len(data)} crystals of {len(formulas)} formulas and {len(elements)} elements, "
-            f"{data.num_sites.min()} to {data.num_sites.max()} atoms in the primitive cell "
-            f"(mean {data.num_sites.mean():.1f}), "
-            f"{len(np.unique(data.space_group))} space groups, "
-            f"{int((sizes >= 7).sum())} formulas with 7 polymorphs or more.",
-            "",
-            f"**Energies are {label} energies, not DFT.** The potential (MIT licence) "
-            "was trained by its authors on MPtrj, Materials Project PBE and PBE+U calculations (CC BY 4.0). Formation "
-            "energies are against the elements' lowest structures with the same potential (among matcalc's MP-PBE "
-            "references and the elements' own prototypes). Oxides and fluorides of elements with a Hubbard U are left "
-            "out.",
-            "",
-            "How it was made: prototypes of the AFLOW Encyclopedia as pymatgen bundles them, decorated by "
-            "electronegativity role, scaled until the closest covalent spheres touch, relaxed (volume, then FIRE on "
-            "atoms and cell), space group and canonical form by spglib at symprec "
-            f"{settings['symprec']} angstrom, duplicates removed with pymatgen's StructureMatcher, polymorphs more "
-            f"than {settings['window']} eV/atom above their formula's lowest left out.",
-            "",
-            "Settings: " + ", ".join(f"{k} {v}" for k, v in settings.items()) + ".",
-            "Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items()) + ".",
-            "",
-            markdown_table(done.counts.items(), ["what became of the candidates", "number"]),
-            "",
-            f"Known ground states against those found; {agree} of {len(done.checks)} agree. The gap is how far the "
-            "known structure lies above the lowest found, eV/atom.",
-            "",
-            markdown_table(checks, ["formula", "known", "found (space group)", "gap"]),
-            "",
-        ]
+    checks = []
+    for row in done.checks:
+        gap = "not among them" if row["gap"] is None else f"{row['gap']:.3f}"
+        checks.append((row["formula"], row["known"], row["found"], gap))
+    template = resources.files("fastcrystal.experiments.default_data").joinpath("card.md")
+    return template.read_text(encoding="utf-8").format(
+        crystals=len(data),
+        formulas=len(formulas),
+        elements=len(np.unique(data.species)),
+        smallest=data.num_sites.min(),
+        largest=data.num_sites.max(),
+        mean=data.num_sites.mean(),
+        groups=len(np.unique(data.space_group)),
+        rich=int((sizes >= 7).sum()),
+        label=POTENTIALS[settings["potential"]].label,
+        symprec=settings["symprec"],
+        window=settings["window"],
+        settings=", ".join(f"{k} {v}" for k, v in settings.items()),
+        versions=", ".join(f"{k} {v}" for k, v in versions.items()),
+        fates=markdown_table(done.counts.items(), ["what became of the candidates", "number"]),
+        agree=sum(row["gap"] is not None and row["gap"] <= 0.001 for row in done.checks),
+        checked=len(done.checks),
+        checks=markdown_table(checks, ["formula", "known", "found (space group)", "gap"]),
     )
