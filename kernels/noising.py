@@ -113,9 +113,7 @@ def launch(
     return x_t, target
 
 
-def _signature(
-    dtype: str, flow: bool, given: bool, uniform_sites: bool, uniform_lattice: bool
-) -> tuple[object, dict[str, str], dict[str, object]]:
+def _signature(dtype: str, flow: bool, given: bool, uniform_sites: bool, uniform_lattice: bool) -> tuple[object, ...]:
     """One entry of AOT."""
     wide = "fp64" if dtype == "fp64" else "fp32"
     signature = dict.fromkeys(("x_ptr", "x_t_ptr", "target_ptr"), f"*{dtype}")
@@ -129,10 +127,10 @@ def _signature(
             signature[name] = kind
         else:
             const[name] = None
-    return _noising, signature, const
+    return _noising, signature, const, {"enable_fp_fusion": True}
 
 
-#: (kernel, signature, constants) that the tests compile ahead of time, on a machine with or without a GPU
+#: (kernel, signature, constants, options) that the tests compile ahead of time, on a machine with or without a GPU
 AOT = [
     _signature(dtype, *case)
     for dtype in ("fp64", "fp32", "bf16", "fp16")

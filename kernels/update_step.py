@@ -183,10 +183,10 @@ def _signature(dtype: str, y_dtype: str, given: bool, philox: bool) -> tuple[obj
         signature["z_ptr"] = f"*{dtype}"
     else:
         const["z_ptr"] = None
-    return _update, signature, const
+    return _update, signature, const, {"enable_fp_fusion": True}
 
 
-#: (kernel, signature, constants) that the tests compile ahead of time, on a machine with or without a GPU
+#: (kernel, signature, constants, options) that the tests compile ahead of time, on a machine with or without a GPU
 AOT = [
     _signature(dtype, dtype, given, philox)
     for dtype in ("fp64", "fp32", "bf16", "fp16")

@@ -12,6 +12,7 @@ import pytest
 from benchmarks import gpu_check, gpu_train
 
 ROOT = Path(__file__).resolve().parents[1]
+pytestmark = pytest.mark.slow
 ABSENT = [
     *("ase", "hypothesis", "matplotlib", "numba", "pandas", "pymatgen", "pytest"),
     *("safetensors", "scipy", "spglib", "tensorboard", "tqdm"),

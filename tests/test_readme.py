@@ -79,6 +79,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("block", range(len(python())), ids=lambda i: python()[i].strip().splitlines()[-1][:40])
 def test_python_runs(outcomes: Path, block: int) -> None:
     assert (outcomes / f"{block}.txt").read_text() == ""

@@ -231,6 +231,7 @@ def test_bfloat16_autocast(device: str) -> None:
     assert out.isfinite().all()
 
 
+@pytest.mark.slow
 @WITH_INITIAL
 def test_is_one_graph(config: UNetConfig, device: str) -> None:
     # one level: those below it are the same modules, and take as long to trace

@@ -13,6 +13,8 @@ from fastcrystal.parallel.distributed import DistributedContext
 from fastcrystal.training.logger import read_metrics
 from tests.factories.tiny import TINY, run_command
 
+pytestmark = pytest.mark.slow
+
 
 def options(run: Path, data: Path) -> list[str | Path]:
     """A tiny run without dropout, which each process draws for itself."""
