@@ -50,6 +50,9 @@ MODULES = [
     "fastcrystal.training.checkpoint",
     "fastcrystal.sampling.generator",
     "fastcrystal.training.trainer",
+    "fastcrystal.evaluation",
+    "fastcrystal.evaluation.evaluator",
+    "fastcrystal.evaluation.runs",
 ]
 HEAVY = [
     *("ase", "dask", "distributed", "joblib", "loky", "matcalc", "matplotlib", "mendeleev", "numba", "pandas"),
@@ -94,3 +97,10 @@ def test_missing_extra_is_named_in_one_line(monkeypatch: pytest.MonkeyPatch) -> 
     with pytest.raises(ImportError, match=r"pip install 'fastcrystal\[mlip\]'") as caught:
         load_potential()
     assert "\n" not in str(caught.value)
+
+
+def test_workers_start_without_torch() -> None:
+    modules = "fastcrystal.parallel.worker, fastcrystal.structure.match_worker, fastcrystal.evaluation.space_groups"
+    code = f"import sys, {modules}; assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -136,7 +136,7 @@ def test_a_model_modifies_a_crystal(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_a_run_is_judged_again(
+def test_a_run_is_evaluated_again(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On the data set that it was trained on, whose test formulas are found again."""

@@ -30,7 +30,7 @@ DIFFUSION_STEPS: dict[str, tuple[int, ...]] = {
 
 
 def few_steps(run: Path, out: Path, max_test: int = 400, device: str = "auto", jobs: int | None = None) -> str:
-    """Sample the test crystals of a run with fewer and more steps, and judge.
+    """Sample the test crystals of a run with fewer and more steps, and evaluate.
 
     Parameters
     ----------
@@ -73,8 +73,8 @@ def few_steps(run: Path, out: Path, max_test: int = 400, device: str = "auto", j
         calls = {"midpoint": 2 * steps, "heun": 2 * steps - ends, "rk4": 4 * steps - 3 * ends}.get(sampler, steps)
         rows.append({"sampler": sampler, "steps": steps, "calls": calls, "seconds_per_crystal": seconds})
     true = asked.target.batch()
-    for row, verdict in zip(rows, match_many([(batch, true) for batch in made], jobs=jobs), strict=True):
-        row |= {"fit": verdict.rate_fit(), "rms": verdict.rate_rms(), "rmse": verdict.rmse()}
+    for row, match in zip(rows, match_many([(batch, true) for batch in made], jobs=jobs), strict=True):
+        row |= {"fit": match.rate_fit(), "rms": match.rate_rms(), "rmse": match.rmse()}
     about = {
         "run": run.name,
         "algo": config.algo,

@@ -1,4 +1,4 @@
-"""The paper's Tables 1 and 2: every model trained with one recipe, one seed and one budget, and judged side by side.
+"""The paper's Tables 1 and 2: every model trained with one recipe, one seed and one budget, and evaluated side by side.
 
 Table 1 (modification)   regression, flow matching, diffusion, beside copying the input
 Table 2 (generation)     flow matching from uniform and from normal noise, DDPM, DDIM

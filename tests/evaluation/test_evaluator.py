@@ -310,7 +310,7 @@ def test_nothing_hangs(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_real_crystals_have_pymatgens_verdicts(tmp_path: Path) -> None:
+def test_real_crystals_have_pymatgens_matches(tmp_path: Path) -> None:
     data = load_dataset(dft_file(), source="nrel_hyp")
     data = data.select(data.num_sites <= 8)
     names, which = data.formulas

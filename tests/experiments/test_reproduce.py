@@ -46,7 +46,7 @@ def made(tiny_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path
 
 
 def sampler_of(out: Path, name: str) -> tuple[CrystalGenerator, CrystalBatch, Any]:
-    """A trained model, the conditions that it is judged on and, in modification, the initial structures."""
+    """A trained model, the conditions that it is evaluated on and, in modification, the initial structures."""
     sampler = CrystalGenerator.from_run(out / name, "cpu")
     asked = draw_test_set(make_splits(sampler.config), sampler.config)
     return sampler, asked.conditions, None if asked.initial is None else asked.initial.batch()
@@ -117,7 +117,7 @@ def test_samplers_of_flow_matching(made: tuple[Path, dict[str, Any], str]) -> No
     assert not torch.equal(guided, lattices[0])
     barely = sampler.sample(conditions, steps=3, guidance=1.0 + 1e-7).lattice
     assert torch.allclose(barely, lattices[0], atol=1e-4)
-    assert torch.equal(sampler.sample(conditions).lattice, sampler.sample(conditions, steps=2).lattice)  # as judged
+    assert torch.equal(sampler.sample(conditions).lattice, sampler.sample(conditions, steps=2).lattice)  # as evaluated
 
 
 def test_guidance_does_not_see_whole_turns(made: tuple[Path, dict[str, Any], str]) -> None:
@@ -185,7 +185,7 @@ def test_what_a_model_cannot_do_is_one_line(made: tuple[Path, dict[str, Any], st
         evaluate_run(tiny_run, {"sampling": {"sampler": "ddim"}}, device="cpu", jobs=1)
 
 
-def test_a_judged_run_holds_its_crystals(made: tuple[Path, dict[str, Any], str], tmp_path: Path) -> None:
+def test_an_evaluated_run_holds_its_crystals(made: tuple[Path, dict[str, Any], str], tmp_path: Path) -> None:
     run = made[0] / "modify-cfm"
     generated, test, initial = (load_dataset(run / f"{name}.npz") for name in ("generated", "test", "initial"))
     assert len(generated) == len(test) == len(initial) == 3

@@ -1,4 +1,4 @@
-"""Many processes train, sample and judge as one does: two gloo processes on the CPU against one."""
+"""Many processes train, sample and evaluate as one does: two gloo processes on the CPU against one."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_two_processes_have_the_losses_of_one(runs: dict[str, Path]) -> None:
     assert processes == [1, 2]
 
 
-def test_two_processes_generate_and_judge_as_one(runs: dict[str, Path]) -> None:
+def test_two_processes_generate_and_evaluate_as_one(runs: dict[str, Path]) -> None:
     one, two = (load_dataset(runs[k] / "generated.npz") for k in ("one", "two"))
     assert np.array_equal(one.species, two.species)
     gap = np.abs(one.frac - two.frac)

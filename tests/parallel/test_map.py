@@ -165,7 +165,7 @@ def test_shifts_of_a_cluster(two_workers: str) -> None:
     assert here.count.equal(there.count)
 
 
-def test_verdicts_of_a_cluster(two_workers: str, salts: CrystalBatch) -> None:
+def test_matches_of_a_cluster(two_workers: str, salts: CrystalBatch) -> None:
     twice = join(salts, salts)
     noisy = shaken(twice, 0.3)
     here = match_pairs(noisy, twice, jobs=2, time_limit=60, progress=False)

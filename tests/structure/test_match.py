@@ -1,4 +1,4 @@
-"""Verdicts are pymatgen's own; nothing hangs, nothing is lost."""
+"""Matches are pymatgen's own; nothing hangs, nothing is lost."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def prototypes() -> CrystalBatch:
     return CrystalBatch.from_structures([crystal(kind, "Sr", "Ti", "O") for kind in KINDS])
 
 
-def test_verdicts_are_pymatgens_own(prototypes: CrystalBatch) -> None:
+def test_matches_are_pymatgens_own(prototypes: CrystalBatch) -> None:
     noise = [shaken(prototypes, size, seed) for seed, size in enumerate((0.02, 0.1, 0.3, 0.6))]
     random = random_batch(40, seed=1, max_sites=6)
     # noise on prototypes; noise on random crystals; strangers, most of another composition

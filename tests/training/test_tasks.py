@@ -1,4 +1,4 @@
-"""The two tasks: settings that go together, batches of crystals and of polymorph pairs, what is judged."""
+"""The two tasks: settings that go together, batches of crystals and of polymorph pairs, what is evaluated."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def test_modification_learns_from_less_to_more_stable(rich_npz: Path, pairing: s
     assert task.changes().shape == (len(task.pairs.lowest) + len(task.pairs.other),)
 
 
-def test_pairs_of_unseen_formulas_are_judged(rich_npz: Path) -> None:
+def test_pairs_of_unseen_formulas_are_evaluated(rich_npz: Path) -> None:
     config = tiny_config(rich_npz, {"data.max_test": 1000}, task="modify")
     splits = make_splits(config)
     asked = draw_test_set(splits, config)

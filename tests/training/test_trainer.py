@@ -222,7 +222,7 @@ def test_a_run_is_not_overwritten(tiny_run: Path, tiny_npz: Path) -> None:
     assert (tiny_run / "metrics.jsonl").read_bytes() == before
 
 
-def test_judging_again_refuses_other_data(tiny_run: Path, tmp_path: Path) -> None:
+def test_evaluating_again_refuses_other_data(tiny_run: Path, tmp_path: Path) -> None:
     config = json.loads((tiny_run / "config.json").read_text(encoding="utf-8"))
     config["data"]["sha256"] = "of other crystals"
     run = tmp_path / "run"
