@@ -19,7 +19,7 @@ from pathlib import Path
 import ase.io, loky, numba, numpy, pyarrow.parquet, requests, scipy.optimize, spglib, sympy, torch
 import torch._inductor.codecache, torch.utils.tensorboard
 import pymatgen.analysis.structure_matcher, pymatgen.core
-import matplotlib
+import matplotlib, pytest
 matplotlib.use("svg")
 numba.get_num_threads()  # starts its threads, which sets torch's number
 torch.set_num_threads(1)
@@ -61,8 +61,7 @@ from fastcrystal.structure.canonical import canonicalize_many
 from fastcrystal.structure.match import match_pairs
 from fastcrystal.utils.files import alone_in
 from fastcrystal.utils.plotting import draw_crystals
-from tests.factories.tiny import TINY_NETWORK, tiny_config
-from unittest.mock import patch
+from tests.factories.tiny import shrink_networks, tiny_config
 
 out = Path(tempfile.mkdtemp())
 data = load_dataset().select(range(0, 2000, 10))
@@ -76,9 +75,11 @@ with alone_in(out / "lock"):
     make_figures(out=out / "figures", dpi=40)
 draw_crystals(structures[:1], ["one"], out / "crystal.png")
 load_potential("tests.factories.calculators:spheres")
-with patch.dict("fastcrystal.model.config.PRESETS", slim=TINY_NETWORK):
-    data.save(out / "data.npz")
-    train_and_evaluate(tiny_config(out / "data.npz", max_steps=2, max_test=2), out / "run", jobs=1)
+data.save(out / "data.npz")
+with pytest.MonkeyPatch.context() as patch:
+    shrink_networks(patch)
+    config = tiny_config(out / "data.npz", {"trainer.max_steps": 2, "data.max_test": 2})
+    train_and_evaluate(config, out / "run", jobs=1)
 assert (out / "run" / "curves.png").is_file()
 """
 REPORT = """

@@ -1,6 +1,6 @@
 """Relaxing worker process: a potential loaded once, crystals in on stdin, relaxed ones out on stdout.
 
-`parallel.pool` starts it as `python -m fastcrystal.relaxation.worker NAME DEVICE FOLDER alone`, or `together` for batches by
+`parallel.pool` starts `python -m fastcrystal.relaxation.worker NAME DEVICE FOLDER alone`, or `together` for batches by
 torch-sim. What a calculator does in compiled code cannot be interrupted from Python; a process of its own can be
 killed, and when it dies of a crash or of its memory limit, only the crystals that it had are lost.
 """
