@@ -278,8 +278,7 @@ def _function(name: str) -> Callable[[], Any]:
         with _working_folder_on_path():
             found: Any = importlib.import_module(module)
     except Exception as error:  # whatever the module does when it is imported
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ImportError(f"potential {name!r}: module {module} cannot be imported ({reason})") from None
+        raise ImportError(f"potential {name!r}: module {module} cannot be imported ({_reason(error)})") from None
     for part in path.split("."):
         if not hasattr(found, part):
             raise ValueError(f"potential {name!r}: {module} has no {path}")
@@ -297,8 +296,11 @@ def _call_custom(name: str) -> Any:
     except (ImportError, ValueError):
         raise
     except Exception as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise ValueError(f"potential {name!r}: the call without arguments failed ({reason})") from None
+        raise ValueError(f"potential {name!r}: the call without arguments failed ({_reason(error)})") from None
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 #: distinct without color vision, and from white paper (Okabe and Ito)
-BLUE, ORANGE, GREEN, PURPLE, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#8A8A8A", "#1A1A1A"
+BLUE, ORANGE, GREEN, GREY, INK = "#0072B2", "#D55E00", "#009E73", "#8A8A8A", "#1A1A1A"
 _GRID = "#E3E3E3"
 MISSING_EXTRA = "the report needs plotly and jinja2: pip install 'fastcrystal[report]'"
 #: most categories, bars or labels on one axis: more cannot be read on a phone
