@@ -46,7 +46,7 @@ def _templates() -> _Templates:
     from math import gcd
 
     from fastcrystal.data.datasets.prototypes import library
-    from fastcrystal.structure.canonical import canonicalize
+    from fastcrystal.symmetry.canonical import canonicalize
 
     rows = []
     for _, structure in library(60):

@@ -145,7 +145,7 @@ class CrystalBatch:
     def from_structures(
         structures: Sequence[Structure], space_group: Sequence[int] | None = None, energy: Sequence[float] | None = None
     ) -> CrystalBatch:
-        """Pack pymatgen structures as they are (no canonical form; see `fastcrystal.structure.canonical`).
+        """Pack pymatgen structures as they are (no canonical form; see `fastcrystal.symmetry.canonical`).
 
         Parameters
         ----------

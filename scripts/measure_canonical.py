@@ -19,8 +19,8 @@ from concurrent.futures import ProcessPoolExecutor
 import numpy as np
 
 from fastcrystal.data.load import load_dataset
-from fastcrystal.structure.canonical import Canonical, canonicalize
 from fastcrystal.structure.crystal import Crystal
+from fastcrystal.symmetry.canonical import Canonical, canonicalize
 from fastcrystal.utils.tables import markdown_table
 
 Change = Callable[[Crystal, np.random.Generator], Crystal]

@@ -10,7 +10,7 @@ from tests.factories.tiny import ROOT
 #: top to bottom; a package imports only what stands below it, or itself
 ORDER = (
     *("cli", "experiments", "discovery", "evaluation", "sampling", "training", "stability", "relaxation", "process"),
-    *("model", "loss", "data", "ops", "structure", "symmetry", "testing", "crystal", "features", "parallel"),
+    *("model", "loss", "data", "ops", "symmetry", "structure", "testing", "crystal", "features", "parallel"),
     *("kernels", "utils"),
 )
 

@@ -57,7 +57,7 @@ from fastcrystal.experiments.figures import make_figures
 from fastcrystal.experiments.run import train_and_evaluate
 from fastcrystal.loss import pbc_loss
 from fastcrystal.relaxation.potentials import load_potential
-from fastcrystal.structure.canonical import canonicalize_many
+from fastcrystal.symmetry.canonical import canonicalize_many
 from fastcrystal.structure.match import match_pairs
 from fastcrystal.utils.files import alone_in
 from fastcrystal.utils.plotting import draw_crystals

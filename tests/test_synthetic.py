@@ -8,8 +8,8 @@ from pymatgen.core import Composition
 
 from benchmarks.synthetic import PER_FORMULA, synthetic_crystals
 from fastcrystal.data.dataset import CrystalDataset
-from fastcrystal.structure.canonical import canonicalize
 from fastcrystal.structure.formula import formula_strings
+from fastcrystal.symmetry.canonical import canonicalize
 
 
 @pytest.fixture(scope="module")

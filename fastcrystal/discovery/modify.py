@@ -24,9 +24,9 @@ from fastcrystal.relaxation.candidates import relax_candidates
 from fastcrystal.relaxation.settings import RelaxSettings
 from fastcrystal.sampling.generator import CrystalGenerator
 from fastcrystal.sampling.request import check_elements
-from fastcrystal.structure.canonical import canonicalize
 from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.match import match_pairs
+from fastcrystal.symmetry.canonical import canonicalize
 from fastcrystal.symmetry.symmetrize import space_group_of
 from fastcrystal.utils.settings import Settings
 from fastcrystal.utils.tables import plain_table

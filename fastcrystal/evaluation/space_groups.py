@@ -30,7 +30,7 @@ EXTRA = "pip install 'fastcrystal[smact]'"
 #: of `smact.screening.smact_validity`. Oxidation states, the Pauling test and alloys as in CDVAE's compositional
 #: validity (Xie et al. 2022), which others report; spelt out so that a new default changes nothing
 CHARGE_RULES = {"use_pauling_test": True, "include_alloys": True, "oxidation_states_set": "smact14"}
-#: angstrom; the tolerance of the distribution of space groups, and of data sets (`fastcrystal.structure.canonical`)
+#: angstrom; the tolerance of the distribution of space groups, and of data sets (`fastcrystal.symmetry.canonical`)
 SYMPREC = 0.1
 
 

@@ -12,8 +12,8 @@ import torch
 
 from fastcrystal.crystal import CrystalBatch
 from fastcrystal.features.elements import SYMBOLS
-from fastcrystal.structure.canonical import species_order
 from fastcrystal.structure.formula import anonymous_formula, parse_formula
+from fastcrystal.symmetry.canonical import species_order
 
 if TYPE_CHECKING:
     from fastcrystal.sampling.generator import CrystalGenerator

@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from pymatgen.core import Structure
 
+#: largest number of sites in a primitive cell, and heaviest element
+MAX_SITES = 60
+MAX_ATOMIC_NUMBER = 103
+
 
 class Crystal(NamedTuple):
     """One crystal in some cell."""

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrystal.features.elements import SYMBOLS, atomic_number
-from fastcrystal.structure.canonical import MAX_SITES
+from fastcrystal.structure.crystal import MAX_SITES
 
 #: no element has a higher number
 _ELEMENTS = 128

@@ -19,8 +19,8 @@ from fastcrystal.data.databases import optimade
 from fastcrystal.data.databases.download import DownloadError, RetryPolicy
 from fastcrystal.data.databases.optimade import OptimadeQuery, download, entries, find_provider, make_filter
 from fastcrystal.data.readers.entry import Entry, Reject
-from fastcrystal.structure.canonical import check_crystal
 from fastcrystal.structure.crystal import Crystal
+from fastcrystal.symmetry.canonical import check_crystal
 from tests.factories.bad_server import BadServer, bad_server
 
 needs_client = pytest.mark.skipif(importlib.util.find_spec("optimade") is None, reason="needs fastcrystal[optimade]")

@@ -13,8 +13,8 @@ import pytest
 from fastcrystal.data.readers import parsing
 from fastcrystal.data.readers.entry import Entry
 from fastcrystal.data.readers.parsing import Rules, process, time_limit
-from fastcrystal.structure.canonical import Canonical
 from fastcrystal.structure.crystal import Crystal
+from fastcrystal.symmetry.canonical import Canonical
 
 
 def disordered(sites: list[str]) -> Entry:

@@ -11,8 +11,8 @@ import spglib
 
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.data.load import load_dataset
-from fastcrystal.structure.canonical import canonicalize
 from fastcrystal.structure.validity import check
+from fastcrystal.symmetry.canonical import canonicalize
 
 PATH = Path(str(resources.files("fastcrystal.data.datasets").joinpath("prototypes.npz")))
 SYMPREC = 0.1

@@ -23,7 +23,7 @@ from fastcrystal.data.store import format as store_format
 from fastcrystal.data.store import open_store
 from fastcrystal.data.store import writer as store_writer
 from fastcrystal.data.store.writer import StoreWriter
-from fastcrystal.structure.canonical import canonicalize
+from fastcrystal.symmetry.canonical import canonicalize
 
 FIELDS = ("formula", "num_sites", "energy", "space_group", "lattice", "species", "frac")
 SETTINGS = {"symprec": 0.1}

@@ -15,8 +15,8 @@ import numpy as np
 
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.model.config import UNetConfig
-from fastcrystal.structure.canonical import canonicalize
 from fastcrystal.structure.crystal import Crystal
+from fastcrystal.symmetry.canonical import canonicalize
 from fastcrystal.training import config as run_config
 from fastcrystal.training.config import RunConfig
 from fastcrystal.utils.settings import merge, nested

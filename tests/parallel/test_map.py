@@ -22,9 +22,9 @@ from fastcrystal.data.augment import allowed_shifts
 from fastcrystal.parallel import map as parallel
 from fastcrystal.parallel.map import backend, map_parallel, workers
 from fastcrystal.structure import match
-from fastcrystal.structure.canonical import Canonical, canonicalize_many
 from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.match import match_pairs
+from fastcrystal.symmetry.canonical import Canonical, canonicalize_many
 from tests.factories.crystals import KINDS, crystal, join, pack, shaken
 
 _BAD_WORKER = (str(Path(__file__).parents[1] / "factories" / "bad_worker.py"),)

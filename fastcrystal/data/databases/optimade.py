@@ -32,8 +32,8 @@ from fastcrystal.data.databases.pages import (
 )
 from fastcrystal.data.readers.entry import Entry, Reject
 from fastcrystal.features.elements import atomic_number
-from fastcrystal.structure.canonical import MAX_INPUT_SITES
 from fastcrystal.structure.crystal import Crystal
+from fastcrystal.symmetry.canonical import MAX_INPUT_SITES
 from fastcrystal.utils.files import alone_in
 
 KIND = "optimade"

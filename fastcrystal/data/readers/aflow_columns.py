@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrystal.features.elements import atomic_number
-from fastcrystal.structure.canonical import MAX_INPUT_SITES
 from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.lattice import lattice_from_parameters
+from fastcrystal.symmetry.canonical import MAX_INPUT_SITES
 
 #: longer lists are refused unread: so much takes 2,000 sites with 20 digits, and parsing it takes some 50 MB
 MAX_LITERAL = 200_000

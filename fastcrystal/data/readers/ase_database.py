@@ -10,8 +10,8 @@ from typing import Any
 from fastcrystal.data.readers.columns import Columns, Wanted, find_columns
 from fastcrystal.data.readers.entry import Entry, Reject
 from fastcrystal.data.readers.text import one_line
-from fastcrystal.structure.canonical import MAX_INPUT_SITES
 from fastcrystal.structure.crystal import Crystal
+from fastcrystal.symmetry.canonical import MAX_INPUT_SITES
 
 
 class AseDatabase:

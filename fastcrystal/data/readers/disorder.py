@@ -11,7 +11,7 @@ import warnings
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from fastcrystal.structure.canonical import MAX_SITES
+from fastcrystal.structure.crystal import MAX_SITES
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

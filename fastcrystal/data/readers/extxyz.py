@@ -14,7 +14,7 @@ from typing import Any
 from fastcrystal.data.readers.columns import Columns, Wanted, find_columns
 from fastcrystal.data.readers.entry import Entry, Reject
 from fastcrystal.data.readers.text import DAMAGED, lines_of, one_line, open_unpacked
-from fastcrystal.structure.canonical import MAX_INPUT_SITES
+from fastcrystal.symmetry.canonical import MAX_INPUT_SITES
 
 #: longer lines are none of an extxyz file
 _LONGEST = 1_000_000

@@ -20,7 +20,7 @@ from typing import Any
 from fastcrystal.data.readers.columns import Columns, Wanted, find_columns
 from fastcrystal.data.readers.entry import Entry, Reject
 from fastcrystal.data.readers.text import DAMAGED, MAX_FILE_BYTES, one_line, open_unpacked
-from fastcrystal.structure.canonical import MAX_INPUT_SITES
+from fastcrystal.symmetry.canonical import MAX_INPUT_SITES
 
 _CHUNK = 1 << 16
 

@@ -28,8 +28,8 @@ from fastcrystal.data.readers.disorder import ordered
 from fastcrystal.data.readers.entry import Entry, Reject
 from fastcrystal.data.readers.structure_text import check_structure, parse_structure, stated_group
 from fastcrystal.data.readers.text import one_line
-from fastcrystal.structure.canonical import MAX_INPUT_SITES, MAX_SITES, Canonical, canonicalize
-from fastcrystal.structure.crystal import Crystal
+from fastcrystal.structure.crystal import MAX_SITES, Crystal
+from fastcrystal.symmetry.canonical import MAX_INPUT_SITES, Canonical, canonicalize
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

@@ -21,7 +21,7 @@ from fastcrystal.data.readers.packed import Packed
 from fastcrystal.data.readers.parsing import read_structure
 from fastcrystal.data.readers.tables import Table
 from fastcrystal.data.readers.text import is_structure, one_line
-from fastcrystal.structure.canonical import MAX_INPUT_SITES
+from fastcrystal.symmetry.canonical import MAX_INPUT_SITES
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

@@ -10,7 +10,8 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from fastcrystal.data.readers.text import one_line
-from fastcrystal.structure.canonical import MAX_ATOMIC_NUMBER, MAX_INPUT_SITES, check_crystal
+from fastcrystal.structure.crystal import MAX_ATOMIC_NUMBER
+from fastcrystal.symmetry.canonical import MAX_INPUT_SITES, check_crystal
 
 if TYPE_CHECKING:
     from pymatgen.core import Structure

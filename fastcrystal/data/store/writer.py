@@ -29,8 +29,8 @@ from fastcrystal.data.store.format import (
     write_manifest,
     write_part,
 )
-from fastcrystal.structure.canonical import Canonical
 from fastcrystal.structure.formula import formula_keys
+from fastcrystal.symmetry.canonical import Canonical
 from fastcrystal.utils.files import to_disk, try_lock, whole_file
 
 if TYPE_CHECKING:

@@ -12,9 +12,9 @@ import numpy as np
 
 from fastcrystal.data.dataset import CrystalDataset
 from fastcrystal.relaxation.potentials import POTENTIALS
-from fastcrystal.structure.canonical import Canonical, canonicalize_many
 from fastcrystal.structure.crystal import Crystal
 from fastcrystal.structure.formula import reduced_formula
+from fastcrystal.symmetry.canonical import Canonical, canonicalize_many
 from fastcrystal.utils.progress import progress_bar
 from fastcrystal.utils.tables import markdown_table
 

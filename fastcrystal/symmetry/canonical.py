@@ -28,14 +28,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastcrystal.parallel.map import map_parallel
-from fastcrystal.structure.crystal import Crystal
+from fastcrystal.structure.crystal import MAX_ATOMIC_NUMBER, MAX_SITES, Crystal
 from fastcrystal.structure.lattice import standard_lattice, wrap
 from fastcrystal.symmetry.symmetrize import reduced, reduced_bases, symmetrized, unimodular
 from fastcrystal.utils.progress import progress_bar
 
-#: largest number of sites in a primitive cell, and heaviest element (as in `crystal`, which would import torch)
-MAX_SITES = 60
-MAX_ATOMIC_NUMBER = 103
 #: two sites nearer than this (angstrom) are one site written twice
 MIN_DISTANCE = 0.5
 #: larger inputs are refused before any pair of sites is compared

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fastcrystal.data.load import load_dataset
-from fastcrystal.structure.canonical import (
+from fastcrystal.structure.crystal import Crystal
+from fastcrystal.structure.lattice import lattice_from_parameters, volume
+from fastcrystal.symmetry.canonical import (
     Canonical,
     canonicalize,
     canonicalize_many,
     species_order,
 )
-from fastcrystal.structure.crystal import Crystal
-from fastcrystal.structure.lattice import lattice_from_parameters, volume
 from tests.factories.shared_data import dft_file
 
 
@@ -266,7 +266,7 @@ def test_jobs_must_be_positive() -> None:
 
 def test_import_is_light() -> None:
     code = (
-        "import sys, fastcrystal.structure.canonical; "
+        "import sys, fastcrystal.symmetry.canonical; "
         "bad = {'torch', 'pymatgen', 'spglib', 'scipy', 'numba', 'triton', 'pandas'} & set(sys.modules); "
         "assert not bad, bad"
     )
