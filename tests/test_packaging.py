@@ -101,7 +101,8 @@ def test_wheel_works_elsewhere(wheel: Path, tmp_path: Path) -> None:
 
 
 def test_public_surface() -> None:
-    assert fastcrystal.__all__ == ["CrystalBatch", "CrystalDataset", "l1_loss", "load_dataset"]
+    classes = ["CrystalBatch", "CrystalDataset", "CrystalGenerator"]
+    assert fastcrystal.__all__ == [*classes, "evaluate", "l1_loss", "load_dataset", "load_model", "pbc_loss"]
     assert set(fastcrystal.__all__) < set(dir(fastcrystal))
     for name in fastcrystal.__all__:
         assert getattr(fastcrystal, name).__name__ == name
