@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.timing import DEVICE, report
+from fastcrystal.kernels.pbc_layout import Layout, Metric
 from fastcrystal.loss import pbc_loss
-from fastcrystal.ops.pbc import Layout, Metric, pbc_reference
+from fastcrystal.ops.pbc import pbc_reference
 from fastcrystal.testing import random_sites
 
 DEFAULT = Metric(-12.0, 2, False)

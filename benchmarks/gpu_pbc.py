@@ -27,10 +27,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu_check import arguments, copy_bandwidth, finish, milliseconds, run_checks
+from fastcrystal.kernels.pbc_layout import Layout, Metric
 from fastcrystal.loss import pbc_loss
 from fastcrystal.ops.pbc import (
-    Layout,
-    Metric,
     lattice_of_rows,
     pbc_distance_reference,
     pbc_reference,

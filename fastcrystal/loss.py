@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from fastcrystal.crystal import EXTRA_ROWS
+from fastcrystal.kernels.pbc_layout import Layout, Metric
 from fastcrystal.ops.masked_l1 import masked_l1
-from fastcrystal.ops.pbc import Layout, Metric, pbc
+from fastcrystal.ops.pbc import pbc
 
 Reduction = Literal["sum", "mean", "none"]
 Images = Literal["all", "boundary"]

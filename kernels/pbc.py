@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastcrystal.kernels.pbc_images import axis, direction, image, inverse, nearest, power, term, times
-from fastcrystal.ops.pbc import BOUNDARY, FAR, Layout, Metric
+from fastcrystal.kernels.pbc_layout import BOUNDARY, FAR, Layout, Metric
 
 #: two sites share the work that a lane does once for a crystal
 SITES_PER_LANE = 2

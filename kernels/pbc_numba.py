@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastcrystal.kernels.numba_threads import run
-from fastcrystal.ops.pbc import BOUNDARY, FAR, Layout, Metric, counts_of
+from fastcrystal.kernels.pbc_layout import BOUNDARY, FAR, Layout, Metric, counts_of
 
 #: p, exponent, half, hard, boundary of the metric that has loops of its own: order -12
 DEFAULT = (2, 6, False, False, False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from collections.abc import Iterator
 from pathlib import Path
 
 from tests.factories.tiny import ROOT
@@ -26,12 +27,21 @@ def modules() -> dict[str, Path]:
     return out
 
 
-def imports(names: dict[str, Path]) -> dict[str, set[str]]:
-    """What each module imports from the package, wherever in the file, for type checking too."""
+def statements(tree: ast.AST, typing: bool) -> Iterator[ast.AST]:
+    """Every node; those under `if TYPE_CHECKING` only where `typing` is asked for."""
+    for node in ast.iter_child_nodes(tree):
+        if not typing and isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        yield node
+        yield from statements(node, typing)
+
+
+def imports(names: dict[str, Path], *, typing: bool) -> dict[str, set[str]]:
+    """What each module imports from the package, wherever in the file."""
     out: dict[str, set[str]] = {}
     for name, path in names.items():
         found = out.setdefault(name, set())
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in statements(ast.parse(path.read_text(encoding="utf-8")), typing):
             if isinstance(node, ast.Import):
                 found |= {a.name for a in node.names if a.name.startswith("fastcrystal.")}
             elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "fastcrystal":
@@ -55,7 +65,7 @@ def test_imports_go_down() -> None:
     rank = {name: i for i, name in enumerate(ORDER)}
     up = [
         f"{name} imports {other}"
-        for name, found in imports(modules()).items()
+        for name, found in imports(modules(), typing=True).items()
         for other in found
         if name.count(".") and name.split(".")[1] in rank and rank[other.split(".")[1]] < rank[name.split(".")[1]]
     ]
@@ -63,7 +73,7 @@ def test_imports_go_down() -> None:
 
 
 def test_there_are_no_circles() -> None:
-    graph = imports(modules())
+    graph = imports(modules(), typing=False)
     # a package's own module may import its parts, and parts their package: only real modules are nodes of a circle
     graph = {n: {o for o in found if not n.startswith(f"{o}.")} for n, found in graph.items()}
     done: set[str] = set()

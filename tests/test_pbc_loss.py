@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fastcrystal.kernels.pbc_layout import BOUNDARY, Layout, Metric
 from fastcrystal.loss import PBCLoss, pbc_distance, pbc_loss
 from fastcrystal.ops import paths
-from fastcrystal.ops.pbc import BOUNDARY, Layout, Metric, pbc_reference
+from fastcrystal.ops.pbc import pbc_reference
 from fastcrystal.testing import DTYPES, random_sites
 from tests.factories.shared_data import dft_file
 from tests.factories.tiny import ROOT, run_command

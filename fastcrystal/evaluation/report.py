@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
-from fastcrystal.evaluation.result import Evaluation
+if TYPE_CHECKING:
+    from fastcrystal.evaluation.result import Evaluation
+
 
 #: rate -> its column
 _COLUMNS = {"match_rate": "model", "metre": "METRe", "retrieval": "retrieval", "chance": "chance", "copy": "copy"}

@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastcrystal.kernels.pbc_layout import Layout, Metric
 from fastcrystal.ops import paths
 from fastcrystal.ops import pbc as ops
-from fastcrystal.ops.pbc import Layout, Metric, pbc, pbc_distance_reference, pbc_reference, pbc_slope_reference
+from fastcrystal.ops.pbc import pbc, pbc_distance_reference, pbc_reference, pbc_slope_reference
 from fastcrystal.testing import DTYPES, assert_near_truth, poisoned_buffers, random_sites
 
 KERNEL_DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
