@@ -316,7 +316,7 @@ class PlainUNet(nn.Module):
         batch : Dense
             Its `x_1` is not looked at.
         nameless : Tensor, shape (B,), bool, optional
-            Crystals whose elements are told by their properties alone.
+            Crystals whose elements enter by their properties alone.
 
         Returns
         -------

@@ -332,7 +332,7 @@ class ConditionBlock(nn.Module):
         initial : Tensor, shape (B, L, 4), floating, optional
             Of `initial_channels`; not given: no crystal has an initial structure.
         nameless : Tensor, shape (B,), bool, optional
-            Crystals whose elements are told by their properties alone.
+            Crystals whose elements enter by their properties alone.
 
         Returns
         -------

@@ -272,7 +272,7 @@ class CrystalUNet(nn.Module):
         has_initial : Tensor, shape (B,), bool, optional
             Crystals that have an initial structure; all if not given. `initial` is ignored in the others.
         nameless : Tensor, shape (B,), bool, optional
-            Crystals whose elements are told by their properties alone, without the one-hot part (regularization: a
+            Crystals whose elements enter by their properties alone, without the one-hot part (regularization: a
             network that has seen few formulas learns them by name).
 
         Raises

@@ -57,8 +57,10 @@ def test_both_tables_have_every_model_and_baseline(made: tuple[Path, dict[str, A
     assert [m.name for m in r.MODELS if m.task == "modify"] == ["modify-regression", "modify-cfm", "modify-ddpm"]
     assert all(m.title in text for m in r.MODELS)
     first, second = text.split("Table 2")
-    assert "*copy" in first
-    assert "*copy" not in second
+    assert first.startswith("Table 1: generation")
+    assert "*copy" not in first
+    assert "*copy" in second
+    assert all(f"{100 * m.paper:.1f} %" in text for m in r.MODELS)
     assert all("*retrieval" in part and "*chance" in part for part in (first, second))
     assert (out / "tables.png").stat().st_size > 10_000
     values = json.loads((out / "tables.json").read_text(encoding="utf-8"))
