@@ -10,13 +10,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
 
 from fastcrystal.features.space_groups import symbol
 from fastcrystal.sampling.generator import CrystalGenerator
 from fastcrystal.structure.match import match_pairs
-from fastcrystal.training.tasks import prepare
+from fastcrystal.training.tasks import make_splits
 from fastcrystal.utils.plotting import draw_cell
 
 EVERY = 4
@@ -24,19 +23,18 @@ EVERY = 4
 
 def main(path: Path) -> None:
     """Choose, generate, match and draw."""
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
+    from matplotlib.figure import Figure
 
     model = CrystalGenerator.from_run("pretrained", "cpu")
-    prepared = prepare(model.config)
-    test = prepared.load(prepared.split.test)
+    splits = make_splits(model.config)
+    test = splits.load(splits.indices.test)
     formulas = np.unique(test.formula)[::EVERY]
-    lowest = [min(np.flatnonzero(test.formula == f), key=lambda i: test.e_form[i]) for f in formulas]
+    lowest = [min(np.flatnonzero(test.formula == f), key=lambda i: test.energy[i]) for f in formulas]
     chosen = test.select(np.array(lowest))
     true = chosen.batch()
     made = model.sample(true, steps=100, seed=0)
     match = match_pairs(made, true, jobs=1, progress=False).fit
-    figure = plt.figure(figsize=(1.75 * len(formulas) + 0.3, 4.4))
+    figure = Figure(figsize=(1.75 * len(formulas) + 0.3, 4.4))
     margin = 0.3 / figure.get_figwidth()
     for i, (structure, other) in enumerate(zip(true.to_structures(), made.to_structures(), strict=True)):
         width = (1 - margin) / len(formulas)
