@@ -102,7 +102,10 @@ def test_the_last_override_counts_and_all_are_checked_together() -> None:
         ("optim.warmup=-1", "warmup must be at least 0, got -1"),
         ("optim.lr=fast", "optim.lr must be a number, got 'fast'"),
         ("fast=2", "fast must be true or false, got '2'"),
-        ("process.noise=gauss_normal", "process.noise must be one of uniform, normal, got 'gauss_normal': did you mean normal?"),
+        (
+            "process.noise=gauss_normal",
+            "process.noise must be one of uniform, normal, got 'gauss_normal': did you mean normal?",
+        ),
         ("process.noise=7", "process.noise must be one of uniform, normal, got '7'"),
         ("process=Flow", "process is a group of settings"),
         ("optim=3", "optim is a group of settings, optim.lr and others, got '3'"),
