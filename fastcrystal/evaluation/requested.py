@@ -37,7 +37,7 @@ class Requested:
 
     path: str
     values: dict[str, dict[str, float]]
-    """For each of `NUMBERS`, numbers by name of the crystal; only what is given."""
+    """For each of `NUMBERS`, numbers by name of the crystal; NaN where the cell is empty."""
     unwritten: list[Reject] = field(default_factory=list)
     """Rows without a file: crystals that were made, but are none."""
 
@@ -76,9 +76,8 @@ def read_requested(path: Path) -> Requested:
             if not row[names]:
                 unwritten.append(Reject(where, f"not written: {row.get('state') or 'no file'}"))
                 continue
-            for column, into in values.items():
-                if row[column]:
-                    into[label(row[names])] = _number(row[column], column, where)
+            for column, into in values.items():  # a request without a group or an energy has empty cells
+                into[label(row[names])] = _number(row[column], column, where) if row[column] else math.nan
     return Requested(str(path), values, unwritten)
 
 

@@ -235,6 +235,8 @@ def test_requested_and_obtained(tmp_path: Path) -> None:
     bad.write_text("file,requested_group\nother.cif,225\n", encoding="utf-8")
     with pytest.raises(ValueError, match="has no row for any crystal"):
         evaluated(folder, requested=bad)
+    bad.write_text("file,requested_group\na.cif,\n", encoding="utf-8")  # a request that asks for the formula alone
+    assert evaluated(folder, requested=bad).values()["requested"]["n_requested_group"] == 0
 
 
 @pytest.mark.usefixtures("in_process")
